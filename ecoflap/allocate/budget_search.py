@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from ecoflap.allocate.marginals import Counts, measure_marginals
 from ecoflap.allocate.options import InContextOptions
 from ecoflap.allocate.protocol import Context
+from ecoflap.allocate.row_weights import RowWeights
 from ecoflap.allocate.sparsity_groups import ROW, LayerGroups, RowGroups, SparsityGroups
 from ecoflap.allocate.trial import TrialPruner, trial_pruner
 from ecoflap.blocks.loss_batches import batching
@@ -22,7 +24,7 @@ from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.ops import descend, shift_to_budget
+from ecoflap.ops import Keep, descend, shift_to_budget
 
 TOLERANCE = 1e-9
 """By how much a target may pass the largest sparsity of a mask, as in the mask's own check of the target."""
@@ -31,7 +33,8 @@ TOLERANCE = 1e-9
 class BudgetSearch:
     """The groups of a model, their sparsities [groups], and steps of these.
 
-    It prunes nothing as long as every step is recalled.
+    It prunes nothing as long as every step is recalled. Where the rows of a layer share its count by their
+    weights, each step adds to these.
 
     Attributes:
         groups: what shares one sparsity.
@@ -44,6 +47,7 @@ class BudgetSearch:
         context: Context,
         stack: ExitStack,
         highest: float,
+        weigh_rows: bool,
     ) -> None:
         """Group the layers.
 
@@ -53,9 +57,11 @@ class BudgetSearch:
             context: the run that is allocated for.
             stack: restores the model when it is closed.
             highest: the largest sparsity of a group.
+            weigh_rows: whether the rows of a layer share its count by their weights, instead of evenly.
         """
         self._options, self._model, self._context = options, model, context
         self._stack, varying = stack, context.pruner.rule.varying
+        self._row_weights = RowWeights() if weigh_rows else None
         # A mask n:M keeps at least one of every M weights.
         self._highest = min(highest, 1 - 1 / varying + TOLERANCE) if varying else highest
         self.groups: SparsityGroups = (
@@ -66,7 +72,9 @@ class BudgetSearch:
 
     @cached_property
     def _trial(self) -> TrialPruner:
-        return self._stack.enter_context(trial_pruner(self._model, self._context))
+        trial = self._stack.enter_context(trial_pruner(self._model, self._context))
+        trial.row_weights = self._row_weights
+        return trial
 
     def decided(self, budget: float) -> bool:
         """Whether a budget leaves nothing to decide: all weights, or as few as every group can have."""
@@ -93,19 +101,42 @@ class BudgetSearch:
             turn: the number of the step, which decides on the samples.
             rate: half of the largest change of a sparsity.
         """
-        name = {"step": turn, "sparsities": _digest(point)}
+        name = {"step": turn, **self._named(point)}
         found = self._context.recall(name, partial(self._measure, point, turn))
-        following = descend(point, torch.tensor(found, dtype=torch.float64), self.groups.sizes, rate)
-        return self.shifted(following, budget)
+        if self._row_weights is not None:
+            self._row_weights.add(found["squares"])
+        marginals = torch.tensor(found["marginals"], dtype=torch.float64)
+        return self.shifted(descend(point, marginals, self.groups.sizes, rate), budget)
 
-    def _measure(self, point: Tensor, turn: int) -> list[float]:
-        """The marginal of each group: the fall of the loss per weight that it keeps in addition."""
+    def _measure(self, point: Tensor, turn: int) -> dict[str, Any]:
+        """The fall of the loss per weight that each group keeps in addition, and the gradients of rows."""
         band = self.groups.finest.clamp(min=self._options.band)
         more, fewer = (point - band).clamp(0, 1), (point + band).clamp(0, 1)
         counts = Counts(*map(self.groups.counts, (point, more, fewer)))
         batches, recompute = self._samples(turn), self._options.recompute
-        gain = measure_marginals(self._model, self._trial, counts, batches, recompute, self.groups.by_row)
-        return self.groups.marginals(gain, counts)
+        found = measure_marginals(self._model, self._trial, counts, batches, recompute, self.groups.by_row)
+        squares = {} if self._row_weights is None else found.squares
+        return {
+            "marginals": self.groups.marginals(found.gains, counts),
+            "squares": {layer: _rounded(of_rows) for layer, of_rows in squares.items()},
+        }
+
+    def rows(self, counts: Mapping[str, Keep]) -> dict[str, list[int]]:
+        """{layer: how many weights each of its rows keeps}, of the layers whose rows have weights.
+
+        Args:
+            counts: {layer: how many weights it keeps, or each of its rows}.
+        """
+        if self._row_weights is None:
+            return {name: count.tolist() for name, count in counts.items() if isinstance(count, Tensor)}
+        if not self._row_weights.known:
+            return {}
+        name = {"counts": dict(counts), "row_weights": self._row_weights.digest()}
+        found: dict[str, list[int]] = self._context.recall(name, partial(self._counts_of_rows, counts))
+        return found
+
+    def _counts_of_rows(self, counts: Mapping[str, Keep]) -> dict[str, list[int]]:
+        return {name: count.tolist() for name, count in self._trial.counts_of_rows(counts).items()}
 
     def _samples(self, turn: int) -> list[dict[str, Tensor]]:
         """The batches of a step: the next samples of the calibration set, from the first again at its end."""
@@ -121,7 +152,8 @@ class BudgetSearch:
         """
         losses: dict[str, float] = {}
         for name, point in candidates.items():
-            found = self._context.recall({"loss": _digest(point)}, partial(self._loss, point))
+            key = {"loss": True, **self._named(point)}
+            found = self._context.recall(key, partial(self._loss, point))
             losses[name] = math.inf if found is None else found
         least = min(losses, key=losses.__getitem__)
         if not math.isfinite(losses[least]):
@@ -130,6 +162,13 @@ class BudgetSearch:
                 " bfloat16, or a smaller sparsity"
             )
         return candidates[least], losses
+
+    def _named(self, point: Tensor) -> dict[str, str]:
+        """What tells a pruned model from others, in a key: of rows there may be millions."""
+        named = {"sparsities": hashlib.sha256(point.numpy().tobytes()).hexdigest()}
+        if self._row_weights is not None:
+            named["row_weights"] = self._row_weights.digest()
+        return named
 
     def _loss(self, point: Tensor) -> float | None:
         """The mean loss at some sparsities; None if it is not finite."""
@@ -147,6 +186,6 @@ class BudgetSearch:
         return batching(self._model, self._context.samples, self._options.batch_size)
 
 
-def _digest(point: Tensor) -> str:
-    """Names some sparsities in a key: those of the rows of a large model are millions of numbers."""
-    return hashlib.sha256(point.numpy().tobytes()).hexdigest()
+def _rounded(values: Tensor) -> list[float]:
+    """Numbers with four significant digits: there are as many as rows, and none needs more."""
+    return [float(f"{value:.4g}") for value in values.tolist()]

@@ -2,7 +2,8 @@
 
 The marginals of all layers (see ``marginals``) are measured at the pruned model, sparsities take a small step
 down them at a constant budget, and the model is pruned again. A ramp raises the budget to the target, as the
-marginals of a model that uniform pruning has broken say little. Derivation and figures: docs/in_context.md.
+marginals of a model that uniform pruning has broken say little. The same backward passes say how the rows of
+a layer share its count (see ``row_weights``). Derivation and figures: docs/in_context.md.
 """
 
 from __future__ import annotations
@@ -54,6 +55,11 @@ class InContext(InContextOptions, Allocator):
 
     def __post_init__(self) -> None:
         require_choices("allocation", self)
+        if self.granularity == ROW and self.rows == "weighted":
+            raise UserError(
+                "allocation.granularity=row gives each row a sparsity of its own, allocation.rows=weighted"
+                " shares the sparsity of a layer among its rows; leave out one of them"
+            )
         require_positive("allocation", self, "samples", "batch_size", "steps", "ramp_steps")
         for name in ("ramp_start", "ramp_width", "rate", "band"):
             if not 0 < getattr(self, name) < 1:
@@ -86,10 +92,16 @@ class InContext(InContextOptions, Allocator):
         """Refuse a pruner whose mask can't give rows counts of their own, before any work is done.
 
         Raises:
-            UserError: if rows get sparsities of their own and the mask is not ``row``.
+            UserError: if rows get counts of their own and the mask is not ``row``.
         """
-        if self.granularity == ROW:
+        if self.granularity == ROW or self.rows == "weighted":
             pruner.rule.require_rows()
+
+    def _weighs_rows(self, pruner: LayerPruner) -> bool:
+        """Whether the rows of a layer share its count by their weights."""
+        return self.granularity != ROW and (
+            self.rows == "weighted" or (self.rows == "auto" and pruner.rule.name == ROW)
+        )
 
     def passes(self, samples: int, sparsity: float) -> float:
         """In forward passes: three for a step's gradients, one for the statistics, one for each candidate."""
@@ -112,10 +124,12 @@ class InContext(InContextOptions, Allocator):
         self.check(sparsity)
         assert context is not None
         with ExitStack() as stack:
-            search = BudgetSearch(self, model, context, stack, HIGHEST)
+            weigh_rows = self._weighs_rows(context.pruner)
+            search = BudgetSearch(self, model, context, stack, HIGHEST, weigh_rows)
             chosen, losses = self._search(search, sparsity)
             total = keep_total([layer.size for layer in model.layers], sparsity)
             counts = search.groups.counts(chosen, total)
+            rows = search.rows(counts)
         return Allocation(
             {name: int(torch.as_tensor(count).sum()) for name, count in counts.items()},
             {layer.name: layer.size for layer in model.layers},
@@ -123,7 +137,7 @@ class InContext(InContextOptions, Allocator):
             self.granularity,
             details={"losses": losses},
             in_trials=True,
-            rows={name: count.tolist() for name, count in counts.items() if isinstance(count, Tensor)},
+            rows=rows,
         )
 
     def _search(self, search: BudgetSearch, sparsity: float) -> tuple[Tensor, dict[str, float]]:

@@ -43,6 +43,21 @@ class Counts:
     fewer: Mapping[str, Keep]
 
 
+@dataclass(frozen=True)
+class Marginals:
+    """What is measured at the pruned model.
+
+    Attributes:
+        gains: {layer: the fall of the mean loss when it keeps ``more`` instead of ``fewer`` weights, [1], or
+            when each of its rows does, [rows]}, fp64.
+        squares: {layer: the squared norm of the gradient of each of its rows, a mean over batches, [rows]},
+            fp64.
+    """
+
+    gains: dict[str, Tensor]
+    squares: dict[str, Tensor]
+
+
 def measure_marginals(
     model: PrunableModel,
     trial: TrialPruner,
@@ -50,7 +65,7 @@ def measure_marginals(
     batches: Sequence[Batch],
     recompute: bool,
     by_row: bool = False,
-) -> dict[str, Tensor]:
+) -> Marginals:
     """Prune the model to the counts, and measure what more weights of each layer or row are worth.
 
     Args:
@@ -59,11 +74,7 @@ def measure_marginals(
         counts: what each layer keeps.
         batches: the samples.
         recompute: recompute the blocks' activations in the backward pass instead of keeping them.
-        by_row: measure the rows of each layer one by one.
-
-    Returns:
-        {layer: the fall of the mean loss when it keeps ``more`` instead of ``fewer`` weights, [1], or when
-        each of its rows does, [rows]}, fp64.
+        by_row: measure the gains of the rows of each layer one by one.
 
     Raises:
         NumericalError: if the loss or a gradient is not finite.
@@ -71,27 +82,29 @@ def measure_marginals(
     directions = _directions(trial, counts)
     trial.prune(counts.keep)
     layers, samples = model.layers, sum(map(samples_in, batches))
-    lengths = [layer.shape[0] if by_row else 1 for layer in layers]
-    gains = {
-        layer: torch.zeros(length, dtype=torch.float64) for layer, length in zip(layers, lengths, strict=True)
-    }
+    gains = [layer.shape[0] if by_row else 1 for layer in layers]
+    lengths = {layer: (gain, layer.shape[0]) for layer, gain in zip(layers, gains, strict=True)}
+    sums = {layer: torch.zeros(sum(length), dtype=torch.float64) for layer, length in lengths.items()}
 
-    def product(layer: Layer, gradient: Tensor) -> Tensor:
-        found = gradient * directions[layer].to(gradient.device)
-        return layer.oriented(found).sum(dim=1) if by_row else found.sum().reshape(1)
+    def measure(layer: Layer, gradient: Tensor) -> Tensor:
+        products = layer.oriented(gradient * directions[layer].to(gradient.device))
+        gain = -products.sum(dim=1) if by_row else -products.sum().reshape(1)
+        return torch.cat([gain, layer.oriented(gradient).square().sum(dim=1)])
 
     with quiet_forward(model.module):
         for batch in share(batches):
             weight = samples_in(batch) / samples
-            for layer, value in measure_gradients(model, batch, product, recompute).items():
-                gains[layer] -= weight * value.double()
-    of_all = summed(torch.cat(list(gains.values())))
+            for layer, value in measure_gradients(model, batch, measure, recompute).items():
+                sums[layer] += weight * value.double()
+    of_all = summed(torch.cat(list(sums.values())))
     if not of_all.isfinite().all():
         raise NumericalError(
             "a gradient of the pruned model is not finite; the dtype overflows there: use model.dtype=float32"
             " or bfloat16"
         )
-    return {layer.name: gain for layer, gain in zip(layers, of_all.split(lengths), strict=True)}
+    parts = of_all.split([length for pair in lengths.values() for length in pair])
+    names = [layer.name for layer in layers]
+    return Marginals(dict(zip(names, parts[::2], strict=True)), dict(zip(names, parts[1::2], strict=True)))
 
 
 def _directions(trial: TrialPruner, counts: Counts) -> dict[Layer, Tensor]:

@@ -196,6 +196,8 @@ class InContextOptions:
 
     Attributes:
         granularity: what shares one sparsity: layer or block; row needs a pruner with pruner.mask=row.
+        rows: how the rows of a layer share its count: by how strongly the loss reacts to each (weighted,
+            which needs pruner.mask=row), or evenly (even); auto is weighted where the mask is by rows.
         samples: samples of each step; the steps take turns through the calibration set.
         batch_size: samples that share a backward pass.
         ramp_start: the first budget of the ramp; a target below it has none.
@@ -209,6 +211,7 @@ class InContextOptions:
     """
 
     granularity: str = field(default="layer", metadata={"choices": ("row", "layer", "block")})
+    rows: str = field(default="auto", metadata={"choices": ("auto", "weighted", "even")})
     samples: int = 16
     batch_size: int = 16
     ramp_start: float = 0.5

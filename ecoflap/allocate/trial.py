@@ -16,6 +16,7 @@ from torch import Tensor
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.groups import blocks_of
 from ecoflap.allocate.protocol import Context
+from ecoflap.allocate.row_weights import RowWeights
 from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.walk import walk
@@ -63,10 +64,12 @@ class TrialPruner:
 
     Attributes:
         groups: the layers, grouped by input.
+        row_weights: by which the rows of a layer share its count; None if they share it evenly.
     """
 
     def __init__(self, model: PrunableModel, pruner: LayerPruner, groups: Sequence[Group]) -> None:
         self.groups = groups
+        self.row_weights: RowWeights | None = None
         self._model, self._pruner = model, pruner
 
     @torch.no_grad()
@@ -80,10 +83,33 @@ class TrialPruner:
         dense = [weight.to(device, copy=True) for weight in group.dense]
         if statistic is not None:
             statistic.move(device)
-        pruned = solve_layers(group.layers, dense, statistic, self._pruner, keep)
+        by_row = self._by_row(group, dense, keep)
+        pruned = solve_layers(group.layers, dense, statistic, self._pruner, by_row)
         if statistic is not None:
             statistic.move(idle_device(self._model))
         return [one.weight for one in pruned]
+
+    def counts_of_rows(self, keep: Mapping[str, Keep]) -> dict[str, Tensor]:
+        """{layer: how many weights each of its rows keeps, [rows]}, of those that don't share evenly."""
+        found = {
+            name: count
+            for group in self.groups
+            for name, count in self._by_row(group, group.dense, keep).items()
+            if isinstance(count, Tensor)
+        }
+        return {name: found[name] for name in keep if name in found}
+
+    def _by_row(self, group: Group, dense: Sequence[Tensor], keep: Mapping[str, Keep]) -> Mapping[str, Keep]:
+        """The counts of a group's layers, shared by the rows of each as the row weights say."""
+        if self.row_weights is None:
+            return keep
+        counts: dict[str, Keep] = {}
+        for layer, weight in zip(group.layers, dense, strict=True):
+            count = keep[layer.name]
+            if isinstance(count, int):
+                count = self.row_weights.counts(layer.name, weight, group.statistic, count)
+            counts[layer.name] = count
+        return counts
 
     def fitted(self, keep: Mapping[str, int]) -> dict[str, int]:
         """The counts nearest to the given ones that the pruner's mask can have, as the fine stage takes them.

@@ -109,7 +109,7 @@ class MaskRule:
             raise UserError(
                 f"the allocation gives each row a count of its own, and pruner.mask={self.name} decides"
                 " otherwise; use pruner.mask=row (pruner=wanda, ria, admm or magnitude), or"
-                " allocation.granularity=layer"
+                " an allocation whose rows share evenly (allocation.granularity=layer allocation.rows=even)"
             )
 
     def fitted(self, allocation: Allocation) -> Allocation:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ecoflap.allocate import budget_search
 from ecoflap.allocate.allocation import check_counts, keep_total
 from ecoflap.allocate.in_context import InContext
-from ecoflap.allocate.marginals import Counts, measure_marginals
+from ecoflap.allocate.marginals import Counts, Marginals, measure_marginals
 from ecoflap.allocate.protocol import Context
 from ecoflap.allocate.trial import TrialPruner, trial_pruner
 from ecoflap.allocate.water_filling import WaterFilling
@@ -106,7 +106,7 @@ def test_marginals_equal_plain_autograd_at_the_pruned_model(family: str, name: s
         for layer, gradient, a, b in zip(at.layers, gradients, more.layers, fewer.layers, strict=True)
     }
     largest = max(map(abs, expected.values()))
-    assert {name: gain.item() for name, gain in found.items()} == pytest.approx(
+    assert {name: gain.item() for name, gain in found.gains.items()} == pytest.approx(
         expected, rel=1e-3, abs=1e-4 * largest
     )
 
@@ -133,11 +133,11 @@ def test_marginals_of_rows_equal_plain_autograd(family: str, name: str) -> None:
     total = torch.cat([at.loss(batch) for batch in batches]).sum() / len(calibration)
     weights = [layer.weight for layer in at.layers]
     gradients = torch.autograd.grad(total, weights, allow_unused=True)
-    largest = max(float(gain.abs().max()) for gain in found.values())
+    largest = max(float(gain.abs().max()) for gain in found.gains.values())
     for layer, gradient, a, b in zip(at.layers, gradients, more.layers, fewer.layers, strict=True):
         by_weight = torch.zeros(layer.shape) if gradient is None else layer.oriented(gradient)
         expected = -(by_weight * (a.matrix() - b.matrix())).sum(dim=1).double()
-        torch.testing.assert_close(found[layer.name], expected, rtol=1e-3, atol=1e-4 * largest)
+        torch.testing.assert_close(found.gains[layer.name], expected, rtol=1e-3, atol=1e-4 * largest)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -147,7 +147,8 @@ def test_recomputing_changes_no_marginal(recompute: bool) -> None:
     with trial_pruner(model, context("llama")) as trial:
         found = measure_marginals(model, trial, counts_around(model), batches, recompute)
         again = measure_marginals(model, trial, counts_around(model), batches, not recompute)
-    assert found == again
+    assert found.gains == again.gains
+    assert all(map(torch.equal, found.squares.values(), again.squares.values()))
 
 
 def test_marginals_predict_what_one_layer_gains() -> None:
@@ -160,7 +161,7 @@ def test_marginals_predict_what_one_layer_gains() -> None:
         keep, {**keep, layer.name: keep[layer.name] + 1}, {**keep, layer.name: keep[layer.name] - 1}
     )
     with trial_pruner(model, context("llama")) as trial:
-        gain = measure_marginals(model, trial, counts, batches, recompute=False)[layer.name].item()
+        gain = measure_marginals(model, trial, counts, batches, recompute=False).gains[layer.name].item()
         trial.prune(counts.more)
         more = trial.loss(batches)
         trial.prune(counts.fewer)
@@ -168,18 +169,34 @@ def test_marginals_predict_what_one_layer_gains() -> None:
     assert gain == pytest.approx(fewer - more, rel=0.2)
 
 
-@pytest.mark.parametrize("granularity", ["row", "layer", "block"])
+def reached_by_loss(family: str) -> set[str]:
+    """The layers that the loss depends on."""
+    model = tiny.build(family)
+    loss = torch.cat([model.loss(batch) for batch in loss_batches(model, tiny.samples(family), 2)]).sum()
+    weights = [layer.weight for layer in model.layers]
+    gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+    return {
+        layer.name
+        for layer, gradient in zip(model.layers, gradients, strict=True)
+        if gradient is not None and gradient.any()
+    }
+
+
+@pytest.mark.parametrize(
+    ("granularity", "rows"), [("row", "auto"), ("layer", "even"), ("layer", "weighted"), ("block", "auto")]
+)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_the_total_is_exact_and_the_model_unchanged(family: str, granularity: str) -> None:
+def test_the_total_is_exact_and_the_model_unchanged(family: str, granularity: str, rows: str) -> None:
     model = tiny.build(family)
     before = model.fingerprint()
-    allocation = replace(QUICK, granularity=granularity)(model, None, 0.55, context(family))
+    allocation = replace(QUICK, granularity=granularity, rows=rows)(model, None, 0.55, context(family))
     sizes = [layer.size for layer in model.layers]
     assert sum(allocation.keep.values()) == keep_total(sizes, 0.55)
     assert list(allocation.keep) == [layer.name for layer in model.layers]
     assert all(0 <= count <= allocation.sizes[name] for name, count in allocation.keep.items())
     assert model.fingerprint() == before
-    assert set(allocation.rows) == (set(allocation.keep) if granularity == "row" else set())
+    reached = set(allocation.keep) if granularity == "row" else reached_by_loss(family)
+    assert set(allocation.rows) == (set() if rows == "even" else reached)
     check_counts(allocation, model.layers)
     if granularity == "block":
         for tower in model.towers:
@@ -201,7 +218,7 @@ def test_no_candidate_has_a_smaller_loss_than_the_chosen(family: str) -> None:
     losses = allocation.details["losses"]
     model, calibration = tiny.build(family), tiny.samples(family)
     with trial_pruner(model, context(family)) as trial:
-        trial.prune(allocation.keep)
+        trial.prune({name: allocation.count(name) for name in allocation.keep})
         chosen = trial.loss(loss_batches(model, calibration, 2))
     assert set(losses) == {"last", "mean", "uniform"}
     assert chosen == pytest.approx(min(losses.values()), rel=1e-2)
@@ -222,8 +239,11 @@ def test_a_mask_of_n_of_m_leaves_no_layer_empty(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_equal_marginals_stay_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
-    def flat(model: PrunableModel, *_: Any) -> dict[str, Tensor]:
-        return {layer.name: torch.zeros(1) for layer in model.layers}
+    def flat(model: PrunableModel, *_: Any) -> Marginals:
+        return Marginals(
+            {layer.name: torch.zeros(1) for layer in model.layers},
+            {layer.name: torch.zeros(layer.shape[0]) for layer in model.layers},
+        )
 
     monkeypatch.setattr(budget_search, "measure_marginals", flat)
     uniform = WaterFilling()(tiny.build("llama"), None, 0.6).keep
@@ -267,9 +287,11 @@ def test_a_stopped_allocation_resumes_and_ends_the_same(stopped_after: int, gran
     assert allocate("llama", allocator=allocator, recall=memory) == allocate("llama", allocator=allocator)
 
 
-def test_the_batch_size_changes_nothing() -> None:
-    keep = allocate("llama", allocator=replace(QUICK, batch_size=1)).keep
-    other = allocate("llama", allocator=QUICK).keep
+def test_the_batch_size_changes_no_marginal() -> None:
+    """But the norms of the gradients of rows, which are those of batches."""
+    even = replace(QUICK, rows="even")
+    keep = allocate("llama", allocator=replace(even, batch_size=1)).keep
+    other = allocate("llama", allocator=even).keep
     assert all(abs(count - other[name]) <= 2 for name, count in keep.items())
 
 
@@ -284,8 +306,11 @@ def test_one_sample_and_no_sparsity(granularity: str) -> None:
 
 @pytest.mark.parametrize("pruner", [Magnitude(), SparseGPT(), Wanda(mask="n:4"), Wanda(mask="2:4")])
 def test_rows_need_a_mask_by_rows(pruner: LayerPruner) -> None:
-    with pytest.raises(UserError, match=r"pruner\.mask=row .*allocation\.granularity=layer"):
-        replace(QUICK, granularity="row").check_pruner(pruner)
+    for options in ({"granularity": "row"}, {"rows": "weighted"}):
+        with pytest.raises(UserError, match=r"pruner\.mask=row .*granularity=layer allocation\.rows=even"):
+            replace(QUICK, **options).check_pruner(pruner)
+    if pruner.rule.n_of_m is None:
+        assert not allocate("llama", pruner=pruner).rows
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.6, 0.7, 0.93])
@@ -294,9 +319,9 @@ def test_rows_of_equal_marginals_stay_uniform(monkeypatch: pytest.MonkeyPatch, s
     monkeypatch.setattr(
         budget_search,
         "measure_marginals",
-        lambda model, trial, counts, *_: {
-            name: (counts.more[name] - counts.fewer[name]).double() for name in counts.keep
-        },
+        lambda model, trial, counts, *_: Marginals(
+            {name: (counts.more[name] - counts.fewer[name]).double() for name in counts.keep}, {}
+        ),
     )
     tried: list[int] = []
     prune_trial = TrialPruner.prune
@@ -362,6 +387,8 @@ def test_a_loss_that_is_not_finite_is_reported() -> None:
     ("options", "said"),
     [
         ({"granularity": "tower"}, "allocation.granularity=tower"),
+        ({"rows": "all"}, "allocation.rows=all"),
+        ({"granularity": "row", "rows": "weighted"}, "leave out one of them"),
         ({"steps": 0}, "allocation.steps=0"),
         ({"samples": 0}, "allocation.samples=0"),
         ({"rate": 0.0}, r"allocation.rate=0.0 is outside \(0, 1\)"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ecoflap.allocate import budget_search
+from ecoflap.allocate.marginals import Marginals
 from ecoflap.errors import UserError
 from ecoflap.run.plan import make_plan
 from ecoflap.storage.masks import load_masks
@@ -43,13 +44,14 @@ def test_every_layer_pruner_is_allocated_for(
     assert verify(tmp_path / "run") == []
 
 
-@pytest.mark.parametrize("pruner", ["wanda", "ria", "admm"])
-def test_rows_have_sparsities_of_their_own(
-    run: Run, text_run: list[str], tmp_path: Path, pruner: str
+@pytest.mark.parametrize("rows", ["allocation.granularity=row", "allocation.rows=weighted"])
+@pytest.mark.parametrize("pruner", ["wanda", "ria", "magnitude", "admm"])
+def test_rows_have_counts_of_their_own(
+    run: Run, text_run: list[str], tmp_path: Path, pruner: str, rows: str
 ) -> None:
     """The masks have them, and a run that takes the file has the same masks."""
     fine = [f"pruner={pruner}", "pruner.mask=row"]
-    result = run([*text_run, *IN_CONTEXT, *fine, "allocation.granularity=row", "model.save=true"])
+    result = run([*text_run, *IN_CONTEXT, *fine, rows, "model.save=true"])
     assert result.sparsity["prunable"] == pytest.approx(0.6, abs=1e-3)
     assert verify(tmp_path / "run") == []
     rows = json.loads((tmp_path / "run" / "allocation.json").read_text())["rows"]
@@ -89,7 +91,7 @@ def test_a_sweep_over_sparsities_measures_the_ramp_once(
     measured: list[Any] = []
     measure = budget_search.measure_marginals
 
-    def counted(*parts: Any) -> dict[str, torch.Tensor]:
+    def counted(*parts: Any) -> Marginals:
         measured.append(parts)
         return measure(*parts)
 
@@ -107,7 +109,8 @@ def test_a_sweep_over_sparsities_measures_the_ramp_once(
 
 @pytest.mark.parametrize("offload", ["cpu", "disk"])
 @pytest.mark.parametrize(
-    ("pruner", "granularity"), [("wanda", "layer"), ("sparsegpt", "layer"), ("wanda", "row"), ("admm", "row")]
+    ("pruner", "granularity"),
+    [("wanda", "layer"), ("sparsegpt", "layer"), ("admm", "layer"), ("wanda", "row"), ("admm", "row")],
 )
 def test_offloading_changes_nothing(
     run: Run, text_run: list[str], tmp_path: Path, offload: str, pruner: str, granularity: str

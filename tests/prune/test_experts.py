@@ -161,8 +161,11 @@ def test_marginals_equal_plain_autograd() -> None:
             )
         for layer in model.layers:
             step = weights["more"][layer.name] - weights["fewer"][layer.name]
-            expected = -float((layer.part(gradients[layer.parameter_name]) * step).sum())
-            assert found[layer.name].item() == pytest.approx(expected, rel=1e-3, abs=1e-5)
+            gradient = layer.part(gradients[layer.parameter_name])
+            expected = -float((gradient * step).sum())
+            squares = gradient.square().sum(dim=1).double()
+            torch.testing.assert_close(found.squares[layer.name], squares, rtol=1e-3, atol=1e-9)
+            assert found.gains[layer.name].item() == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 def test_in_context_allocation_keeps_its_total_and_leaves_dense_weights() -> None:

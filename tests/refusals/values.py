@@ -204,6 +204,14 @@ PARTS: list[Case] = [
         ("allocation=in_context", "allocation.granularity=row", "pruner=sparsegpt"),
         ("pruner.mask=matrix", "pruner.mask=row", "allocation.granularity=layer"),
     ),
+    Case(
+        ("allocation=in_context", "allocation.rows=weighted", "pruner=sparsegpt"),
+        ("pruner.mask=matrix", "pruner.mask=row", "allocation.rows=even"),
+    ),
+    Case(
+        ("allocation=in_context", "allocation.rows=weighted", "allocation.granularity=row"),
+        ("allocation.granularity=row", "allocation.rows=weighted", "leave out one"),
+    ),
     Case(("allocation=in_context", "sparsity=0.99"), ("0.98", "allocation=water_filling")),
     Case(("allocation=file",), ("allocation.path is required", "allocation.path=VALUE")),
     Case(("calibration.samples=0",), ("calibration.samples=0 must be at least 1",)),

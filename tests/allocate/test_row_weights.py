@@ -1,0 +1,151 @@
+"""Row weights against plain autograd and plain sorting, and what can go wrong with them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from ecoflap.allocate.in_context import InContext
+from ecoflap.allocate.marginals import Counts, measure_marginals
+from ecoflap.allocate.protocol import Context
+from ecoflap.allocate.row_weights import FLOOR, RowWeights
+from ecoflap.allocate.trial import trial_pruner
+from ecoflap.allocate.water_filling import WaterFilling
+from ecoflap.blocks.gram import Gram
+from ecoflap.blocks.loss_batches import loss_batches
+from ecoflap.blocks.statistics import MeanSquare, Statistic
+from ecoflap.data.batch import samples_in
+from ecoflap.prune.admm import ADMM
+from ecoflap.prune.driver import prune
+from ecoflap.prune.magnitude import Magnitude
+from ecoflap.prune.protocol import LayerPruner
+from ecoflap.prune.ria import RIA
+from ecoflap.prune.wanda import Wanda
+from tests import tiny
+
+PRUNERS: dict[str, LayerPruner] = {
+    "magnitude": Magnitude(mask="row"),
+    "wanda": Wanda(),
+    "ria": RIA(mask="row"),
+    "admm": ADMM(),
+}
+ROWS, COLS = 12, 20
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_squares_equal_plain_autograd_at_the_pruned_model(family: str, name: str) -> None:
+    pruner, calibration, model = PRUNERS[name], tiny.samples(family), tiny.build(family)
+    keep, more, fewer = (WaterFilling()(model, None, sparsity).keep for sparsity in (0.5, 0.4, 0.6))
+    batches = loss_batches(model, calibration, 2)
+    with trial_pruner(model, Context(pruner, calibration, batch_size=2, seed=0)) as trial:
+        found = measure_marginals(model, trial, Counts(keep, more, fewer), batches, recompute=True)
+    at = tiny.build(family)
+    prune(at, calibration, pruner, replace(WaterFilling()(at, None, 0.5), keep=keep), 2, propagate="dense")
+    weights = [layer.weight for layer in at.layers]
+    expected = {layer.name: torch.zeros(layer.shape[0], dtype=torch.float64) for layer in at.layers}
+    for batch in batches:
+        gradients = torch.autograd.grad(at.loss(batch).mean(), weights, allow_unused=True)
+        for layer, gradient in zip(at.layers, gradients, strict=True):
+            if gradient is not None:
+                share = samples_in(batch) / len(calibration)
+                expected[layer.name] += share * layer.oriented(gradient).double().square().sum(dim=1)
+    for layer_name, squares in expected.items():
+        atol = 1e-4 * float(squares.max())
+        torch.testing.assert_close(found.squares[layer_name], squares, rtol=2e-3, atol=atol)
+
+
+def statistic(kind: type[Statistic]) -> Statistic:
+    found = kind(COLS, torch.device("cpu"))
+    inputs = torch.randn(50, COLS, generator=torch.Generator().manual_seed(1))
+    found.update(inputs * torch.linspace(0.1, 3, COLS))
+    return found
+
+
+def counts_by_sorting(dense: Tensor, squares: list[Tensor], norms: Tensor, keep: int) -> list[int]:
+    """Rank all weights of a layer by f |w| ||x||, and count those that stay in each row."""
+    shares = torch.stack([one / one.mean() for one in squares]).mean(dim=0)
+    metric = (shares + FLOOR).sqrt().float()[:, None] * dense.abs() * norms
+    ranked = sorted((float(metric[row, col]), row) for row in range(ROWS) for col in range(COLS))
+    kept = [row for _, row in ranked[len(ranked) - keep :]]
+    return [kept.count(row) for row in range(ROWS)]
+
+
+@pytest.mark.parametrize("kind", [MeanSquare, Gram, None])
+@pytest.mark.parametrize("keep", [0, 1, 77, ROWS * COLS])
+def test_counts_equal_those_of_sorting_all_weights(kind: type[Statistic] | None, keep: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.randn(ROWS, COLS, generator=generator)
+    squares = [torch.rand(ROWS, generator=generator, dtype=torch.float64) ** 4 for _ in range(3)]
+    weights, inputs = RowWeights(), None if kind is None else statistic(kind)
+    for one in squares:
+        weights.add({"layer": one})
+    found = weights.counts("layer", dense, inputs, keep)
+    norms = torch.ones(COLS) if inputs is None else inputs.mean_square.sqrt()  # type: ignore[attr-defined]
+    assert isinstance(found, Tensor)
+    assert found.dtype == torch.int64
+    assert found.tolist() == counts_by_sorting(dense, squares, norms, keep)
+
+
+def test_steps_count_alike_however_large_their_gradients_are() -> None:
+    one, other = torch.tensor([1.0, 3.0]), torch.tensor([3.0, 1.0])
+    weights = RowWeights()
+    weights.add({"layer": one})
+    weights.add({"layer": 1e9 * other})
+    found = weights.of("layer")
+    assert found is not None
+    assert found.tolist() == pytest.approx([(1 + FLOOR) ** 0.5] * 2)
+
+
+def test_a_layer_without_gradients_has_no_weights() -> None:
+    """An expert that no sample reaches, or a layer that the loss doesn't depend on, shares evenly."""
+    weights = RowWeights()
+    weights.add({"layer": torch.zeros(ROWS)})
+    assert not weights.known
+    assert weights.counts("layer", torch.ones(ROWS, COLS), None, 40) == 40
+    weights.add({"layer": torch.ones(ROWS), "other": torch.zeros(ROWS)})
+    assert weights.of("other") is None
+    found = weights.of("layer")
+    assert found is not None
+    assert found.tolist() == pytest.approx([(1 + FLOOR) ** 0.5] * ROWS), "an empty step says nothing"
+
+
+def test_a_row_without_gradients_is_not_emptied_first() -> None:
+    """Its largest weights stay: no sample may have used it, and another may."""
+    dense = torch.ones(ROWS, COLS)
+    dense[0, :5] = 50.0
+    weights = RowWeights()
+    weights.add({"layer": torch.tensor([0.0] + [1.0] * (ROWS - 1))})
+    found = weights.counts("layer", dense, None, ROWS * COLS // 2)
+    assert isinstance(found, Tensor)
+    assert found[0] == 5
+
+
+def test_ties_fill_up_from_the_last_row() -> None:
+    weights = RowWeights()
+    weights.add({"layer": torch.ones(ROWS)})
+    found = weights.counts("layer", torch.ones(ROWS, COLS), None, 2 * COLS + 3)
+    assert isinstance(found, Tensor)
+    assert found.tolist() == [0] * (ROWS - 3) + [3, COLS, COLS]
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_trials_prune_to_the_counts_that_the_allocation_has(name: str) -> None:
+    """The pruner has the same counts of rows in the fine stage as in the trials, and the same weights."""
+    model, calibration = tiny.build("llama"), tiny.samples("llama")
+    context = Context(PRUNERS[name], calibration, batch_size=2, seed=0)
+    allocator = InContext(samples=2, batch_size=2, ramp_steps=1, steps=3, rate=0.1)
+    allocation = allocator(model, None, 0.7, context)
+    assert set(allocation.rows) == set(allocation.keep)
+    assert any(max(counts) - min(counts) > 2 for counts in allocation.rows.values())
+    assert {layer: sum(counts) for layer, counts in allocation.rows.items()} == allocation.keep
+    prune(model, calibration, PRUNERS[name], allocation, 2, propagate="dense")
+    other = tiny.build("llama")
+    with trial_pruner(other, context) as trial:
+        trial.prune({layer: allocation.count(layer) for layer in allocation.keep})
+        for one, two in zip(model.layers, other.layers, strict=True):
+            torch.testing.assert_close(one.matrix(), two.matrix())
+            assert one.matrix().count_nonzero(dim=1).tolist() == allocation.rows[one.name]
