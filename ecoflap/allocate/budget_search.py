@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,14 +30,26 @@ TOLERANCE = 1e-9
 """By how much a target may pass the largest sparsity of a mask, as in the mask's own check of the target."""
 
 
+class Candidate(NamedTuple):
+    """What a model is pruned to.
+
+    Attributes:
+        sparsities: of the groups, [groups].
+        row_weights: by which the rows of a layer share its count; empty if they share it evenly.
+    """
+
+    sparsities: Tensor
+    row_weights: RowWeights
+
+
 class BudgetSearch:
     """The groups of a model, their sparsities [groups], and steps of these.
 
-    It prunes nothing as long as every step is recalled. Where the rows of a layer share its count by their
-    weights, each step adds to these.
+    It prunes nothing as long as every step is recalled.
 
     Attributes:
         groups: what shares one sparsity.
+        row_weights: of all steps so far; empty if the rows of a layer share its count evenly.
     """
 
     def __init__(
@@ -57,11 +69,11 @@ class BudgetSearch:
             context: the run that is allocated for.
             stack: restores the model when it is closed.
             highest: the largest sparsity of a group.
-            weigh_rows: whether the rows of a layer share its count by their weights, instead of evenly.
+            weigh_rows: whether steps weigh the rows.
         """
         self._options, self._model, self._context = options, model, context
         self._stack, varying = stack, context.pruner.rule.varying
-        self._row_weights = RowWeights() if weigh_rows else None
+        self._weigh_rows, self.row_weights = weigh_rows, RowWeights()
         # A mask n:M keeps at least one of every M weights.
         self._highest = min(highest, 1 - 1 / varying + TOLERANCE) if varying else highest
         self.groups: SparsityGroups = (
@@ -72,9 +84,7 @@ class BudgetSearch:
 
     @cached_property
     def _trial(self) -> TrialPruner:
-        trial = self._stack.enter_context(trial_pruner(self._model, self._context))
-        trial.row_weights = self._row_weights
-        return trial
+        return self._stack.enter_context(trial_pruner(self._model, self._context))
 
     def decided(self, budget: float) -> bool:
         """Whether a budget leaves nothing to decide: all weights, or as few as every group can have."""
@@ -101,42 +111,42 @@ class BudgetSearch:
             turn: the number of the step, which decides on the samples.
             rate: half of the largest change of a sparsity.
         """
-        name = {"step": turn, **self._named(point)}
-        found = self._context.recall(name, partial(self._measure, point, turn))
-        if self._row_weights is not None:
-            self._row_weights.add(found["squares"])
+        now = Candidate(point, self.row_weights)
+        found = self._context.recall({"step": turn, **_named(now)}, partial(self._measure, now, turn))
+        self.row_weights.add(found["squares"])
         marginals = torch.tensor(found["marginals"], dtype=torch.float64)
         return self.shifted(descend(point, marginals, self.groups.sizes, rate), budget)
 
-    def _measure(self, point: Tensor, turn: int) -> dict[str, Any]:
-        """The fall of the loss per weight that each group keeps in addition, and the gradients of rows."""
-        band = self.groups.finest.clamp(min=self._options.band)
+    def _measure(self, now: Candidate, turn: int) -> dict[str, Any]:
+        """The fall of the loss per weight that each group keeps in addition, and what weighs the rows."""
+        point, band = now.sparsities, self.groups.finest.clamp(min=self._options.band)
         more, fewer = (point - band).clamp(0, 1), (point + band).clamp(0, 1)
         counts = Counts(*map(self.groups.counts, (point, more, fewer)))
+        self._trial.row_weights = now.row_weights
         batches, recompute = self._samples(turn), self._options.recompute
         found = measure_marginals(self._model, self._trial, counts, batches, recompute, self.groups.by_row)
-        squares = {} if self._row_weights is None else found.squares
+        squares = found.squares if self._weigh_rows else {}
         return {
             "marginals": self.groups.marginals(found.gains, counts),
             "squares": {layer: _rounded(of_rows) for layer, of_rows in squares.items()},
         }
 
-    def rows(self, counts: Mapping[str, Keep]) -> dict[str, list[int]]:
-        """{layer: how many weights each of its rows keeps}, of the layers whose rows have weights.
+    def counts(self, chosen: Candidate, total: int) -> tuple[dict[str, Keep], dict[str, list[int]]]:
+        """The counts of all layers at an exact total.
 
-        Args:
-            counts: {layer: how many weights it keeps, or each of its rows}.
+        Returns:
+            {layer: how many weights it keeps, or each of its rows}, and
+            {layer: how many weights each of its rows keeps}, where they don't share evenly.
         """
-        if self._row_weights is None:
-            return {name: count.tolist() for name, count in counts.items() if isinstance(count, Tensor)}
-        if not self._row_weights.known:
-            return {}
-        name = {"counts": dict(counts), "row_weights": self._row_weights.digest()}
-        found: dict[str, list[int]] = self._context.recall(name, partial(self._counts_of_rows, counts))
-        return found
+        counts = self.groups.counts(chosen.sparsities, total)
+        if not chosen.row_weights.known:
+            return counts, {name: one.tolist() for name, one in counts.items() if isinstance(one, Tensor)}
+        key = {"rows": counts, "row_weights": chosen.row_weights.digest()}
+        return counts, self._context.recall(key, partial(self._rows, counts, chosen.row_weights))
 
-    def _counts_of_rows(self, counts: Mapping[str, Keep]) -> dict[str, list[int]]:
-        return {name: count.tolist() for name, count in self._trial.counts_of_rows(counts).items()}
+    def _rows(self, counts: Mapping[str, Keep], row_weights: RowWeights) -> dict[str, list[int]]:
+        self._trial.row_weights = row_weights
+        return {name: of_rows.tolist() for name, of_rows in self._trial.rows(counts).items()}
 
     def _samples(self, turn: int) -> list[dict[str, Tensor]]:
         """The batches of a step: the next samples of the calibration set, from the first again at its end."""
@@ -144,16 +154,16 @@ class BudgetSearch:
         chosen = [calibration.samples[(turn * count + place) % len(calibration)] for place in range(count)]
         return self._batches(replace(calibration, samples=chosen))
 
-    def best(self, candidates: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+    def best(self, candidates: Mapping[str, Candidate]) -> tuple[Candidate, dict[str, float]]:
         """The candidate of least loss on all calibration samples, and the loss of each.
 
         Raises:
             NumericalError: if no loss is finite.
         """
         losses: dict[str, float] = {}
-        for name, point in candidates.items():
-            key = {"loss": True, **self._named(point)}
-            found = self._context.recall(key, partial(self._loss, point))
+        for name, candidate in candidates.items():
+            key = {"loss": True, **_named(candidate)}
+            found = self._context.recall(key, partial(self._loss, candidate))
             losses[name] = math.inf if found is None else found
         least = min(losses, key=losses.__getitem__)
         if not math.isfinite(losses[least]):
@@ -163,16 +173,10 @@ class BudgetSearch:
             )
         return candidates[least], losses
 
-    def _named(self, point: Tensor) -> dict[str, str]:
-        """What tells a pruned model from others, in a key: of rows there may be millions."""
-        named = {"sparsities": hashlib.sha256(point.numpy().tobytes()).hexdigest()}
-        if self._row_weights is not None:
-            named["row_weights"] = self._row_weights.digest()
-        return named
-
-    def _loss(self, point: Tensor) -> float | None:
-        """The mean loss at some sparsities; None if it is not finite."""
-        self._trial.prune(self.groups.counts(point))
+    def _loss(self, candidate: Candidate) -> float | None:
+        """The mean loss of the pruned model; None if it is not finite."""
+        self._trial.row_weights = candidate.row_weights
+        self._trial.prune(self.groups.counts(candidate.sparsities))
         loss = self._trial.loss(self._all_batches)
         return loss if math.isfinite(loss) else None
 
@@ -184,6 +188,12 @@ class BudgetSearch:
     def _batches(self) -> Callable[[CalibrationSet], list[dict[str, Tensor]]]:
         """How batches are made of some samples; the model's loss is tried for it once."""
         return batching(self._model, self._context.samples, self._options.batch_size)
+
+
+def _named(candidate: Candidate) -> dict[str, str]:
+    """What tells a pruned model from others, in a key: sparsities and weights of rows may be millions."""
+    sparsities = hashlib.sha256(candidate.sparsities.numpy().tobytes()).hexdigest()
+    return {"sparsities": sparsities, "row_weights": candidate.row_weights.digest()}
 
 
 def _rounded(values: Tensor) -> list[float]:

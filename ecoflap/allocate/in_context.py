@@ -12,12 +12,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
-from ecoflap.allocate.budget_search import BudgetSearch
+from ecoflap.allocate.budget_search import BudgetSearch, Candidate
 from ecoflap.allocate.options import InContextOptions
 from ecoflap.allocate.protocol import Allocator, Context, Requires
+from ecoflap.allocate.row_weights import RowWeights
 from ecoflap.allocate.sparsity_groups import ROW
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.console.progress import track
@@ -128,8 +128,7 @@ class InContext(InContextOptions, Allocator):
             search = BudgetSearch(self, model, context, stack, HIGHEST, weigh_rows)
             chosen, losses = self._search(search, sparsity)
             total = keep_total([layer.size for layer in model.layers], sparsity)
-            counts = search.groups.counts(chosen, total)
-            rows = search.rows(counts)
+            counts, rows = search.counts(chosen, total)
         return Allocation(
             {name: int(torch.as_tensor(count).sum()) for name, count in counts.items()},
             {layer.name: layer.size for layer in model.layers},
@@ -140,10 +139,11 @@ class InContext(InContextOptions, Allocator):
             rows=rows,
         )
 
-    def _search(self, search: BudgetSearch, sparsity: float) -> tuple[Tensor, dict[str, float]]:
-        """Take all steps to a target; the best sparsities, and the loss of each candidate."""
+    def _search(self, search: BudgetSearch, sparsity: float) -> tuple[Candidate, dict[str, float]]:
+        """Take all steps to a target; the best candidate, and the loss of each."""
+        uniform = Candidate(search.uniform(sparsity), RowWeights())
         if search.decided(sparsity):
-            return search.uniform(sparsity), {}
+            return uniform, {}
         steps = self.steps_to(sparsity)
         point, visited = search.uniform(steps[0].budget), []
         for step in track(steps, "allocate", total=len(steps)):
@@ -151,12 +151,11 @@ class InContext(InContextOptions, Allocator):
             visited.append((step, point))
             point = search.step(point, step.budget, step.turn, step.rate)
         at_target = [point for step, point in visited if step.budget == sparsity]
-        candidates = {
-            "last": point,
-            "mean": search.shifted(search.mean([*at_target[len(at_target) // 2 :], point]), sparsity),
-            "uniform": search.uniform(sparsity),
-        }
-        return search.best(candidates)
+        mean = search.shifted(search.mean([*at_target[len(at_target) // 2 :], point]), sparsity)
+        last, weights = point, search.row_weights
+        return search.best(
+            {"last": Candidate(last, weights), "mean": Candidate(mean, weights), "uniform": uniform}
+        )
 
     def steps_to(self, sparsity: float) -> list[Step]:
         """The steps to a target; two targets share those of their ramps."""

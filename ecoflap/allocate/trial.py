@@ -64,12 +64,13 @@ class TrialPruner:
 
     Attributes:
         groups: the layers, grouped by input.
-        row_weights: by which the rows of a layer share its count; None if they share it evenly.
+        row_weights: by which the rows of a layer share its count; empty, as at first, if they share it
+            evenly.
     """
 
     def __init__(self, model: PrunableModel, pruner: LayerPruner, groups: Sequence[Group]) -> None:
         self.groups = groups
-        self.row_weights: RowWeights | None = None
+        self.row_weights = RowWeights()
         self._model, self._pruner = model, pruner
 
     @torch.no_grad()
@@ -89,8 +90,8 @@ class TrialPruner:
             statistic.move(idle_device(self._model))
         return [one.weight for one in pruned]
 
-    def counts_of_rows(self, keep: Mapping[str, Keep]) -> dict[str, Tensor]:
-        """{layer: how many weights each of its rows keeps, [rows]}, of those that don't share evenly."""
+    def rows(self, keep: Mapping[str, Keep]) -> dict[str, Tensor]:
+        """{layer: how many weights each of its rows keeps, [rows]}, where they don't share evenly."""
         found = {
             name: count
             for group in self.groups
@@ -101,8 +102,6 @@ class TrialPruner:
 
     def _by_row(self, group: Group, dense: Sequence[Tensor], keep: Mapping[str, Keep]) -> Mapping[str, Keep]:
         """The counts of a group's layers, shared by the rows of each as the row weights say."""
-        if self.row_weights is None:
-            return keep
         counts: dict[str, Keep] = {}
         for layer, weight in zip(group.layers, dense, strict=True):
             count = keep[layer.name]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.allocate import budget_search
-from ecoflap.allocate.allocation import check_counts, keep_total
+from ecoflap.allocate.allocation import Allocation, check_counts, keep_total
 from ecoflap.allocate.in_context import InContext
 from ecoflap.allocate.marginals import Counts, Marginals, measure_marginals
 from ecoflap.allocate.protocol import Context
@@ -182,6 +182,14 @@ def reached_by_loss(family: str) -> set[str]:
     }
 
 
+def layers_with_rows(allocation: Allocation, family: str, rows: str) -> set[str]:
+    """The layers whose rows have counts of their own: of the uniform candidate, none are weighted."""
+    if allocation.granularity == "row":
+        return set(allocation.keep)
+    losses = allocation.details["losses"]
+    return set() if rows == "even" or min(losses, key=losses.get) == "uniform" else reached_by_loss(family)
+
+
 @pytest.mark.parametrize(
     ("granularity", "rows"), [("row", "auto"), ("layer", "even"), ("layer", "weighted"), ("block", "auto")]
 )
@@ -195,8 +203,7 @@ def test_the_total_is_exact_and_the_model_unchanged(family: str, granularity: st
     assert list(allocation.keep) == [layer.name for layer in model.layers]
     assert all(0 <= count <= allocation.sizes[name] for name, count in allocation.keep.items())
     assert model.fingerprint() == before
-    reached = set(allocation.keep) if granularity == "row" else reached_by_loss(family)
-    assert set(allocation.rows) == (set() if rows == "even" else reached)
+    assert set(allocation.rows) == layers_with_rows(allocation, family, rows)
     check_counts(allocation, model.layers)
     if granularity == "block":
         for tower in model.towers:
@@ -208,7 +215,8 @@ def test_the_total_is_exact_and_the_model_unchanged(family: str, granularity: st
 
 @pytest.mark.parametrize("name", PRUNERS)
 def test_it_allocates_for_the_pruner_that_is_used(name: str) -> None:
-    found = {other: allocate("llama", pruner=pruner).keep for other, pruner in PRUNERS.items()}
+    even = replace(QUICK, rows="even")
+    found = {other: allocate("llama", 0.6, even, pruner=pruner).keep for other, pruner in PRUNERS.items()}
     assert all(keep != found[name] for other, keep in found.items() if other != name)
 
 
