@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -33,6 +34,8 @@ class Allocation:
         details: what the allocator did to find the counts, as plain JSON values.
         in_trials: whether models pruned from dense inputs decided on the counts.
         rows: {layer: number of weights that each of its rows keeps}, where rows have sparsities of their own.
+        row_weights: {layer: a factor of each of its rows}, where the weights of all rows compete at their
+            size times the factor.
     """
 
     keep: dict[str, int]
@@ -43,6 +46,7 @@ class Allocation:
     details: dict[str, Any] = field(default_factory=dict)
     in_trials: bool = False
     rows: dict[str, list[int]] = field(default_factory=dict)
+    row_weights: dict[str, list[float]] = field(default_factory=dict)
 
     def count(self, layer: str) -> Keep:
         """The number of weights that a layer keeps, or that each of its rows does."""
@@ -102,6 +106,7 @@ def read_file(path: str) -> Allocation:
             value["granularity"],
             in_trials=bool(value.get("in_trials", False)),
             rows=dict(value.get("rows", {})),
+            row_weights=dict(value.get("row_weights", {})),
         )
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(
@@ -146,7 +151,7 @@ def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str, total: 
                 f"allocation.path={path}: {name} keeps {allocation.keep[name]} of"
                 f" {allocation.sizes.get(name)}, but has {size} weights here"
             )
-    named = (*allocation.keep, *allocation.rows)
+    named = (*allocation.keep, *allocation.rows, *allocation.row_weights)
     unknown = next((name for name in named if name not in sizes), None)
     if unknown is not None:
         raise UserError(
@@ -159,12 +164,18 @@ def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str, total: 
                 f"allocation.path={path}: the counts of rows of {layer.name} are not {layer.shape[0]} whole"
                 f" numbers up to {layer.shape[1]} that add up to {allocation.keep[layer.name]}"
             )
+        if not _row_weights_fit(allocation, layer):
+            raise UserError(
+                f"allocation.path={path}: the row weights of {layer.name} are not {layer.shape[0]} numbers"
+                " above 0"
+            )
     found = replace(
         allocation,
         keep={name: allocation.keep[name] for name in sizes},
         sizes=sizes,
         total=total,
         rows={name: allocation.rows[name] for name in sizes if name in allocation.rows},
+        row_weights={name: allocation.row_weights[name] for name in sizes if name in allocation.row_weights},
     )
     if total == EXACT:
         _check_total(found, towers, path)
@@ -201,6 +212,16 @@ def _rows_fit(allocation: Allocation, layer: Layer) -> bool:
     return whole and sum(counts) == allocation.keep[layer.name]
 
 
+def _row_weights_fit(allocation: Allocation, layer: Layer) -> bool:
+    """Whether the weights of a layer's rows, if there are any, are possible."""
+    weights = allocation.row_weights.get(layer.name)
+    if weights is None:
+        return True
+    if not isinstance(weights, list) or len(weights) != layer.shape[0]:
+        return False
+    return all(isinstance(one, int | float) and 0 < one < math.inf for one in weights)
+
+
 def check_counts(allocation: Allocation, layers: Sequence[Layer]) -> None:
     """Refuse an allocation that was made for other layers.
 
@@ -213,6 +234,11 @@ def check_counts(allocation: Allocation, layers: Sequence[Layer]) -> None:
             raise UserError(
                 f"the allocation was made for other layers: its counts of rows of {layer.name} don't fit"
                 f" {layer.shape[0]} rows of {layer.shape[1]} weights; allocate for the model that is pruned"
+            )
+        if not _row_weights_fit(allocation, layer):
+            raise UserError(
+                f"the allocation was made for other layers: its row weights of {layer.name} are not"
+                f" {layer.shape[0]} numbers above 0; allocate for the model that is pruned"
             )
     for name in {**sizes, **allocation.keep}:
         size, kept = sizes.get(name), allocation.keep.get(name)

@@ -131,18 +131,20 @@ class BudgetSearch:
             "squares": {layer: _rounded(of_rows) for layer, of_rows in squares.items()},
         }
 
-    def counts(self, chosen: Candidate, total: int) -> tuple[dict[str, Keep], dict[str, list[int]]]:
-        """The counts of all layers at an exact total.
+    def of_rows(self, counts: Mapping[str, Keep], row_weights: RowWeights) -> dict[str, Any]:
+        """What an allocation says of rows, ``rows`` or ``row_weights``, if they don't share evenly.
 
-        Returns:
-            {layer: how many weights it keeps, or each of its rows}, and
-            {layer: how many weights each of its rows keeps}, where they don't share evenly.
+        Args:
+            counts: {layer: how many weights it keeps, or each of its rows}.
+            row_weights: of the chosen candidate.
         """
-        counts = self.groups.counts(chosen.sparsities, total)
-        if not chosen.row_weights.known:
-            return counts, {name: one.tolist() for name, one in counts.items() if isinstance(one, Tensor)}
-        key = {"rows": counts, "row_weights": chosen.row_weights.digest()}
-        return counts, self._context.recall(key, partial(self._rows, counts, chosen.row_weights))
+        if not row_weights.known:
+            return {"rows": {name: one.tolist() for name, one in counts.items() if isinstance(one, Tensor)}}
+        if self._context.pruner.rule.name != ROW:
+            found = {name: row_weights.of(name) for name in counts}
+            return {"row_weights": {name: one.tolist() for name, one in found.items() if one is not None}}
+        key = {"rows": counts, "row_weights": row_weights.digest()}
+        return {"rows": self._context.recall(key, partial(self._rows, counts, row_weights))}
 
     def _rows(self, counts: Mapping[str, Keep], row_weights: RowWeights) -> dict[str, list[int]]:
         self._trial.row_weights = row_weights

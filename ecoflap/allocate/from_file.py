@@ -50,13 +50,12 @@ class FromFile(FromFileOptions, Allocator):
             )
 
     def check_pruner(self, pruner: LayerPruner) -> None:
-        """Refuse counts of rows beside a pruner whose mask can't have them, before any work is done.
+        """Refuse counts or weights of rows that the pruner's mask can't have, before any work is done.
 
         Raises:
-            UserError: if the file has counts of rows and the mask is not ``row``.
+            UserError: if the file has some, and the pruner has another mask.
         """
-        if self.allocation.rows:
-            pruner.rule.require_rows()
+        pruner.check_rows(self.allocation)
 
     def __call__(
         self,

@@ -17,7 +17,7 @@ from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
 from ecoflap.allocate.budget_search import BudgetSearch, Candidate
 from ecoflap.allocate.options import InContextOptions
 from ecoflap.allocate.protocol import Allocator, Context, Requires
-from ecoflap.allocate.row_weights import RowWeights
+from ecoflap.allocate.row_weights import RowWeights, can_weigh_rows
 from ecoflap.allocate.sparsity_groups import ROW
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.console.progress import track
@@ -92,16 +92,21 @@ class InContext(InContextOptions, Allocator):
         """Refuse a pruner whose mask can't give rows counts of their own, before any work is done.
 
         Raises:
-            UserError: if rows get counts of their own and the mask is not ``row``.
+            UserError: if rows get counts of their own and the mask is not ``row``, or weights and the pruner
+                can't weigh rows.
         """
-        if self.granularity == ROW or self.rows == "weighted":
-            pruner.rule.require_rows()
+        if self.granularity == ROW:
+            pruner.rule.require("row")
+        if self.rows == "weighted" and not can_weigh_rows(pruner):
+            raise UserError(
+                f"allocation.rows=weighted: pruner={pruner.name} pruner.mask={pruner.rule.name} can't weigh"
+                " the rows of a layer; use pruner.mask=row, pruner=sparsegpt, or allocation.rows=even"
+            )
 
     def _weighs_rows(self, pruner: LayerPruner) -> bool:
         """Whether the rows of a layer share its count by their weights."""
-        return self.granularity != ROW and (
-            self.rows == "weighted" or (self.rows == "auto" and pruner.rule.name == ROW)
-        )
+        wanted = self.rows == "weighted" or (self.rows == "auto" and can_weigh_rows(pruner))
+        return wanted and self.granularity != ROW
 
     def passes(self, samples: int, sparsity: float) -> float:
         """In forward passes: three for a step's gradients, one for the statistics, one for each candidate."""
@@ -128,7 +133,8 @@ class InContext(InContextOptions, Allocator):
             search = BudgetSearch(self, model, context, stack, HIGHEST, weigh_rows)
             chosen, losses = self._search(search, sparsity)
             total = keep_total([layer.size for layer in model.layers], sparsity)
-            counts, rows = search.counts(chosen, total)
+            counts = search.groups.counts(chosen.sparsities, total)
+            of_rows = search.of_rows(counts, chosen.row_weights)
         return Allocation(
             {name: int(torch.as_tensor(count).sum()) for name, count in counts.items()},
             {layer.name: layer.size for layer in model.layers},
@@ -136,7 +142,7 @@ class InContext(InContextOptions, Allocator):
             self.granularity,
             details={"losses": losses},
             in_trials=True,
-            rows=rows,
+            **of_rows,
         )
 
     def _search(self, search: BudgetSearch, sparsity: float) -> tuple[Candidate, dict[str, float]]:

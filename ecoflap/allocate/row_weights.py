@@ -7,9 +7,10 @@ steps so far,
 
 Rows of a layer read the same input x, so that ||G_j||^2 is in proportion to the squared gradient of the loss
 in output j, a diagonal of the empirical Fisher matrix. To second order, removing weight w_ji then costs about
-f_j^2 w_ji^2 E[x_i^2]. The weights of all rows are ranked by the root of that, f_j |w_ji| ||x_i||; a row's
-count is how many of its weights are among those that the layer keeps, and the pruner chooses which.
-Derivation and figures: docs/in_context.md.
+f_j^2 w_ji^2 E[x_i^2]. For a mask by rows, the weights of all rows are ranked by the root of that,
+f_j |w_ji| ||x_i||; a row's count is how many of its weights are among those that the layer keeps, and the
+pruner chooses which. Where the weights of all rows compete in the pruner, it prunes diag(f) W. Derivation and
+figures: docs/in_context.md.
 """
 
 from __future__ import annotations
@@ -23,9 +24,15 @@ from torch import Tensor
 from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.statistics import MeanSquare, Statistic
 from ecoflap.ops import Keep, select_in_matrix, wanda_metric
+from ecoflap.prune.protocol import LayerPruner
 
 FLOOR = 0.1
 """Added to the squared weights, whose mean is 1: a row that no sample has used yet may matter to others."""
+
+
+def can_weigh_rows(pruner: LayerPruner) -> bool:
+    """Whether a pruner can give the rows of a layer counts by their weights, or prune them at these."""
+    return pruner.rule.name == "row" or (pruner.rule.name == "matrix" and pruner.scales_with_rows)
 
 
 class RowWeights:
@@ -53,10 +60,11 @@ class RowWeights:
                 self._steps[layer] = self._steps.get(layer, 0) + 1
 
     def of(self, layer: str) -> Tensor | None:
-        """The weights f of a layer's rows, [rows] fp32; None if nothing is known of them."""
+        """The weights f of a layer's rows, in thousandths, [rows] fp64; None if nothing is known of them."""
         if layer not in self._sums:
             return None
-        return (self._sums[layer] / self._steps[layer] + FLOOR).sqrt().float()
+        weights = (self._sums[layer] / self._steps[layer] + FLOOR).sqrt()
+        return (weights * 1000).round() / 1000
 
     def counts(self, layer: str, dense: Tensor, statistic: Statistic | None, keep: int) -> Keep:
         """How many weights each row of a layer keeps, [rows] int64; ``keep`` itself if nothing is known.
@@ -74,7 +82,7 @@ class RowWeights:
             sizes = wanda_metric(dense, statistic.mean_square)
         else:
             sizes = dense.float().abs()
-        return select_in_matrix(sizes * weights.to(sizes.device).unsqueeze(1), keep).sum(dim=1).cpu()
+        return select_in_matrix(sizes * weights.float().to(sizes.device).unsqueeze(1), keep).sum(dim=1).cpu()
 
     def digest(self) -> str:
         """Names the weights in a key."""

@@ -6,7 +6,7 @@ the dense model's inputs, which are gathered once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -85,10 +85,18 @@ class TrialPruner:
         if statistic is not None:
             statistic.move(device)
         by_row = self._by_row(group, dense, keep)
-        pruned = solve_layers(group.layers, dense, statistic, self._pruner, by_row)
+        factors = self.factors([layer.name for layer in group.layers])
+        pruned = solve_layers(group.layers, dense, statistic, self._pruner, by_row, row_weights=factors)
         if statistic is not None:
             statistic.move(idle_device(self._model))
         return [one.weight for one in pruned]
+
+    def factors(self, layers: Iterable[str]) -> dict[str, Tensor]:
+        """{layer: the weights of its rows, [rows]}, where the weights of all rows compete."""
+        if self._pruner.rule.name == "row":
+            return {}
+        found = {layer: self.row_weights.of(layer) for layer in layers}
+        return {layer: weights.float() for layer, weights in found.items() if weights is not None}
 
     def rows(self, keep: Mapping[str, Keep]) -> dict[str, Tensor]:
         """{layer: how many weights each of its rows keeps, [rows]}, where they don't share evenly."""
@@ -105,7 +113,7 @@ class TrialPruner:
         counts: dict[str, Keep] = {}
         for layer, weight in zip(group.layers, dense, strict=True):
             count = keep[layer.name]
-            if isinstance(count, int):
+            if isinstance(count, int) and self._pruner.rule.name == "row":
                 count = self.row_weights.counts(layer.name, weight, group.statistic, count)
             counts[layer.name] = count
         return counts

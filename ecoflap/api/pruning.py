@@ -174,7 +174,6 @@ def _check(
         check_scores(method.allocator, method.scorer or method.scores)
     if method.allocation is not None:
         check_counts(method.allocation, model.layers)
-        if method.allocation.rows:
-            method.pruner.rule.require_rows()
+        method.pruner.check_rows(method.allocation)
     method.pruner.check(target, method.uneven)
     method.pruner.check_layers(model.layers)

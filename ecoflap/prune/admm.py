@@ -25,6 +25,7 @@ class ADMM(ADMMOptions, LayerPruner):
 
     statistic: ClassVar[type[Statistic] | None] = Gram
     by_rows: ClassVar[bool] = True
+    scales_with_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.schedule <= self.iterations:

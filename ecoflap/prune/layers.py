@@ -138,7 +138,12 @@ def _prune_together(
         dense = _compensated(group, dealt, dense)
     parts = [dealt[layer].part for layer in layers] if dealt[layers[0]].shared else None
     counts = {layer.name: allocation.count(layer.name) for layer in layers}
-    results = solve_layers(layers, dense, statistic, pruner, counts, parts)
+    row_weights = {
+        layer.name: torch.tensor(allocation.row_weights[layer.name])[dealt[layer].own]
+        for layer in layers
+        if layer.name in allocation.row_weights
+    }
+    results = solve_layers(layers, dense, statistic, pruner, counts, parts, row_weights)
     pieces: dict[Layer, Piece] = {}
     for layer, view, before, pruned in zip(layers, views, dense, results, strict=True):
         if not torch.isfinite(pruned.weight).all():
@@ -182,8 +187,12 @@ def solve_layers(
     pruner: LayerPruner,
     keep: Mapping[str, Keep],
     parts: Sequence[Part] | None = None,
+    row_weights: Mapping[str, Tensor] | None = None,
 ) -> list[Pruned]:
     """The pruned weights of layers that share a statistic; the layers stay as they are.
+
+    A layer with row weights f is pruned as diag(f) W, and what comes of it is divided by f again: the pruner
+    then minimises the sum over rows of f_j^2 ||(w_j - w'_j) X||^2.
 
     Args:
         layers: the layers.
@@ -192,16 +201,35 @@ def solve_layers(
         pruner: prunes one layer.
         keep: {layer: number of weights to keep, or of each of its rows}.
         parts: which rows of the layers the weights are; by default all.
+        row_weights: {layer: a factor of each of the rows that are given, [rows]}, for some layers.
 
     Raises:
         NumericalError: if the pruner can't compute with the weights or the inputs.
     """
+    factors = [None if row_weights is None else row_weights.get(layer.name) for layer in layers]
+    given = [_scaled(weight, factor) for weight, factor in zip(dense, factors, strict=True)]
     try:
         counts = [keep[layer.name] for layer in layers]
         if parts is None:
-            return pruner.together(dense, statistic, counts)
-        return pruner.together(dense, statistic, counts, parts)
+            pruned = pruner.together(given, statistic, counts)
+        else:
+            pruned = pruner.together(given, statistic, counts, parts)
     except ValueError as error:
         finite = [bool(torch.isfinite(weight).all()) for weight in dense]
         culprit = layers[0] if all(finite) else layers[finite.index(False)]
         raise NumericalError(f"{culprit.name}: {error}") from error
+    return [
+        one if factor is None else _unscaled(one, scaled, weight, factor)
+        for one, scaled, weight, factor in zip(pruned, given, dense, factors, strict=True)
+    ]
+
+
+def _scaled(weight: Tensor, factor: Tensor | None) -> Tensor:
+    """A weight [rows, cols], each of its rows times its factor."""
+    return weight if factor is None else weight.float() * factor.to(weight.device).unsqueeze(1)
+
+
+def _unscaled(pruned: Pruned, scaled: Tensor, dense: Tensor, factor: Tensor) -> Pruned:
+    """Each row divided by its factor; a weight that the pruner leaves as it was is exactly the dense one."""
+    weight = pruned.weight / factor.to(scaled.device).unsqueeze(1)
+    return pruned._replace(weight=torch.where(pruned.weight == scaled, dense, weight))

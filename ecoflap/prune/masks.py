@@ -15,6 +15,12 @@ from ecoflap.models.core.layers import Layer
 from ecoflap.ops import Keep, Part, Pattern, select
 from ecoflap.prune.whole_groups import in_whole_groups
 
+OWN_ROWS = {
+    "row": ("a count", "pruner=wanda, ria, admm or magnitude"),
+    "matrix": ("a weight", "pruner=sparsegpt, wanda, admm or magnitude"),
+}
+"""What an allocation can give each row under a rule, and pruners that have the rule."""
+
 
 @dataclass(frozen=True)
 class MaskRule:
@@ -99,17 +105,18 @@ class MaskRule:
                     " does not divide; leave it out with skip_layers"
                 )
 
-    def require_rows(self) -> None:
-        """Refuse a rule under which the rows of a layer can't have counts of their own.
+    def require(self, name: Literal["row", "matrix"]) -> None:
+        """Refuse another rule than the one under which rows can have counts (row) or weights (matrix).
 
         Raises:
-            UserError: if it is not ``row``.
+            UserError: if it is another.
         """
-        if self.name != "row":
+        if self.name != name:
+            own, pruners = OWN_ROWS[name]
             raise UserError(
-                f"the allocation gives each row a count of its own, and pruner.mask={self.name} decides"
-                " otherwise; use pruner.mask=row (pruner=wanda, ria, admm or magnitude), or"
-                " an allocation whose rows share evenly (allocation.granularity=layer allocation.rows=even)"
+                f"the allocation gives each row {own} of its own, and pruner.mask={self.name} decides"
+                f" otherwise; use pruner.mask={name} ({pruners}), or an allocation whose rows share evenly"
+                " (allocation.granularity=layer allocation.rows=even)"
             )
 
     def fitted(self, allocation: Allocation) -> Allocation:
@@ -119,7 +126,7 @@ class MaskRule:
             UserError: if that needs layers without any weight, or rows have counts that the rule can't have.
         """
         if allocation.rows:
-            self.require_rows()
+            self.require("row")
         return allocation if self.varying is None else in_whole_groups(allocation, self.varying)
 
     def pattern(self, size: int, keep: Keep) -> Pattern:

@@ -95,6 +95,24 @@ class LayerPruner(Protocol):
         return [self(weight, statistic, keep) for weight, keep in zip(weights, keeps, strict=True)]
 
     @property
+    def scales_with_rows(self) -> bool:
+        """Whether of rows times factors it makes what it makes of the rows, times the factors, where all keep
+        the same weights; by default, this isn't known of it.
+        """
+        return False
+
+    def check_rows(self, allocation: Allocation) -> None:
+        """Refuse counts or weights of rows that the mask can't have, before any work is done.
+
+        Raises:
+            UserError: if rows have counts and the mask is not ``row``, or weights and it is not ``matrix``.
+        """
+        if allocation.rows:
+            self.rule.require("row")
+        if allocation.row_weights:
+            self.rule.require("matrix")
+
+    @property
     def requires_calibration(self) -> bool:
         """Whether it uses calibration data."""
         return self.statistic is not None

@@ -32,6 +32,7 @@ class RefinedMetric(MetricOptions, ByMetric):
 
     of_metric: ClassVar[type[Statistic] | None] = None
     by_rows: ClassVar[bool] = True
+    scales_with_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,6 +25,7 @@ class RIA(RIAOptions, RefinedMetric):
 
     of_metric: ClassVar[type[Statistic] | None] = MeanSquare
     by_rows: ClassVar[bool] = False  # columns are summed
+    scales_with_rows: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,6 +23,7 @@ class SparseGPT(SparseGPTOptions, LayerPruner):
 
     statistic: ClassVar[type[Statistic] | None] = Gram
     by_rows: ClassVar[bool] = True
+    scales_with_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.damping < 0 or self.block < 1:

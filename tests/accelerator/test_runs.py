@@ -74,6 +74,7 @@ IN_CONTEXT = [
 ALLOCATIONS = {
     "in_context": IN_CONTEXT,
     "in_context_admm": [*IN_CONTEXT, "pruner=admm"],
+    "in_context_sparsegpt": [*IN_CONTEXT, "pruner=sparsegpt"],
     "in_context_rows": [*IN_CONTEXT, "allocation.granularity=row"],
     "owl": ["allocation=owl", "allocation.spread=auto"],
     "dlp": ["allocation=dlp"],

@@ -27,6 +27,16 @@ IN_CONTEXT = [
     "allocation.ramp_steps=1",
 ]
 
+TRAINED = [  # a model that is not random, so that weighing its rows pays
+    "model=vit_mini",
+    "score=none",
+    "sparsity=0.8",
+    "calibration.samples=32",
+    "task.limit=50",
+    "tracking=none",
+    "device=cpu",
+]
+
 
 def kept(folder: Path) -> dict[str, int]:
     keep: dict[str, int] = json.loads((folder / "allocation.json").read_text())["keep"]
@@ -65,6 +75,27 @@ def test_rows_have_counts_of_their_own(
     others = load_masks(tmp_path / "again" / "checkpoint" / "masks.safetensors")
     assert all(torch.equal(mask, others[name]) for name, mask in masks.items())
     assert again.metrics == result.metrics
+
+
+@pytest.mark.parametrize("fine", [["pruner=sparsegpt"], ["pruner=admm", "pruner.mask=matrix"]])
+def test_rows_have_weights_where_those_of_all_rows_compete(run: Run, tmp_path: Path, fine: list[str]) -> None:
+    """A run that takes the file ends the same."""
+    base = [*TRAINED, f"cache={tmp_path / 'cache'}"]
+    result = run([*base, *IN_CONTEXT, *fine, "model.save=true"])
+    assert verify(tmp_path / "run") == []
+    file = tmp_path / "run" / "allocation.json"
+    value = json.loads(file.read_text())
+    assert set(value["row_weights"]) == set(value["keep"])
+    assert not value["rows"]
+    taken = ["allocation=file", f"allocation.path={file}", f"propagate={result.config['propagate']}"]
+    assert run([*base, *taken, *fine], "again").metrics == result.metrics
+    with pytest.raises(UserError, match=r"each row a weight of its own.*pruner\.mask=matrix"):
+        make_plan(composed([*base, *taken, "pruner=wanda"]), tmp_path / "wanda")
+    name = next(iter(value["row_weights"]))
+    value["row_weights"][name] = value["row_weights"][name][1:]
+    file.write_text(json.dumps(value))
+    with pytest.raises(UserError, match=f"the row weights of {name} are not"):
+        run([*base, *taken, *fine], "changed")
 
 
 def test_a_file_of_rows_needs_a_mask_by_rows(run: Run, text_run: list[str], tmp_path: Path) -> None:

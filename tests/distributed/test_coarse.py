@@ -140,12 +140,25 @@ def test_allocations_are_those_of_one_process(name: str) -> None:
         pytest.skip(f"no {family}")
 
     def allocated() -> Any:
-        context = Context(pruner, tiny.samples(family), batch_size=2, seed=0, recall=recalled)
-        return allocator(tiny.build(family), None, 0.5, context).keep
+        measured: list[Any] = []
 
-    expected, found = allocated(), together(3, allocated)
-    assert found[1] == found[0]
-    assert found[2] == found[0]
+        def recall(_: Any, compute: Callable[[], Any]) -> Any:
+            measured.append(compute())
+            return measured[-1]
+
+        context = Context(pruner, tiny.samples(family), batch_size=2, seed=0, recall=recall)
+        return allocator(tiny.build(family), None, 0.5, context), measured
+
+    (allocation, measured), others = allocated(), together(3, allocated)
+    assert others[1] == others[0]
+    assert others[2] == others[0]
+    if name.startswith("in context"):  # from the same weights, one process has the same gradients
+        squares = [one[0]["squares"] for one in (others[0][1], measured)]
+        assert squares[0].keys() == squares[1].keys()
+        assert bool(squares[0]) == (allocation.granularity != "row")
+        for layer, of_rows in squares[0].items():
+            assert of_rows == pytest.approx(squares[1][layer], rel=1e-2, abs=1e-3 * max(of_rows))
+    expected, found = allocation.keep, others[0][0].keep
     sizes = {layer.name: layer.size for layer in tiny.build(family).layers}
-    moved = sum(abs(found[0][layer] - count) for layer, count in expected.items())
+    moved = sum(abs(found[layer] - count) for layer, count in expected.items())
     assert moved <= 0.01 * sum(sizes.values()), "counts round where sums differ in their last bits"

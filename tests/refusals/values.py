@@ -205,8 +205,8 @@ PARTS: list[Case] = [
         ("pruner.mask=matrix", "pruner.mask=row", "allocation.granularity=layer"),
     ),
     Case(
-        ("allocation=in_context", "allocation.rows=weighted", "pruner=sparsegpt"),
-        ("pruner.mask=matrix", "pruner.mask=row", "allocation.rows=even"),
+        ("allocation=in_context", "allocation.rows=weighted", "pruner=sparsegpt", "pruner.mask=n:4"),
+        ("pruner.mask=n:4 can't weigh", "pruner.mask=row", "allocation.rows=even"),
     ),
     Case(
         ("allocation=in_context", "allocation.rows=weighted", "allocation.granularity=row"),

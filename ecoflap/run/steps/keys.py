@@ -82,6 +82,7 @@ def blocks_key(plan: Plan, state: RunState) -> str:
         "pruner": plan.config.pruner,
         "keep": None if state.allocation is None else state.allocation.keep,
         "rows": None if state.allocation is None else state.allocation.rows,
+        "row_weights": None if state.allocation is None else state.allocation.row_weights,
         "batch_size": plan.config.batch_size,
         "propagate": plan.config.propagate,
         "tokens": plan.config.tokens,
