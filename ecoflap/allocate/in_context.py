@@ -17,7 +17,7 @@ from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
 from ecoflap.allocate.budget_search import BudgetSearch, Candidate
 from ecoflap.allocate.options import InContextOptions
 from ecoflap.allocate.protocol import Allocator, Context, Requires
-from ecoflap.allocate.row_weights import RowWeights, can_weigh_rows
+from ecoflap.allocate.row_weights import RowWeights
 from ecoflap.allocate.sparsity_groups import ROW
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.console.progress import track
@@ -97,7 +97,7 @@ class InContext(InContextOptions, Allocator):
         """
         if self.granularity == ROW:
             pruner.rule.require("row")
-        if self.rows == "weighted" and not can_weigh_rows(pruner):
+        if self.rows == "weighted" and not pruner.weighs_rows:
             raise UserError(
                 f"allocation.rows=weighted: pruner={pruner.name} pruner.mask={pruner.rule.name} can't weigh"
                 " the rows of a layer; use pruner.mask=row, pruner=sparsegpt, or allocation.rows=even"
@@ -105,7 +105,7 @@ class InContext(InContextOptions, Allocator):
 
     def _weighs_rows(self, pruner: LayerPruner) -> bool:
         """Whether the rows of a layer share its count by their weights."""
-        wanted = self.rows == "weighted" or (self.rows == "auto" and can_weigh_rows(pruner))
+        wanted = self.rows == "weighted" or (self.rows == "auto" and pruner.weighs_rows)
         return wanted and self.granularity != ROW
 
     def passes(self, samples: int, sparsity: float) -> float:

@@ -24,15 +24,9 @@ from torch import Tensor
 from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.statistics import MeanSquare, Statistic
 from ecoflap.ops import Keep, select_in_matrix, wanda_metric
-from ecoflap.prune.protocol import LayerPruner
 
 FLOOR = 0.1
 """Added to the squared weights, whose mean is 1: a row that no sample has used yet may matter to others."""
-
-
-def can_weigh_rows(pruner: LayerPruner) -> bool:
-    """Whether a pruner can give the rows of a layer counts by their weights, or prune them at these."""
-    return pruner.rule.name == "row" or (pruner.rule.name == "matrix" and pruner.scales_with_rows)
 
 
 class RowWeights:

@@ -25,7 +25,6 @@ class ADMM(ADMMOptions, LayerPruner):
 
     statistic: ClassVar[type[Statistic] | None] = Gram
     by_rows: ClassVar[bool] = True
-    scales_with_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.schedule <= self.iterations:
@@ -46,6 +45,11 @@ class ADMM(ADMMOptions, LayerPruner):
     def rule(self) -> MaskRule:
         """Which weights of a layer compete with each other."""
         return MaskRule.parse(self.mask, ("row", "matrix"))
+
+    @property
+    def weighs_rows(self) -> bool:
+        """Yes, but for N:M."""
+        return self.rule.name in ("row", "matrix")
 
     @property
     def footprint(self) -> Footprint:

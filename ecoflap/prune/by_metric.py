@@ -36,6 +36,11 @@ class ByMetric(LayerPruner):
         """No: kept weights stay as they are."""
         return False
 
+    @property
+    def weighs_rows(self) -> bool:
+        """By counts alone, as a metric of rows times factors may be anything."""
+        return self.rule.name == "row"
+
     @abstractmethod
     def metric(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
         """The metric of each weight, [rows, cols].

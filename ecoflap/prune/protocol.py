@@ -15,6 +15,7 @@ from ecoflap.allocate.allocation import Allocation
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import Keep, Part
@@ -95,9 +96,11 @@ class LayerPruner(Protocol):
         return [self(weight, statistic, keep) for weight, keep in zip(weights, keeps, strict=True)]
 
     @property
-    def scales_with_rows(self) -> bool:
-        """Whether of rows times factors it makes what it makes of the rows, times the factors, where all keep
-        the same weights; by default, this isn't known of it.
+    def weighs_rows(self) -> bool:
+        """Whether the rows of a layer can have weights; by default, this isn't known of it.
+
+        With a mask ``row``, it then takes a count for each row. With ``matrix``, it prunes rows times factors
+        as it would prune the rows, but that rows of larger factors keep more.
         """
         return False
 
@@ -105,12 +108,18 @@ class LayerPruner(Protocol):
         """Refuse counts or weights of rows that the mask can't have, before any work is done.
 
         Raises:
-            UserError: if rows have counts and the mask is not ``row``, or weights and it is not ``matrix``.
+            UserError: if rows have counts and the mask is not ``row``, or weights and it is not ``matrix`` or
+                the pruner can't weigh rows.
         """
         if allocation.rows:
             self.rule.require("row")
         if allocation.row_weights:
             self.rule.require("matrix")
+            if not self.weighs_rows:
+                raise UserError(
+                    f"the allocation has row weights, and pruner={self.name} pruner.mask={self.rule.name}"
+                    " can't weigh rows; use pruner=sparsegpt, or an allocation with allocation.rows=even"
+                )
 
     @property
     def requires_calibration(self) -> bool:

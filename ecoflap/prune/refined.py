@@ -32,12 +32,16 @@ class RefinedMetric(MetricOptions, ByMetric):
 
     of_metric: ClassVar[type[Statistic] | None] = None
     by_rows: ClassVar[bool] = True
-    scales_with_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choices("pruner", self)
         require_positive("pruner", self, "swaps")
+
+    @property
+    def weighs_rows(self) -> bool:
+        """Yes, but for N:M: a row times a factor has its metric times the factor."""
+        return self.rule.name in ("row", "matrix")
 
     @property
     def statistic(self) -> type[Statistic] | None:

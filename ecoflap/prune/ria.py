@@ -25,7 +25,6 @@ class RIA(RIAOptions, RefinedMetric):
 
     of_metric: ClassVar[type[Statistic] | None] = MeanSquare
     by_rows: ClassVar[bool] = False  # columns are summed
-    scales_with_rows: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -33,6 +32,11 @@ class RIA(RIAOptions, RefinedMetric):
             raise UserError(
                 f"pruner.power={self.power} must be a number of at least 0, such as the published 0.5"
             )
+
+    @property
+    def weighs_rows(self) -> bool:
+        """By counts alone: the metric is relative to the row, so that a factor is lost in it."""
+        return self.rule.name == "row"
 
     def metric(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
         """``(|w| / sum of its column + |w| / sum of its row) ||x||^power``."""

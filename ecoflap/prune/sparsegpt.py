@@ -23,7 +23,6 @@ class SparseGPT(SparseGPTOptions, LayerPruner):
 
     statistic: ClassVar[type[Statistic] | None] = Gram
     by_rows: ClassVar[bool] = True
-    scales_with_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.damping < 0 or self.block < 1:
@@ -37,6 +36,11 @@ class SparseGPT(SparseGPTOptions, LayerPruner):
     def rule(self) -> MaskRule:
         """Which weights of a layer compete with each other."""
         return MaskRule.parse(self.mask, ("matrix",))
+
+    @property
+    def weighs_rows(self) -> bool:
+        """Yes, but for N:M."""
+        return self.rule.name == "matrix"
 
     def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
         """Prune a weight [rows, cols] to ``keep`` weights."""

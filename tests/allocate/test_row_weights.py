@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -25,10 +25,12 @@ from ecoflap.blocks.statistics import MeanSquare, Statistic
 from ecoflap.data.batch import samples_in
 from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
+from ecoflap.ops import Keep, select_in_rows
 from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
 from ecoflap.prune.magnitude import Magnitude
-from ecoflap.prune.protocol import LayerPruner
+from ecoflap.prune.masks import MaskRule
+from ecoflap.prune.protocol import LayerPruner, Pruned
 from ecoflap.prune.ria import RIA
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
@@ -259,6 +261,8 @@ def test_masks_that_cannot_weigh_rows_are_refused() -> None:
     for pruner in (Wanda(), ADMM(), SparseGPT(mask="2:4")):
         with pytest.raises(UserError, match=r"each row a weight of its own, .*use pruner\.mask=matrix"):
             pruner.check_rows(allocation)
+    with pytest.raises(UserError, match=r"pruner=ria pruner\.mask=matrix can't weigh rows"):
+        RIA(mask="matrix").check_rows(allocation)
     for pruner in (RIA(mask="matrix"), SparseGPT(mask="n:4"), Wanda(mask="2:4")):
         with pytest.raises(UserError, match=r"allocation\.rows=weighted: .* can't weigh"):
             InContext(rows="weighted").check_pruner(pruner)
@@ -272,3 +276,24 @@ def test_row_weights_that_do_not_fit_are_refused(changed: Callable[[list[float]]
     wrong = {**allocation.row_weights, name: changed(allocation.row_weights[name])}
     with pytest.raises(UserError, match=f"row weights of {name} are not"):
         check_counts(replace(allocation, row_weights=wrong), layers)
+
+
+@dataclass(frozen=True)
+class OwnPruner(LayerPruner):
+    """A pruner as a user may write it: it knows of no counts of rows."""
+
+    name: str = "own"
+    rule: ClassVar[MaskRule] = MaskRule("row")  # type: ignore[assignment]
+
+    def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
+        assert isinstance(keep, int)
+        mask = select_in_rows(weight.abs(), keep)
+        return Pruned(weight * mask, mask)
+
+
+def test_a_pruner_that_says_nothing_of_rows_gets_none() -> None:
+    context = Context(OwnPruner(), tiny.samples("llama"), batch_size=2, seed=0)
+    allocator = InContext(samples=2, batch_size=2, ramp_steps=1, steps=2)
+    allocation = allocator(tiny.build("llama"), None, 0.6, context)
+    assert not allocation.rows
+    assert not allocation.row_weights

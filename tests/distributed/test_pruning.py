@@ -140,7 +140,7 @@ def test_rows_of_one_layer_in_several_processes(way: str) -> None:
         model = models.llama(32, 2)
         samples = models.tokens(4, 16, 256)
         allocation = WaterFilling()(model, None, 0.5)
-        if pruner.rule.name == "matrix" and pruner.scales_with_rows:
+        if pruner.rule.name == "matrix" and pruner.weighs_rows:
             factors = {layer.name: (1 + torch.arange(layer.shape[0]) % 7).tolist() for layer in model.layers}
             allocation = replace(allocation, row_weights=factors)
         report = prune(model, samples, pruner, allocation, 1, propagate=propagate)
