@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -18,6 +17,8 @@ from ecoflap.models.core.towers import Tower
 from ecoflap.ops import Keep
 
 EXACT, GROUPS, UNITS = "exact", "groups", "units"
+LEAST, MOST = 1e-4, 1e4
+"""The range of row weights: rows times these are still far from the ends of fp32."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Allocation:
             whole groups of a mask n:m) or ``units`` (to whole structural units).
         details: what the allocator did to find the counts, as plain JSON values.
         in_trials: whether models pruned from dense inputs decided on the counts.
-        rows: {layer: number of weights that each of its rows keeps}, where rows have sparsities of their own.
+        rows: {layer: number of weights that each of its rows keeps}, where they don't share evenly.
         row_weights: {layer: a factor of each of its rows}, where the weights of all rows compete at their
             size times the factor.
     """
@@ -167,7 +168,7 @@ def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str, total: 
         if not _row_weights_fit(allocation, layer):
             raise UserError(
                 f"allocation.path={path}: the row weights of {layer.name} are not {layer.shape[0]} numbers"
-                " above 0"
+                f" from {LEAST:g} to {MOST:g}"
             )
     found = replace(
         allocation,
@@ -219,7 +220,7 @@ def _row_weights_fit(allocation: Allocation, layer: Layer) -> bool:
         return True
     if not isinstance(weights, list) or len(weights) != layer.shape[0]:
         return False
-    return all(isinstance(one, int | float) and 0 < one < math.inf for one in weights)
+    return all(type(one) in (int, float) and LEAST <= one <= MOST for one in weights)
 
 
 def check_counts(allocation: Allocation, layers: Sequence[Layer]) -> None:
@@ -238,7 +239,7 @@ def check_counts(allocation: Allocation, layers: Sequence[Layer]) -> None:
         if not _row_weights_fit(allocation, layer):
             raise UserError(
                 f"the allocation was made for other layers: its row weights of {layer.name} are not"
-                f" {layer.shape[0]} numbers above 0; allocate for the model that is pruned"
+                f" {layer.shape[0]} numbers from {LEAST:g} to {MOST:g}; allocate for the model that is pruned"
             )
     for name in {**sizes, **allocation.keep}:
         size, kept = sizes.get(name), allocation.keep.get(name)

@@ -103,7 +103,7 @@ class BudgetSearch:
         return shift_to_budget(point, self.groups.sizes, budget, 0.0, self._highest)
 
     def step(self, point: Tensor, budget: float, turn: int, rate: float) -> Tensor:
-        """The sparsities after one step.
+        """Take one step, which adds to the row weights; the sparsities after it.
 
         Args:
             point: the sparsities now.
@@ -140,7 +140,7 @@ class BudgetSearch:
         """
         if not row_weights.known:
             return {"rows": {name: one.tolist() for name, one in counts.items() if isinstance(one, Tensor)}}
-        if self._context.pruner.rule.name != ROW:
+        if not self._context.pruner.rule.by_row:
             found = {name: row_weights.of(name) for name in counts}
             return {"row_weights": {name: one.tolist() for name, one in found.items() if one is not None}}
         key = {"rows": counts, "row_weights": row_weights.digest()}

@@ -53,7 +53,7 @@ class FromFile(FromFileOptions, Allocator):
         """Refuse counts or weights of rows that the pruner's mask can't have, before any work is done.
 
         Raises:
-            UserError: if the file has some, and the pruner has another mask.
+            UserError: if the file has some, and the pruner has another mask or can't weigh rows.
         """
         pruner.check_rows(self.allocation)
 

@@ -89,7 +89,7 @@ class InContext(InContextOptions, Allocator):
             )
 
     def check_pruner(self, pruner: LayerPruner) -> None:
-        """Refuse a pruner whose mask can't give rows counts of their own, before any work is done.
+        """Refuse a pruner that can't give rows the counts or weights that are asked for.
 
         Raises:
             UserError: if rows get counts of their own and the mask is not ``row``, or weights and the pruner
@@ -97,10 +97,12 @@ class InContext(InContextOptions, Allocator):
         """
         if self.granularity == ROW:
             pruner.rule.require("row")
-        if self.rows == "weighted" and not pruner.weighs_rows:
+        if (self.granularity == ROW or self.rows == "weighted") and not pruner.weighs_rows:
             raise UserError(
-                f"allocation.rows=weighted: pruner={pruner.name} pruner.mask={pruner.rule.name} can't weigh"
-                " the rows of a layer; use pruner.mask=row, pruner=sparsegpt, or allocation.rows=even"
+                f"allocation.rows={self.rows} allocation.granularity={self.granularity}: pruner={pruner.name}"
+                f" pruner.mask={pruner.rule.name} can't weigh the rows of a layer; use pruner.mask=row, or"
+                " matrix (sparsegpt, wanda, admm or magnitude), or"
+                " allocation.granularity=layer allocation.rows=even"
             )
 
     def _weighs_rows(self, pruner: LayerPruner) -> bool:

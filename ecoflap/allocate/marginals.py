@@ -87,9 +87,10 @@ def measure_marginals(
     sums = {layer: torch.zeros(sum(length), dtype=torch.float64) for layer, length in lengths.items()}
 
     def measure(layer: Layer, gradient: Tensor) -> Tensor:
-        products = layer.oriented(gradient * directions[layer].to(gradient.device))
+        norms = torch.linalg.vector_norm(layer.oriented(gradient), dim=1)
+        products = layer.oriented(gradient.mul_(directions[layer].to(gradient.device)))
         gain = -products.sum(dim=1) if by_row else -products.sum().reshape(1)
-        return torch.cat([gain, layer.oriented(gradient).square().sum(dim=1)])
+        return torch.cat([gain, norms.square()])
 
     with quiet_forward(model.module):
         for batch in share(batches):

@@ -196,8 +196,8 @@ class InContextOptions:
 
     Attributes:
         granularity: what shares one sparsity: layer or block; row needs a pruner with pruner.mask=row.
-        rows: how the rows of a layer share its count: by how strongly the loss reacts to each (weighted,
-            which needs pruner.mask=row), or evenly (even); auto is weighted where the mask is by rows.
+        rows: how the rows of a layer share its count: by how strongly the loss reacts to each (weighted),
+            or evenly (even); auto is weighted where the pruner and its mask can weigh rows, which N:M can't.
         samples: samples of each step; the steps take turns through the calibration set.
         batch_size: samples that share a backward pass.
         ramp_start: the first budget of the ramp; a target below it has none.

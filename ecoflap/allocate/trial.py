@@ -93,7 +93,7 @@ class TrialPruner:
 
     def factors(self, layers: Iterable[str]) -> dict[str, Tensor]:
         """{layer: the weights of its rows, [rows]}, where the weights of all rows compete."""
-        if self._pruner.rule.name == "row":
+        if self._pruner.rule.by_row:
             return {}
         found = {layer: self.row_weights.of(layer) for layer in layers}
         return {layer: weights.float() for layer, weights in found.items() if weights is not None}
@@ -113,7 +113,7 @@ class TrialPruner:
         counts: dict[str, Keep] = {}
         for layer, weight in zip(group.layers, dense, strict=True):
             count = keep[layer.name]
-            if isinstance(count, int) and self._pruner.rule.name == "row":
+            if isinstance(count, int) and self._pruner.rule.by_row:
                 count = self.row_weights.counts(layer.name, weight, group.statistic, count)
             counts[layer.name] = count
         return counts

@@ -90,7 +90,8 @@ def allocate(
             as ``ecoflap.WaterFilling(granularity="layer")``. The default, None, is ``"in_context"`` with data
             and without scores, if layers can have sparsities of their own, else ``"water_filling"``.
         data: from ``ecoflap.calibrate``, for a method that runs samples through the model.
-        pruner: the pruner to allocate for, as in ``ecoflap.prune``, for such a method.
+        pruner: the pruner to allocate for, as in ``ecoflap.prune``, for such a method. In context, rows get
+            counts or weights for it, which one with another mask refuses.
         batch_size: as in ``ecoflap.prune``.
         tokens: as in ``ecoflap.prune``.
         seed: seed of all random draws.

@@ -49,7 +49,7 @@ class ADMM(ADMMOptions, LayerPruner):
     @property
     def weighs_rows(self) -> bool:
         """Yes, but for N:M."""
-        return self.rule.name in ("row", "matrix")
+        return self.rule.unstructured
 
     @property
     def footprint(self) -> Footprint:

@@ -39,7 +39,7 @@ class ByMetric(LayerPruner):
     @property
     def weighs_rows(self) -> bool:
         """By counts alone, as a metric of rows times factors may be anything."""
-        return self.rule.name == "row"
+        return self.rule.by_row
 
     @abstractmethod
     def metric(self, weight: Tensor, statistic: Statistic | None) -> Tensor:

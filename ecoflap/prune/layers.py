@@ -230,6 +230,7 @@ def _scaled(weight: Tensor, factor: Tensor | None) -> Tensor:
 
 
 def _unscaled(pruned: Pruned, scaled: Tensor, dense: Tensor, factor: Tensor) -> Pruned:
-    """Each row divided by its factor; a weight that the pruner leaves as it was is exactly the dense one."""
-    weight = pruned.weight / factor.to(scaled.device).unsqueeze(1)
-    return pruned._replace(weight=torch.where(pruned.weight == scaled, dense, weight))
+    """Each row divided by its factor; a weight that the pruner keeps as it was is exactly the dense one."""
+    same = pruned.mask & (pruned.weight == scaled)
+    weight = pruned.weight.div_(factor.to(scaled.device).unsqueeze(1))
+    return pruned._replace(weight=torch.where(same, dense, weight))

@@ -41,6 +41,16 @@ class MaskRule:
         """The columns of a group of an n:m rule, fixed or varying; None for others."""
         return self.varying if self.n_of_m is None else self.n_of_m[1]
 
+    @property
+    def unstructured(self) -> bool:
+        """Whether no N:M rule fixes the counts of rows."""
+        return self.group is None
+
+    @property
+    def by_row(self) -> bool:
+        """Whether the weights of each row compete by themselves."""
+        return self.name == "row"
+
     @classmethod
     def parse(cls, text: str, unstructured: Sequence[str]) -> MaskRule:
         """Parse a rule.
@@ -115,8 +125,8 @@ class MaskRule:
             own, pruners = OWN_ROWS[name]
             raise UserError(
                 f"the allocation gives each row {own} of its own, and pruner.mask={self.name} decides"
-                f" otherwise; use pruner.mask={name} ({pruners}), or an allocation whose rows share evenly"
-                " (allocation.granularity=layer allocation.rows=even)"
+                f" otherwise; allocate for the pruner that is used, or with allocation.granularity=layer"
+                f" allocation.rows=even, or use pruner.mask={name} ({pruners})"
             )
 
     def fitted(self, allocation: Allocation) -> Allocation:

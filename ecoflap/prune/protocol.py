@@ -69,7 +69,7 @@ class LayerPruner(Protocol):
     def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
         """Prune a weight [rows, cols] to ``keep`` weights, or rows to as many as each may keep.
 
-        Counts of rows [rows] are given only to a pruner with ``pruner.mask=row``.
+        Counts of rows [rows] are given only to a pruner with ``pruner.mask=row`` that ``weighs_rows``.
         """
 
     @property
@@ -115,11 +115,11 @@ class LayerPruner(Protocol):
             self.rule.require("row")
         if allocation.row_weights:
             self.rule.require("matrix")
-            if not self.weighs_rows:
-                raise UserError(
-                    f"the allocation has row weights, and pruner={self.name} pruner.mask={self.rule.name}"
-                    " can't weigh rows; use pruner=sparsegpt, or an allocation with allocation.rows=even"
-                )
+        if (allocation.rows or allocation.row_weights) and not self.weighs_rows:
+            raise UserError(
+                f"the allocation weighs rows, and pruner={self.name} pruner.mask={self.rule.name} can't;"
+                " allocate for this pruner, or with allocation.rows=even"
+            )
 
     @property
     def requires_calibration(self) -> bool:

@@ -39,11 +39,6 @@ class RefinedMetric(MetricOptions, ByMetric):
         require_positive("pruner", self, "swaps")
 
     @property
-    def weighs_rows(self) -> bool:
-        """Yes, but for N:M: a row times a factor has its metric times the factor."""
-        return self.rule.name in ("row", "matrix")
-
-    @property
     def statistic(self) -> type[Statistic] | None:
         """What the metric reads; the Gram matrix for refinement and repair."""
         return Gram if self._adapts else self.of_metric

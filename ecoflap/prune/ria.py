@@ -33,11 +33,6 @@ class RIA(RIAOptions, RefinedMetric):
                 f"pruner.power={self.power} must be a number of at least 0, such as the published 0.5"
             )
 
-    @property
-    def weighs_rows(self) -> bool:
-        """By counts alone: the metric is relative to the row, so that a factor is lost in it."""
-        return self.rule.name == "row"
-
     def metric(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
         """``(|w| / sum of its column + |w| / sum of its row) ||x||^power``."""
         assert isinstance(statistic, MeanSquare | Gram)

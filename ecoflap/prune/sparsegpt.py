@@ -40,7 +40,7 @@ class SparseGPT(SparseGPTOptions, LayerPruner):
     @property
     def weighs_rows(self) -> bool:
         """Yes, but for N:M."""
-        return self.rule.name == "matrix"
+        return self.rule.unstructured
 
     def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
         """Prune a weight [rows, cols] to ``keep`` weights."""

@@ -259,16 +259,24 @@ def test_weights_lower_the_weighted_error(pruner: LayerPruner) -> None:
 def test_masks_that_cannot_weigh_rows_are_refused() -> None:
     allocation = with_factors(WaterFilling()(tiny.build("llama"), None, 0.5), tiny.build("llama").layers)
     for pruner in (Wanda(), ADMM(), SparseGPT(mask="2:4")):
-        with pytest.raises(UserError, match=r"each row a weight of its own, .*use pruner\.mask=matrix"):
+        with pytest.raises(UserError, match=r"each row a weight of its own, .*allocate for the pruner"):
             pruner.check_rows(allocation)
-    with pytest.raises(UserError, match=r"pruner=ria pruner\.mask=matrix can't weigh rows"):
+    with pytest.raises(UserError, match=r"weighs rows, and pruner=ria pruner\.mask=matrix can't"):
         RIA(mask="matrix").check_rows(allocation)
     for pruner in (RIA(mask="matrix"), SparseGPT(mask="n:4"), Wanda(mask="2:4")):
-        with pytest.raises(UserError, match=r"allocation\.rows=weighted: .* can't weigh"):
+        with pytest.raises(UserError, match=r"allocation\.rows=weighted .* can't weigh"):
             InContext(rows="weighted").check_pruner(pruner)
 
 
-@pytest.mark.parametrize("changed", [lambda factors: factors[1:], lambda factors: [0.0, *factors[1:]]])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda factors: factors[1:],
+        lambda factors: [0.0, *factors[1:]],
+        lambda factors: [1e-50, *factors[1:]],
+        lambda factors: [True, *factors[1:]],
+    ],
+)
 def test_row_weights_that_do_not_fit_are_refused(changed: Callable[[list[float]], list[float]]) -> None:
     layers = tiny.build("llama").layers
     allocation = with_factors(WaterFilling()(tiny.build("llama"), None, 0.5), layers)
@@ -297,3 +305,8 @@ def test_a_pruner_that_says_nothing_of_rows_gets_none() -> None:
     allocation = allocator(tiny.build("llama"), None, 0.6, context)
     assert not allocation.rows
     assert not allocation.row_weights
+    with pytest.raises(UserError, match=r"pruner=own pruner\.mask=row can't weigh"):
+        replace(allocator, granularity="row").check_pruner(OwnPruner())
+    rows = {layer.name: [layer.shape[1] // 2] * layer.shape[0] for layer in tiny.build("llama").layers}
+    with pytest.raises(UserError, match=r"weighs rows, and pruner=own pruner\.mask=row can't"):
+        OwnPruner().check_rows(replace(allocation, rows=rows))

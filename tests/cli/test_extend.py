@@ -39,6 +39,7 @@ FILES = {
     if "/" in name
 }
 COMMANDS = re.findall(r"^ecoflap run --config-dir my_parts/conf (.*)$", PAGE, re.MULTILINE)
+EVEN = ["allocation=in_context", "allocation.rows=even"]  # the reference prunes all rows of a layer alike
 MODULES = {Path(name).stem for name in FILES if name.endswith(".py")}
 BERT = {
     "hidden_size": 16,
@@ -149,13 +150,13 @@ def test_multiflow(start: Any, text_run: list[str]) -> None:
 
 
 def test_a_statistic_of_ones_own(start: Any, text_run: list[str]) -> None:
-    given = [*under(text_run), "model.save=true", "propagate=pruned"]
+    given = [*under(text_run), "model.save=true", "propagate=pruned", *EVEN]
     assert_masks(start([*command("pruner=tails"), *given]), text_run, tails)
 
 
 def test_a_statistic_of_ones_own_from_dense_predecessors(start: Any, text_run: list[str]) -> None:
     """With dense predecessors the sums of Wanda's statistic are shared between runs, which these can't be."""
-    given = [*under(text_run), "model.save=true", "propagate=dense"]
+    given = [*under(text_run), "model.save=true", "propagate=dense", *EVEN]
     folder = start([*command("pruner=tails"), *given])
     model, calibration = tiny(text_run)
     masks = load_masks(folder / "checkpoint" / "masks.safetensors")

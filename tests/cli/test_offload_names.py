@@ -46,11 +46,14 @@ def compare(run: Run, overrides: list[str], model_class: Any, tmp_path: Path) ->
     overrides = [*overrides, "model.save=true", "cache_mode=off"]
     expected = run(overrides, "plain")
     result = run([*overrides, "runtime.offload=disk"], "away")
-    assert (result.metrics, result.sparsity, result.model) == (
-        expected.metrics,
-        expected.sparsity,
-        expected.model,
-    )
+    assert (result.metrics, result.model) == (expected.metrics, expected.model)
+    errors = [
+        {name: layer.pop("error") for name, layer in one.sparsity["layers"].items()}
+        for one in (result, expected)
+    ]
+    assert result.sparsity == expected.sparsity
+    # Some processors add up in another order where weights lie at other addresses.
+    assert errors[0] == pytest.approx(errors[1], rel=1e-6)
     folders = [tmp_path / name / "checkpoint" for name in ("away", "plain")]
     ours, theirs = (loaded(model_class, folder) for folder in folders)
     assert ours.keys() == theirs.keys()

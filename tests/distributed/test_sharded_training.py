@@ -98,7 +98,11 @@ def test_a_model_of_two_towers_is_sharded(tmp_path: Path) -> None:
     ]
     succeed(2, [*overrides, f"cache={tmp_path / 'cache'}"], tmp_path / "copies")
     sharded([*overrides, f"cache={tmp_path / 'cache'}"], tmp_path / "shards")
-    close(weights(tmp_path / "copies"), weights(tmp_path / "shards"))
+    one, other = weights(tmp_path / "copies"), weights(tmp_path / "shards")
+    for name in [name for name in one if name.endswith("k_proj.bias")]:
+        # It adds the same to all logits of a query: its gradient is rounding noise, which Adam scales up.
+        torch.testing.assert_close(one.pop(name), other.pop(name), rtol=0, atol=1e-4)
+    close(one, other)
     assert verify(tmp_path / "shards") == []
 
 

@@ -206,7 +206,7 @@ PARTS: list[Case] = [
     ),
     Case(
         ("allocation=in_context", "allocation.rows=weighted", "pruner=sparsegpt", "pruner.mask=n:4"),
-        ("pruner.mask=n:4 can't weigh", "pruner.mask=row", "allocation.rows=even"),
+        ("pruner.mask=n:4 can't weigh", "matrix (sparsegpt", "allocation.rows=even"),
     ),
     Case(
         ("allocation=in_context", "allocation.rows=weighted", "allocation.granularity=row"),
