@@ -160,9 +160,9 @@ class InContext(InContextOptions, Allocator):
             point = search.step(point, step.budget, step.turn, step.rate)
         at_target = [point for step, point in visited if step.budget == sparsity]
         mean = search.shifted(search.mean([*at_target[len(at_target) // 2 :], point]), sparsity)
-        last, weights = point, search.row_weights
+        weights = search.row_weights
         return search.best(
-            {"last": Candidate(last, weights), "mean": Candidate(mean, weights), "uniform": uniform}
+            {"last": Candidate(point, weights), "mean": Candidate(mean, weights), "uniform": uniform}
         )
 
     def steps_to(self, sparsity: float) -> list[Step]:

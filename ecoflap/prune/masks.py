@@ -125,7 +125,7 @@ class MaskRule:
             own, pruners = OWN_ROWS[name]
             raise UserError(
                 f"the allocation gives each row {own} of its own, and pruner.mask={self.name} decides"
-                f" otherwise; allocate for the pruner that is used, or with allocation.granularity=layer"
+                " otherwise; allocate for the pruner that is used, or with allocation.granularity=layer"
                 f" allocation.rows=even, or use pruner.mask={name} ({pruners})"
             )
 
@@ -133,10 +133,8 @@ class MaskRule:
         """The allocation with counts that the rule can have: for n:m, n of every m weights of each layer.
 
         Raises:
-            UserError: if that needs layers without any weight, or rows have counts that the rule can't have.
+            UserError: if that needs layers without any weight.
         """
-        if allocation.rows:
-            self.require("row")
         return allocation if self.varying is None else in_whole_groups(allocation, self.varying)
 
     def pattern(self, size: int, keep: Keep) -> Pattern:

@@ -147,8 +147,9 @@ class LayerPruner(Protocol):
         """The allocation with counts that the mask can have, as near as possible.
 
         Raises:
-            UserError: if there are none.
+            UserError: if there are none, or ``check_rows`` refuses what it says of rows.
         """
+        self.check_rows(allocation)
         return self.rule.fitted(allocation)
 
     def check_layers(self, layers: Sequence[Layer]) -> None:
