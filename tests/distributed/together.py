@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import tempfile
 import traceback
@@ -15,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 
 from ecoflap.distributed.processes import joined
+from tests.ports import free_ports
 
 
 class ChildError(AssertionError):
@@ -45,9 +45,7 @@ def together(count: int, work: Callable[[], Any], joining: bool = True) -> list[
 
 def environments(count: int) -> Iterator[Mapping[str, str]]:
     """What a launcher tells each process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     for rank in range(count):
         yield {
             "RANK": str(rank),

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from tests.ports import free_ports
+
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sacct")
 NODES, CPUS, GPUS = 4, 2, 2
 
@@ -240,17 +242,6 @@ class Cluster:
             f" slurm_acct_db.* to {user}"
         )
         subprocess.run([*client, "-e", accounts], check=True)
-
-
-def free_ports(count: int) -> list[int]:
-    """So many ports in a row that nobody listens on."""
-    for first in range(17000 + os.getpid() % 1000 * 10, 60000, 10):
-        with suppress(OSError):
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-            return list(range(first, first + count))
-    raise RuntimeError("no free ports")
 
 
 def wait_for(what: str, there: Callable[[], bool], seconds: float = 120) -> None:
