@@ -76,7 +76,7 @@ zoo-table: $(READY) ## compare them and write docs/architectures.md
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo --table docs/architectures.md
 
 test-slurm: $(READY) ## test sweeps on a Slurm of four nodes on this machine (as root; skipped where Slurm is not installed)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/slurm
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --timeout 900 tests/slurm
 
 benchmarks: real-models ## measure speed and memory against the published algorithms (docs/benchmarks.md; about an hour)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks

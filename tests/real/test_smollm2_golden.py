@@ -26,6 +26,7 @@ pytestmark = [
     pytest.mark.skipif(
         not TOKENS.is_file(), reason="the golden tokens are not part of the project and not here"
     ),
+    pytest.mark.timeout(1800),
 ]
 EVERY_RUN = [
     ("magnitude", 0.5),
