@@ -160,16 +160,9 @@ def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str, total: 
             f" {nearest(unknown, sizes)}); check towers and skip_layers"
         )
     for layer in layers:
-        if not _rows_fit(allocation, layer):
-            raise UserError(
-                f"allocation.path={path}: the counts of rows of {layer.name} are not {layer.shape[0]} whole"
-                f" numbers up to {layer.shape[1]} that add up to {allocation.keep[layer.name]}"
-            )
-        if not _row_weights_fit(allocation, layer):
-            raise UserError(
-                f"allocation.path={path}: the row weights of {layer.name} are not {layer.shape[0]} numbers"
-                f" from {LEAST:g} to {MOST:g}"
-            )
+        misfit = _misfit_of_rows(allocation, layer)
+        if misfit is not None:
+            raise UserError(f"allocation.path={path}: {misfit}")
     found = replace(
         allocation,
         keep={name: allocation.keep[name] for name in sizes},
@@ -201,6 +194,19 @@ def _check_total(allocation: Allocation, towers: tuple[Tower, ...], path: str) -
         )
 
 
+def _misfit_of_rows(allocation: Allocation, layer: Layer) -> str | None:
+    """What does not fit a layer in the counts or weights of its rows; None if all does."""
+    rows, cols = layer.shape
+    if not _rows_fit(allocation, layer):
+        return (
+            f"the counts of rows of {layer.name} are not {rows} whole numbers up to {cols} that add up to"
+            f" {allocation.keep[layer.name]}"
+        )
+    if not _row_weights_fit(allocation, layer):
+        return f"the row weights of {layer.name} are not {rows} numbers from {LEAST:g} to {MOST:g}"
+    return None
+
+
 def _rows_fit(allocation: Allocation, layer: Layer) -> bool:
     """Whether the counts of a layer's rows, if there are any, are possible and add up to the layer's."""
     rows, cols = layer.shape
@@ -230,17 +236,6 @@ def check_counts(allocation: Allocation, layers: Sequence[Layer]) -> None:
         UserError: if it has no count for a layer, one too many, or one that a layer can't keep.
     """
     sizes = {layer.name: layer.size for layer in layers}
-    for layer in layers:
-        if layer.name in allocation.keep and not _rows_fit(allocation, layer):
-            raise UserError(
-                f"the allocation was made for other layers: its counts of rows of {layer.name} don't fit"
-                f" {layer.shape[0]} rows of {layer.shape[1]} weights; allocate for the model that is pruned"
-            )
-        if not _row_weights_fit(allocation, layer):
-            raise UserError(
-                f"the allocation was made for other layers: its row weights of {layer.name} are not"
-                f" {layer.shape[0]} numbers from {LEAST:g} to {MOST:g}; allocate for the model that is pruned"
-            )
     for name in {**sizes, **allocation.keep}:
         size, kept = sizes.get(name), allocation.keep.get(name)
         if size is None or kept is None or allocation.sizes.get(name) != size or not 0 <= kept <= size:
@@ -249,4 +244,10 @@ def check_counts(allocation: Allocation, layers: Sequence[Layer]) -> None:
                 f"the allocation was made for other layers: {name} keeps {kept} of"
                 f" {allocation.sizes.get(name)} weights there, and {here} here; allocate for the model that"
                 " is pruned, with its towers and skip_layers"
+            )
+    for layer in layers:
+        misfit = _misfit_of_rows(allocation, layer)
+        if misfit is not None:
+            raise UserError(
+                f"the allocation was made for other layers: {misfit}; allocate for the model that is pruned"
             )

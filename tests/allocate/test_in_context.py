@@ -374,7 +374,7 @@ def test_counts_of_rows_that_do_not_fit_are_refused(changed: Callable[[list[int]
     )
     name = layers[0].name
     wrong = replace(allocation, rows={**allocation.rows, name: changed(allocation.rows[name])})
-    with pytest.raises(UserError, match=f"its counts of rows of {name} don't fit"):
+    with pytest.raises(UserError, match=f"the counts of rows of {name} are not"):
         check_counts(wrong, layers)
 
 
