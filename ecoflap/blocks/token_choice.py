@@ -20,6 +20,7 @@ from ecoflap.blocks.block_call import extract_hidden
 from ecoflap.blocks.input_statistics import ROUTED
 from ecoflap.blocks.stream import Stream
 from ecoflap.data.batch import Batch
+from ecoflap.distributed.collectives import gathered
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.core.token_kinds import TokenKinds, misfit
@@ -161,16 +162,20 @@ def choose_tokens(choice: str, tower: Tower, block: Block, streams: Sequence[Str
     Raises:
         UserError: if no token of the samples is visual, or none of the chosen ones is there.
     """
-    kinds = [stream.kinds for stream in streams]
-    known = [one for one in kinds if one is not None]
-    if choice == "all" or not known:
+    if choice == "all":
         return [stream.counted for stream in streams]
-    if len(known) < len(kinds):
+    known = [stream.kinds for stream in streams if stream.kinds is not None]
+    visual = any(bool(one.visual.any()) for one in known)
+    of_all = gathered((len(streams), len(known), visual))  # of the samples of all processes
+    batches, informed = sum(one[0] for one in of_all), sum(one[1] for one in of_all)
+    if not informed:
+        return [stream.counted for stream in streams]
+    if informed < batches:
         raise UserError(
             f"tokens={choice}: for some batches, the loss doesn't say which tokens of tower {tower.name}"
             f" ({tower.path}) are visual; use tokens=all"
         )
-    if not any(one.visual.any() for one in known):
+    if not any(one[2] for one in of_all):
         raise UserError(
             f"tokens={choice}: the calibration samples have no visual tokens in tower {tower.name}"
             f" ({tower.path}); use tokens=all, or calibrate on samples with pictures"
@@ -180,7 +185,7 @@ def choose_tokens(choice: str, tower: Tower, block: Block, streams: Sequence[Str
     else:
         chosen = [one.answer if choice == "answer" else ~one.visual for one in known]
     chosen = [_real(mask, stream.counted) for mask, stream in zip(chosen, streams, strict=True)]
-    if not any(mask.any() for mask in chosen):
+    if not any(gathered(any(bool(mask.any()) for mask in chosen))):
         raise UserError(
             f"tokens={choice}: the calibration samples have no such tokens in tower {tower.name}"
             f" ({tower.path}); use another choice, or leave the tower out of towers"
@@ -206,7 +211,7 @@ def movement(block: Block, stream: Stream) -> Tensor:
 def most_moved(kinds: Sequence[TokenKinds], moved: Sequence[Tensor]) -> list[Tensor]:
     """The text tokens, and as many of the visual tokens that move most as the block moves them far.
 
-    With r the mean movement of all visual tokens of all samples, sample j counts
+    With r the mean movement of all visual tokens of all samples, of all processes, sample j counts
 
         k_j = min(visual_j, round(min(1, r) text_j))
 
@@ -222,12 +227,17 @@ def most_moved(kinds: Sequence[TokenKinds], moved: Sequence[Tensor]) -> list[Ten
     Raises:
         NumericalError: if a movement is not finite.
     """
-    total = sum(float(one[kind.visual].double().sum()) for kind, one in zip(kinds, moved, strict=True))
+    own = [
+        (float(one[kind.visual].double().sum()), int(kind.visual.sum()))
+        for kind, one in zip(kinds, moved, strict=True)
+    ]
+    of_all = [batch for others in gathered(own) for batch in others]
+    total = sum(movement for movement, _ in of_all)
     if not math.isfinite(total):
         raise NumericalError(
             "tokens=atv: how far a block moves its hidden states is not finite; use model.dtype=float32"
         )
-    ratio = min(1.0, total / sum(int(kind.visual.sum()) for kind in kinds))
+    ratio = min(1.0, total / sum(tokens for _, tokens in of_all))
     masks = []
     for kind, one in zip(kinds, moved, strict=True):
         mask = ~kind.visual

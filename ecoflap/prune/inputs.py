@@ -13,6 +13,7 @@ from ecoflap.blocks.statistics import MeanSquare, Statistic
 from ecoflap.blocks.walk import walk
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.distributed.processes import size
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.prune.protocol import Pruner
@@ -47,7 +48,7 @@ def require_propagation(
     one may not feed an earlier one; a storable statistic is gathered before anything is pruned.
 
     Args:
-        model: dense; it is run on two samples of each batch.
+        model: dense; it is run on a few samples of each batch.
         batches: of the calibration set.
         propagate: what comes before a layer when its inputs are measured.
         statistic: of a layer's inputs; None if the pruner looks at no data.
@@ -58,7 +59,8 @@ def require_propagation(
     dense = propagate == "dense"
     if statistic is None or propagate == "pruned" or (dense and statistic.storable):
         return
-    small = [{name: tensor[:2] for name, tensor in batch.items()} for batch in batches]
+    few = max(2, size())  # each process needs a sample
+    small = [{name: tensor[:few] for name, tensor in batch.items()} for batch in batches]
     towers = tuple(reversed(model.towers)) if dense else model.towers
     with quiet_forward(model.module):
         for visit in walk(model, towers, small, "check", dense):
@@ -81,7 +83,8 @@ def measure_dense(
     Args:
         model: dense.
         calibration: the samples.
-        batch_size: samples per forward pass; changes nothing beyond rounding.
+        batch_size: samples per forward pass; changes nothing beyond rounding, unless a loss takes negatives
+            from the batch.
         checked: whether ``require_calls`` has already accepted the model with all of the samples.
         statistic: the statistic to gather.
         tokens: which tokens count, see ``ecoflap.blocks.token_choice.choose_tokens``.

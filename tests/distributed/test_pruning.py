@@ -18,18 +18,21 @@ from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.input_statistics import InputStatistics
 from ecoflap.blocks.statistics import MeanSquare, Statistic
 from ecoflap.blocks.walk import walk
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.processes import rank
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import layers as solving
 from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
 from ecoflap.prune.finished_blocks import FinishedBlocks
+from ecoflap.prune.inputs import measure_dense, require_propagation
 from ecoflap.prune.magnitude import Magnitude
 from ecoflap.prune.protocol import LayerPruner
 from ecoflap.prune.ria import RIA
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from tests import experts, tiny
+from tests.prune.by_hand_tokens import samples as token_samples
 from tests.prune.test_families import uneven
 
 from .together import together
@@ -117,6 +120,34 @@ def test_four_processes_share_one_batch(way: str) -> None:
 def test_experts_that_only_some_processes_reach(way: str) -> None:
     expected, found = pruned("mixtral", way), together(4, lambda: pruned("mixtral", way))
     assert_same(found[0], expected)
+
+
+@pytest.mark.parametrize("propagate", ["layer", "compensated"])
+def test_a_batch_of_more_samples_than_processes_is_enough(propagate: str) -> None:
+    samples = tiny.samples("llama")
+    together(3, lambda: require_propagation(tiny.build("llama"), samples.batches(8), propagate, Gram))
+
+
+@pytest.mark.parametrize("choice", ["atv", "text", "answer"])
+def test_tokens_are_chosen_among_those_of_all_processes(choice: str) -> None:
+    """The last samples have no pictures, so that a process may see none."""
+    with_pictures = token_samples("llava").samples
+    bare = [
+        {name: one[name] for name in one if name != "pixel_values"}
+        | dict.fromkeys(("input_ids", "labels"), torch.arange(3, 12).view_as(one["input_ids"]))
+        for one in tiny.samples("llava", lengths=(5, 5, 5)).samples
+    ]
+    for calibration in (token_samples("llava"), CalibrationSet("mixed", (*with_pictures, *bare))):
+
+        def measured(calibration: CalibrationSet = calibration) -> dict[str, Tensor]:
+            return measure_dense(tiny.build("llava"), calibration, 1, tokens=choice)
+
+        expected = measured()
+        for count in (2, 3):
+            for found in together(count, measured):
+                assert found.keys() == expected.keys()
+                for name, sums in found.items():
+                    torch.testing.assert_close(sums, expected[name], rtol=1e-6, atol=1e-9)
 
 
 WIDE: dict[str, tuple[LayerPruner, str]] = {
