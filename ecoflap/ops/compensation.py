@@ -46,12 +46,15 @@ def compensate(
         damping: share of the mean diagonal that is added to the diagonal, above 0.
 
     Returns:
-        For each matrix W + share (W drift + stream) inv(gram), [rows, cols] fp32. No argument is modified.
+        For each matrix W + share (W drift + stream) inv(gram), [rows, cols] fp32; W where the Gram matrix is
+        zero, as no weight then matters. No argument is modified.
 
     Raises:
         ValueError: if the Gram matrix is not finite.
     """
     matrix, norms = unit_columns(gram)
+    if not matrix.diagonal().any():
+        return [weight.detach().to(torch.float32, copy=True) for weight in weights]
     matrix.diagonal().add_(damping * matrix.diagonal().mean())
     lower = torch.linalg.cholesky(matrix)
     compensated = []

@@ -15,6 +15,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.core.towers import Block
+from ecoflap.ops import compensate
 from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
 from ecoflap.prune.finished_blocks import FinishedBlocks
@@ -31,6 +32,23 @@ from .test_families import EVERY_TOWER, PRUNERS, uneven, uniform
 from .test_layer_by_layer import CALLED_ONCE, assert_equal
 
 Writers = dict[str, str | None]
+
+
+def test_an_input_of_zeros_compensates_nothing() -> None:
+    weight = torch.randn(3, 4)
+    (found,) = compensate([weight], torch.zeros(4, 4), torch.zeros(4, 4), [torch.ones(3, 4)])
+    assert torch.equal(found, weight)
+    assert found is not weight
+
+
+@pytest.mark.parametrize("pruner", [ADMM(), SparseGPT()])
+def test_a_layer_that_is_removed_leaves_zeros_to_the_next(pruner: LayerPruner) -> None:
+    model = tiny.build("llama")
+    allocation = uneven(model)
+    name = next(name for name in allocation.keep if name.endswith("v_proj.weight"))
+    allocation.keep[name] = 0
+    prune(model, tiny.samples("llama"), pruner, allocation, 2, propagate="compensated")
+    assert all(torch.isfinite(layer.weight).all() for layer in model.layers)
 
 
 # {family: {end of a layer's name: the module of its block that reads the residual stream after the layer was
