@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from torch import Tensor
@@ -130,12 +130,26 @@ class MaskRule:
             )
 
     def fitted(self, allocation: Allocation) -> Allocation:
-        """The allocation with counts that the rule can have: for n:m, n of every m weights of each layer.
+        """The allocation with counts that the rule can have: for N:M, N of every M weights of each layer.
 
         Raises:
-            UserError: if that needs layers without any weight.
+            UserError: if a fixed N:M differs from the counts by more than their rounding, or n:M needs layers
+                without any weight.
         """
-        return allocation if self.varying is None else in_whole_groups(allocation, self.varying)
+        if self.varying is not None:
+            return in_whole_groups(allocation, self.varying)
+        if self.n_of_m is None:
+            return allocation
+        n, m = self.n_of_m
+        keep = {name: size * n // m for name, size in allocation.sizes.items()}
+        for name, count in keep.items():
+            if abs(count - allocation.keep[name]) > 1:
+                raise UserError(
+                    f"pruner.mask={self.name} keeps {count:,} of the {allocation.sizes[name]:,} weights of"
+                    f" {name}, and the allocation says {allocation.keep[name]:,}; use pruner.mask=n:{m}, or"
+                    " allocation=water_filling score=none"
+                )
+        return replace(allocation, keep=keep)
 
     def pattern(self, size: int, keep: Keep) -> Pattern:
         """Which weights of a layer compete.

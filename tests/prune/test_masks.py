@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -82,3 +83,17 @@ def test_every_group_of_every_row_keeps_n(pruner: type, rule: str, sparsity: flo
         mask = layer.oriented(report.masks[layer.name])
         assert torch.all(mask.reshape(layer.shape[0], -1, m).sum(dim=2) == n)
         assert torch.equal(layer.matrix() != 0, mask)
+
+
+def test_counts_of_a_fixed_n_of_m_are_its_own() -> None:
+    """Those of a target that is a third in nine digits, but no others."""
+    model = tiny.build("llama")
+    allocation = WaterFilling()(model, None, 0.5)
+    pruner = Wanda(mask="2:4")
+    assert pruner.fitted(allocation).keep == allocation.keep
+    name = next(iter(allocation.keep))
+    off = replace(allocation, keep={**allocation.keep, name: allocation.keep[name] - 1})
+    assert pruner.fitted(off).keep == allocation.keep
+    other = replace(allocation, keep={**allocation.keep, name: allocation.keep[name] - 2})
+    with pytest.raises(UserError, match=rf"keeps \d+ of the \d+ weights of {name}.*pruner.mask=n:4"):
+        pruner.fitted(other)
