@@ -78,9 +78,10 @@ class Neuronal(NeuronalOptions, Uneven):
         """
         self.check(sparsity)
         assert context is not None
+        key = {"result": "misalignment", "sparsity": sparsity, "towers": [one.name for one in model.towers]}
         measured = {
             spread: context.recall(
-                {"result": "misalignment", "spread": spread, "sparsity": sparsity},
+                {**key, "spread": spread},
                 partial(self._measure, model, context, sparsity, spread),
             )
             for spread in dict.fromkeys(self._candidates(sparsity))

@@ -59,7 +59,12 @@ class Local(LocalOptions, Scorer):
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on."""
-        return {"name": self.name, "measure": self.measure, "samples": self.samples}
+        return {
+            "name": self.name,
+            "measure": self.measure,
+            "samples": self.samples,
+            "batch_size": self.batch_size,  # a loss may take negatives from the batch
+        }
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, calibration: CalibrationSet, seed: int) -> Scores:

@@ -12,7 +12,7 @@ class ZerothOrderOptions:
     Attributes:
         samples: how many samples of the calibration set are used, from the first.
         batch_size: samples whose mean loss one probe moves; part of the estimate, as in the paper. Texts of
-            another length are in batches of their own.
+            different lengths are padded, or in batches of their own where that changes a sample's loss.
         noises: independent draws of z per layer and batch.
         eps: size of a probe, in the units of the weights.
         samples_per_pass: most samples that share one forward pass, probes included; fewer where memory does
@@ -40,7 +40,7 @@ class FirstOrderOptions:
             (gradient_norm), the sum of |w g| (weight_gradient) or of its squares (weight_gradient_square).
         samples: how many samples of the calibration set are used, from the first.
         batch_size: samples whose mean loss is differentiated; part of the score, as in the paper. Texts of
-            another length are in batches of their own.
+            different lengths are padded, or in batches of their own where that changes a sample's loss.
         recompute: compute blocks again in the backward pass instead of keeping their activations: less
             memory, a third more time, the same numbers.
         name: what logs and result files call it.
@@ -63,7 +63,8 @@ class LocalOptions:
     Attributes:
         measure: the metric of the pruner that is summed: wanda or sparsegpt.
         samples: how many samples of the calibration set are used, from the first.
-        batch_size: samples per forward pass; changes nothing beyond rounding.
+        batch_size: samples per forward pass; changes nothing beyond rounding, unless a loss takes negatives
+            from the batch.
         name: what logs and result files call it.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,6 +45,21 @@ def block_sparsities(model: PrunableModel, allocation: Allocation) -> list[float
 def forced(value: Callable[[float], dict[str, Any]]) -> Any:
     """A recall that has a stored value for each lambda, so that nothing is pruned."""
     return lambda name, compute: value(name["spread"])
+
+
+def test_towers_of_other_names_are_measured_again() -> None:
+    known: dict[str, Any] = {}
+
+    def recall(key: Any, compute: Callable[[], Any]) -> Any:
+        if str(key) not in known:
+            known[str(key)] = compute()
+        return known[str(key)]
+
+    context = Context(Wanda(), tiny.samples("llama"), batch_size=2, seed=0, recall=recall)
+    allocator, model = Neuronal(spreads=(0.1,)), tiny.build("llama")
+    keep = allocator(model, None, 0.5, context).keep
+    renamed = replace(model, towers=tuple(replace(tower, name="renamed") for tower in model.towers))
+    assert allocator(renamed, None, 0.5, context).keep == keep
 
 
 @pytest.mark.parametrize(("sparsity", "spread"), PUBLISHED)

@@ -28,6 +28,16 @@ def test_equals_the_metric_on_all_inputs(family: str, measure: str) -> None:
         assert scores.importance[layer.name] == pytest.approx(float(expected), rel=2e-3)
 
 
+def test_the_batch_size_tells_scores_apart() -> None:
+    """A loss that takes negatives from the batch changes what the layers read."""
+    model, calibration = tiny.build("blip_retrieval"), tiny.samples("blip_retrieval")
+    one, other = (Local(batch_size=size) for size in (2, 5))
+    assert one(model, calibration, 0).importance != pytest.approx(
+        other(model, calibration, 0).importance, rel=1e-3
+    )
+    assert one.identity() != other.identity()
+
+
 def test_refusals() -> None:
     with pytest.raises(
         UserError, match=r"score\.measure=gradient is not known; the choices are wanda, sparsegpt"
