@@ -28,8 +28,8 @@ from ecoflap.score.scores import Scores
 
 HIGHEST = 0.98
 """The largest sparsity of a layer, block or row, before counts are rounded."""
-CANDIDATES = 3
-"""Allocations of which the loss on all samples decides."""
+CANDIDATES = 4
+"""At most: allocations of which the loss on all samples decides."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,10 @@ class InContext(InContextOptions, Allocator):
         at_target = [point for step, point in visited if step.budget == sparsity]
         mean = search.shifted(search.mean([*at_target[len(at_target) // 2 :], point]), sparsity)
         weights = search.row_weights
-        return search.best(
-            {"last": Candidate(point, weights), "mean": Candidate(mean, weights), "uniform": uniform}
-        )
+        candidates = {"last": Candidate(point, weights), "mean": Candidate(mean, weights), "uniform": uniform}
+        if weights.known:  # a pruner that makes up for what it removes may be better off with even rows
+            candidates["even"] = Candidate(point, RowWeights())
+        return search.best(candidates)
 
     def steps_to(self, sparsity: float) -> list[Step]:
         """The steps to a target; two targets share those of their ramps."""

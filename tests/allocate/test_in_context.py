@@ -226,9 +226,30 @@ def test_no_candidate_has_a_smaller_loss_than_the_chosen(family: str) -> None:
     with trial_pruner(model, context(family)) as trial:
         trial.prune({name: allocation.count(name) for name in allocation.keep})
         chosen = trial.loss(loss_batches(model, calibration, 2))
-    assert set(losses) == {"last", "mean", "uniform"}
+    assert set(losses) == {"last", "mean", "uniform", "even"}
     assert chosen == pytest.approx(min(losses.values()), rel=1e-2)
     assert min(losses.values()) <= losses["uniform"]
+
+
+def test_even_rows_are_taken_where_their_loss_is_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    best = BudgetSearch.best
+    monkeypatch.setattr(
+        BudgetSearch,
+        "best",
+        lambda search, found: best(search, {name: found[name] for name in ("last", "even")}),
+    )
+    candidates: list[dict[str, bool]] = []
+    loss = BudgetSearch._loss
+
+    def even_wins(search: BudgetSearch, candidate: Any) -> float | None:
+        candidates.append({"weighted": candidate.row_weights.known})
+        return (loss(search, candidate) or 0.0) + 100.0 * candidate.row_weights.known
+
+    monkeypatch.setattr(BudgetSearch, "_loss", even_wins)
+    allocation = allocate("llama", 0.6)
+    assert candidates == [{"weighted": True}, {"weighted": False}]
+    assert not allocation.rows
+    assert sum(allocation.keep.values()) == keep_total(list(allocation.sizes.values()), 0.6)
 
 
 def test_a_mask_of_n_of_m_leaves_no_layer_empty(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,7 +193,7 @@ def test_the_result_says_what_was_scored_and_compared(run: Run, text_run: list[s
     assert result.scores is None
     assert result.allocation is not None
     assert result.allocation["granularity"] == "layer"
-    assert set(result.allocation["details"]["losses"]) == {"last", "mean", "uniform"}
+    assert set(result.allocation["details"]["losses"]) == {"last", "mean", "uniform", "even"}
     scored = run([*text_run, "score=first_order"], "scored")
     assert scored.scores is not None
     assert set(scored.scores["importance"]) == set(scored.sparsity["layers"])
