@@ -21,6 +21,7 @@ from ecoflap.console.progress import complain, wrapped
 from ecoflap.errors import SweepFailed, UserError
 from ecoflap.run import config as run_config
 from ecoflap.run import invocation, refusals
+from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.installation import conf_folder
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,8 @@ def _fail(error: Exception) -> NoReturn:
     if message is None:
         raise error
     folder = Path(HydraConfig.get().runtime.output_dir)
-    rest = f"; {invocation.how_to_resume()}" if refusals.is_resumable(folder) else ""
+    stopped = refusals.is_resumable(folder) and not (folder / RESULT).exists()
+    rest = f"; {invocation.how_to_resume()}" if stopped else ""
     log.error("%s%s", message, rest)
     refusals.remove_empty_run(folder)
     sys.exit(2)

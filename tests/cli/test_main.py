@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli import forked
 from tests.cli.conftest import ROOT
 
 
@@ -102,6 +103,15 @@ def test_a_sweep_runs_every_combination(text_run: list[str], tmp_path: Path) -> 
     page = (tmp_path / "sweep" / "report" / "index.html").read_text()
     assert "language, 2 blocks" in page
     assert "4 runs in" in page
+
+
+def test_a_run_that_has_ended_is_not_resumed_by_another_config(text_run: list[str], tmp_path: Path) -> None:
+    given = [*text_run, f"hydra.run.dir={tmp_path / 'out'}"]
+    assert forked.main(given, tmp_path).returncode == 0
+    refused = forked.main([*given, "sparsity=0.7"], tmp_path)
+    assert refused.returncode == 2
+    assert "holds the result of another config" in refused.stderr
+    assert "goes on from here" not in refused.stderr
 
 
 def test_an_interrupted_run_leaves_nothing_that_looks_whole(text_run: list[str], tmp_path: Path) -> None:
