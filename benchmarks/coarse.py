@@ -16,7 +16,7 @@ from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.data.easy_vqa.calibration import EasyVqa
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
-from ecoflap.models.loading.loader import Selection
+from ecoflap.models.core.towers import Selection
 from ecoflap.prune.wanda import Wanda
 from ecoflap.score.first_order import FirstOrder
 from ecoflap.score.zeroth_order import ZerothOrder

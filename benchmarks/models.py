@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.towers import Tower
+from ecoflap.models.core.towers import Selection, Tower
 from ecoflap.models.families.language.causal_lm import language_loss
 from ecoflap.models.families.language.smollm2 import SmolLM2
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.loading.loader import prunable
 
 
 def device() -> torch.device:

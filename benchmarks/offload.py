@@ -19,8 +19,8 @@ from benchmarks.measure import Row, in_child, medians
 from benchmarks.models import smollm2, tokens
 from ecoflap.blocks.capture import Flow
 from ecoflap.models.core.prunable import quiet_forward
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.causal_lm import CausalLM
-from ecoflap.models.loading.loader import Selection
 from ecoflap.models.offload.load import load_offloaded
 from ecoflap.score.pass_size import LiveBytes
 

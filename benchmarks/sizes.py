@@ -23,7 +23,7 @@ from benchmarks.measure import ROOT, write_between
 from benchmarks.models import smollm2
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.loading.loader import Selection
+from ecoflap.models.core.towers import Selection
 from ecoflap.ops.selection import select
 from ecoflap.storage.bitmask.convert import rewrite
 from ecoflap.storage.saved_model import Checkpoint, weight_bytes

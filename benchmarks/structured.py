@@ -13,9 +13,10 @@ from benchmarks.measure import Row, interleaved, medians
 from benchmarks.models import device
 from ecoflap.data.batch import Batch
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.core.units import cut_all, find_units
 from ecoflap.models.families.blip.text import vqa_loss
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.loading.loader import prunable
 from ecoflap.ops import select_in_matrix
 from ecoflap.prune.upop import choose
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.core.towers import Selection
+from ecoflap.models.loading.loader import prunable
 from tests import tiny
 
 BLOCKS = 4

@@ -12,8 +12,9 @@ import transformers as hf
 from torch import nn
 
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.causal_lm import language_loss
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.loading.loader import prunable
 from tests import tiny
 
 SIZE = {"vocab_size": tiny.VOCABULARY, "hidden_size": 16}

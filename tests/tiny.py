@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import Loss, PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.blip import retrieval as blip_retrieval
 from ecoflap.models.families.blip import text as blip
 from ecoflap.models.families.blip2 import generation as blip2
@@ -23,7 +24,7 @@ from ecoflap.models.families.clip.open_clip import OpenClipInterface
 from ecoflap.models.families.language import causal_lm, seq2seq
 from ecoflap.models.families.vision import image_classifier
 from ecoflap.models.families.vlm import vlm
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.loading.loader import prunable
 
 torch.set_num_threads(
     1

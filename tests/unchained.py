@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from ecoflap.data.batch import Sample
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language import causal_lm
 from ecoflap.models.families.vlm import vlm
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.loading.loader import prunable
 from tests import tiny
 
 WIDE = {"initializer_range": 0.3}  # what is added between blocks shall matter

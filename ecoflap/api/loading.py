@@ -13,10 +13,12 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from ecoflap.api.parts import built, named, names
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.models.core.prunable import Loss, PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.loading.hub import read_settings, require_folder
 from ecoflap.models.loading.kinds import option_of, options_for
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.loading.loader import prunable
+from ecoflap.models.sparse.linear import SparseLinear
 from ecoflap.run.saved_loader import recorded_node
 
 IN_MEMORY = "(in memory)"
@@ -58,6 +60,9 @@ def load(
         UserError: if there is no such model, kind, option, tower or layer.
         NumericalError: if a weight is NaN or infinite.
     """
+    for option, given in (("towers", towers), ("skip_layers", skip_layers)):
+        if isinstance(given, str):
+            raise UserError(f"{option}={given!r} is a single text; give a list, {option}=[{given!r}]")
     selection = Selection(None if towers is None else list(towers), list(skip_layers))
     if isinstance(loss, str):
         options["loss"] = loss
@@ -95,6 +100,7 @@ def _prepare(
     """
     _refuse_wrapped(module)
     _refuse_spread(module)
+    _refuse_sparse(module)
     training = [(child, child.training) for child in module.modules()]
     option = kind or option_of(module)
     try:
@@ -138,6 +144,19 @@ def _refuse_wrapped(module: nn.Module) -> None:
         raise UserError(
             f"{wrapped} adds adapters to a model; give what its .merge_and_unload() returns, or .unload() to"
             " prune it without them"
+        )
+
+
+def _refuse_sparse(module: nn.Module) -> None:
+    """Refuse a model whose zeros are not in memory.
+
+    Raises:
+        UserError: if some of its layers are sparse.
+    """
+    if any(isinstance(child, SparseLinear) for child in module.modules()):
+        raise UserError(
+            f"{type(module).__name__} was loaded with sparse=True, which leaves its layers no dense weights;"
+            " load it with ecoflap.load_pruned(folder)"
         )
 
 

@@ -144,6 +144,8 @@ class Work:
                 **self.method.to_config(),
                 "sparsity": self.sparsity,
                 "seed": self.seed,
+                "towers": model.selection.towers,
+                "skip_layers": list(model.selection.skip_layers),
                 "batch_size": self.batch_size,
                 "propagate": self.propagate,
                 "tokens": self.tokens,

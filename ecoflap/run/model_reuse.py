@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.loading.loader import Selection
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.protocol import Loader
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from ecoflap.distributed.collectives import gathered
 from ecoflap.distributed.processes import is_first, joined_in, shared_folder
 from ecoflap.evaluate.overlap import refuse_overlap
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.device import resolve_device
-from ecoflap.models.loading.loader import Selection
 from ecoflap.models.offload.load import show_weights
 from ecoflap.run.closing import show_closing
 from ecoflap.run.config import build

@@ -10,8 +10,9 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.causal_lm import language_loss
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.loading.loader import prunable
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40,

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.core.towers import Selection
+from ecoflap.models.loading.loader import prunable
 
 BLOCKS, WIDTH, HIDDEN, VOCABULARY, SAMPLES, TOKENS = 4, 16, 48, 30, 3, 12
 

@@ -142,6 +142,13 @@ def prune_refused(*words: str, **options: Any) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in one.module.state_dict().items())
 
 
+@pytest.mark.parametrize("option", ["towers", "skip_layers"])
+def test_a_text_is_no_list_of_one_letter_each(option: str) -> None:
+    given: dict[str, Any] = {option: "model"}
+    with pytest.raises(UserError, match=rf"{option}='model' is a single text; give a list"):
+        ecoflap.load("blip2_mini", **given)
+
+
 def test_what_cannot_be_pruned_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ecoflap.prune.driver.prune", None)
     monkeypatch.setattr(PrunableModel, "loss", None)

@@ -9,7 +9,8 @@ from ecoflap.blocks.block_call import first_tensor
 from ecoflap.blocks.bypass import bypassing, find_bypass
 from ecoflap.blocks.capture import Flow
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.core.towers import Selection
+from ecoflap.models.loading.loader import prunable
 from tests import tiny
 
 HIDDEN, MASK, BIAS = torch.zeros(2, 3, 4), torch.ones(2, 3), torch.full((3, 3), 2.0)

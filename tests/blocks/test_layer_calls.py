@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from ecoflap.blocks.layer_calls import require_calls, skip_patterns
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.core.towers import Selection
+from ecoflap.models.loading.loader import prunable
 from tests import hybrids, tiny
 
 

@@ -13,7 +13,8 @@ from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet, stack
 from ecoflap.models.core.losses import token_loss
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.core.towers import Selection
+from ecoflap.models.loading.loader import prunable
 from tests import tiny
 
 LENGTHS = (5, 7, 6, 9, 5)

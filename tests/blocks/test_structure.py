@@ -23,7 +23,8 @@ from ecoflap.blocks.recorder import CaptureComplete, Recorder
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.core.towers import Selection
+from ecoflap.models.loading.loader import prunable
 from tests import unchained
 
 

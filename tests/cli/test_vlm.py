@@ -13,8 +13,8 @@ import torch
 import transformers as hf
 
 from ecoflap.data.easy_vqa.calibration import read_questions
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.vlm.vlm import VisionLanguage
-from ecoflap.models.loading.loader import Selection
 from ecoflap.storage.results import Result, verify
 from tests import tiny
 

@@ -17,9 +17,9 @@ from ecoflap.errors import UserError
 from ecoflap.evaluate.lm_eval_harness import LmEval, by_filter, flatten, untied
 from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.causal_lm import CausalLM
 from ecoflap.models.families.vlm.vlm import VisionLanguage
-from ecoflap.models.loading.loader import Selection
 from tests import tiny
 from tests.cli.conftest import WORDS, tiny_llama  # noqa: F401
 from tests.cli.test_vlm import save_llava

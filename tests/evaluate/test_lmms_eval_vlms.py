@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ecoflap.evaluate.lmms_eval_model import Asker, question
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.vlm.vlm import VisionLanguage
-from ecoflap.models.loading.loader import Selection
 from ecoflap.storage.results import Result
 from tests.api.conftest import picture
 from tests.cli.conftest import run

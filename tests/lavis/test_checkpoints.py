@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.lavis.blip2 import LavisBlip2
 from ecoflap.models.families.lavis.nlvr import LavisNlvr
 from ecoflap.models.families.lavis.parts import FILE
-from ecoflap.models.loading.loader import Selection
 from tests.lavis import tiny
 
 CPU = torch.device("cpu")

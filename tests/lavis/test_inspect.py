@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ecoflap.models.loading.loader import Selection
+from ecoflap.models.core.towers import Selection
 from ecoflap.run.config import build
 from tests.cli.conftest import composed
 from tests.lavis import tiny  # noqa: F401 - skips where LAVIS is missing

@@ -10,9 +10,10 @@ import transformers
 
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.blip2 import generation as blip2
 from ecoflap.models.families.lavis.keys import to_lavis, to_transformers
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.loading.loader import prunable
 from ecoflap.ops import gaussian
 from ecoflap.prune.driver import prune
 from ecoflap.score import probing

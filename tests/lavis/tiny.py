@@ -18,10 +18,11 @@ pytest.importorskip(
 from ecoflap.data.batch import Sample
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.lavis.blip2 import answer_loss
 from ecoflap.models.families.lavis.modules import BareBlip2T5, BareNlvr
 from ecoflap.models.families.lavis.nlvr import truth_loss
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.loading.loader import prunable
 from tests.cli.conftest import WORDS
 
 VOCABULARY = 48

@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ecoflap.data.batch import Batch
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.causal_lm import CausalLM
-from ecoflap.models.loading.loader import Selection
 from ecoflap.models.offload.load import load_offloaded
 
 BLOCKS = 5

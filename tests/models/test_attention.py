@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ecoflap.models.core.attention import OpenAttention, open_attention
 from ecoflap.models.core.layers import weights_of
-from ecoflap.models.core.towers import find_towers
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.core.towers import Selection, find_towers
+from ecoflap.models.loading.loader import prunable
 from tests import tiny  # noqa: F401 - one thread
 
 

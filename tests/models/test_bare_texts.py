@@ -17,9 +17,9 @@ from ecoflap.data.easy_vqa.calibration import EasyVqa
 from ecoflap.data.example import Example
 from ecoflap.evaluate.inputs import interface_settings
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.blip2.generation import Blip2
 from ecoflap.models.families.vlm.interface import VlmInterface
-from ecoflap.models.loading.loader import Selection
 from ecoflap.run.config import package_file
 from tests.data import caption_folders as folders
 from tests.data.captions.test_task import nocaps

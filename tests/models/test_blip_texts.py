@@ -19,10 +19,10 @@ from ecoflap.data.example import Example, Generation
 from ecoflap.errors import UserError
 from ecoflap.models.core.encoding import encode_all
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.blip.ranking import SMOOTHING
 from ecoflap.models.families.blip.retrieval import BlipRetrieval
 from ecoflap.models.families.blip.text import BlipCaption, BlipVqa, image_states
-from ecoflap.models.loading.loader import Selection
 from ecoflap.run.config import package_file
 from tests.cli.conftest import composed
 

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.clip.clip import Clip
 from ecoflap.models.families.language.causal_lm import CausalLM
 from ecoflap.models.families.language.seq2seq import Seq2Seq
 from ecoflap.models.families.vlm.vlm import VisionLanguage
-from ecoflap.models.loading.loader import Selection
 from ecoflap.models.offload.load import load_offloaded
 from ecoflap.storage.checkpoint import save_checkpoint
 from tests import tiny

@@ -16,9 +16,9 @@ from ecoflap.data.example import Generation
 from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import UserError
 from ecoflap.models.core.pictures import load_image
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.vlm.interface import VlmInterface
 from ecoflap.models.families.vlm.vlm import VisionLanguage
-from ecoflap.models.loading.loader import Selection
 from tests.vlms.folders import MODELS
 
 QUESTION = read_questions("train")[0]

@@ -20,7 +20,8 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.expert_slices import OPENED, ExpertSlice, all_slices, slices_of
 from ecoflap.models.core.experts import open_experts
 from ecoflap.models.core.prunable import in_float32, quiet_forward
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.core.towers import Selection
+from ecoflap.models.loading.loader import prunable
 from tests import experts as experts_of
 from tests.experts import as_published, noting_inputs
 

@@ -13,11 +13,11 @@ import torch
 
 from ecoflap.data.example import Example, Generation
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.blip2.generation import Blip2
 from ecoflap.models.families.clip.clip import Clip
 from ecoflap.models.families.language.seq2seq import Seq2Seq
 from ecoflap.models.families.vision.image_classifier import ImageClassifier
-from ecoflap.models.loading.loader import Selection
 from ecoflap.run.config import package_file
 
 LOADERS: dict[str, Any] = {"clip": Clip, "blip2": Blip2, "vit": ImageClassifier, "t5": Seq2Seq}

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ecoflap.errors import UserError
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.blip.text import BlipVqa
 from ecoflap.models.families.clip.clip import Clip
 from ecoflap.models.families.language.causal_lm import CausalLM
 from ecoflap.models.families.language.seq2seq import Seq2Seq
 from ecoflap.models.families.vision.image_classifier import ImageClassifier
 from ecoflap.models.families.vlm.vlm import VisionLanguage
-from ecoflap.models.loading.loader import Selection
 from ecoflap.models.loading.quantised import _dequantises
 from ecoflap.models.offload.load import load_offloaded
 from tests import tiny

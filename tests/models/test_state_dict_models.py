@@ -17,10 +17,10 @@ from ecoflap.data.easy_vqa.picture_tasks import EasyClassification
 from ecoflap.data.easy_vqa.pictures import NAMES, EasyPictures, read_pictures
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.clip.open_clip import OpenClip
 from ecoflap.models.families.vision.image_classifier import ClassifierInterface
 from ecoflap.models.families.vision.torchvision import Torchvision
-from ecoflap.models.loading.loader import Selection
 from ecoflap.prune.driver import prune
 from ecoflap.prune.wanda import Wanda
 

@@ -13,7 +13,8 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.core.towers import Selection
+from ecoflap.models.loading.loader import prunable
 from ecoflap.prune.driver import prune
 from ecoflap.prune.magnitude import Magnitude
 from ecoflap.prune.protocol import LayerPruner, Pruned

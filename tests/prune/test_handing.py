@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ecoflap.blocks.capture import Flow
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.core.towers import Selection
+from ecoflap.models.loading.loader import prunable
 from ecoflap.prune.driver import prune
 from ecoflap.prune.inputs import measure_dense
 from ecoflap.prune.magnitude import Magnitude

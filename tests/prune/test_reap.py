@@ -20,8 +20,9 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.losses import counting
 from ecoflap.models.core.mixtures import Mixture, find_mixtures
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.causal_lm import language_loss
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.loading.loader import prunable
 from ecoflap.prune.expert_scores import score_experts
 from ecoflap.prune.reap import REAP, kept_experts, removed_experts
 from ecoflap.storage.checkpoint import save_checkpoint

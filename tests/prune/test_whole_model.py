@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.causal_lm import language_loss
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.loading.loader import prunable
 from ecoflap.prune.global_gradient import GlobalGradient, mean_gradients
 from ecoflap.prune.global_magnitude import GlobalMagnitude
 from tests import tiny

@@ -15,11 +15,11 @@ from ecoflap.data.easy_vqa.calibration import read_questions
 from ecoflap.data.easy_vqa.task import EasyVqa
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language import smollm2
 from ecoflap.models.families.vision import vit_s
 from ecoflap.models.families.vlm.llava_smollm2 import JOINING, LlavaSmolLM2
 from ecoflap.models.families.vlm.vlm import VisionLanguage
-from ecoflap.models.loading.loader import Selection
 from ecoflap.models.loading.onnx_weights import read_onnx
 from ecoflap.run import pipeline
 from ecoflap.run.config import package_file

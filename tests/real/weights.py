@@ -12,7 +12,7 @@ import torch
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.loading.loader import Selection
+from ecoflap.models.core.towers import Selection
 from ecoflap.prune.driver import prune
 from ecoflap.prune.wanda import Wanda
 from tests.prune import reference

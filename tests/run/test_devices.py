@@ -11,7 +11,7 @@ import torch
 
 from ecoflap.cli import command
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.loading.loader import Selection
+from ecoflap.models.core.towers import Selection
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from ecoflap.run.config import build

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.causal_lm import CausalLM
-from ecoflap.models.loading.loader import Selection
 from ecoflap.run import model_reuse
 from tests.cli.conftest import tiny_llama  # noqa: F401 - a fixture
 

@@ -7,7 +7,7 @@ import torch
 
 from ecoflap.cli import command
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.loading.loader import Selection
+from ecoflap.models.core.towers import Selection
 from ecoflap.prune.wanda import Wanda
 from ecoflap.run.config import build
 from ecoflap.run.steps.memory import Need, needs_without_data

@@ -8,8 +8,9 @@ from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.causal_lm import language_loss
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.loading.loader import prunable
 from ecoflap.score.first_order import MEASURES, FirstOrder
 from ecoflap.score.pass_size import LiveBytes
 from tests import tiny

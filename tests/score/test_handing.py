@@ -12,7 +12,8 @@ from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.core.towers import Selection
+from ecoflap.models.loading.loader import prunable
 from ecoflap.score.first_order import FirstOrder
 from ecoflap.score.local import Local
 from ecoflap.score.zeroth_order import ZerothOrder

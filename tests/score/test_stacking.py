@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.core.towers import Selection
+from ecoflap.models.loading.loader import prunable
 from ecoflap.score.zeroth_order import ZerothOrder
 from tests.score.test_zeroth_order import two_forward_passes_per_probe
 

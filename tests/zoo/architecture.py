@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ecoflap.data.batch import Sample
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import Loss, PrunableModel
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.core.towers import Selection
+from ecoflap.models.loading.loader import prunable
 from tests.zoo.small import small_config
 
 torch.set_num_threads(1)

@@ -21,7 +21,7 @@ from ecoflap.models.core.expert_slices import ExpertSlice, all_slices, refresh
 from ecoflap.models.core.experts import reopen
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.preparation import preparation, without_origin
-from ecoflap.models.core.towers import MATCHED, Block, Skipped, Tower
+from ecoflap.models.core.towers import MATCHED, Block, Selection, Skipped, Tower
 from ecoflap.models.offload.placement import Placement, is_placeholder, placeholder
 from ecoflap.storage.stored_tensor import raw
 
@@ -60,6 +60,7 @@ class PrunableModel:
         interface: what the family can do with raw examples; it implements some of the protocols in
             ``ecoflap.models.core.protocols``.
         placement: where the weights of blocks are stored while they are not in use.
+        selection: which towers and layers were asked for.
     """
 
     name: str
@@ -71,6 +72,7 @@ class PrunableModel:
     processor: Any = None
     interface: Any = None
     placement: Placement = field(default_factory=Placement)
+    selection: Selection = field(default_factory=Selection)
 
     @property
     def layers(self) -> list[Layer]:

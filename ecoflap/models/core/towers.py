@@ -166,6 +166,19 @@ def _tower(
     return Tower(name, path, tuple(found))
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which towers and layers are pruned.
+
+    Attributes:
+        towers: names of the towers to prune; None for the default.
+        skip_layers: regular expressions of the names of layers to leave dense.
+    """
+
+    towers: list[str] | None = None
+    skip_layers: list[str] = field(default_factory=list)
+
+
 def select(
     towers: Sequence[Tower], names: Sequence[str] | None, skip_layers: Sequence[str] = ()
 ) -> tuple[Tower, ...]:

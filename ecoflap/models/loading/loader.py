@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.attention import open_attention
 from ecoflap.models.core.experts import open_experts
 from ecoflap.models.core.prunable import Loss, PrunableModel
-from ecoflap.models.core.towers import find_towers, select, skipped_weights
+from ecoflap.models.core.towers import Selection, find_towers, select, skipped_weights
 from ecoflap.models.loading.checkpoint_folder import stored_dtype, weight_files
 from ecoflap.models.loading.device import check_fits, resolve_dtype
 from ecoflap.models.loading.hub import (
@@ -39,19 +39,6 @@ from ecoflap.models.loading.skeleton import (
 from ecoflap.models.offload.load import streaming
 
 PROCESSOR = "the tokenizer or processor of "  # for messages
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which towers and layers are pruned.
-
-    Attributes:
-        towers: names of the towers to prune; None for the default.
-        skip_layers: regular expressions of the names of layers to leave dense.
-    """
-
-    towers: list[str] | None = None
-    skip_layers: list[str] = field(default_factory=list)
 
 
 def decoder_only(module: Any) -> bool:
@@ -122,7 +109,9 @@ def prunable(
                 " nothing was pruned"
             )
     skipped = tuple(skipped_weights(module, every, chosen))
-    return PrunableModel(name, module.eval(), every, chosen, skipped, loss, processor, interface)
+    return PrunableModel(
+        name, module.eval(), every, chosen, skipped, loss, processor, interface, selection=selection
+    )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.loading.loader import Selection
+from ecoflap.models.core.towers import Selection
 
 
 class Loader(Protocol):

@@ -13,7 +13,7 @@ from ecoflap.console.tracking import Tracking
 from ecoflap.data.protocol import Calibration
 from ecoflap.evaluate.protocol import Task
 from ecoflap.finetune.protocol import Finetuner
-from ecoflap.models.loading.loader import Selection
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.protocol import Loader
 from ecoflap.prune.protocol import Pruner
 from ecoflap.run.config import RunConfig

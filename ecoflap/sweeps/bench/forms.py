@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.device import resolve_device
-from ecoflap.models.loading.loader import Selection
 from ecoflap.models.sparse.sparsify import sparsify
 from ecoflap.run.config import build
 from ecoflap.run.saved_loader import saved_node

@@ -24,8 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ecoflap.console.progress import ArgumentParser, complain, table, track
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.device import resolve_device
-from ecoflap.models.loading.loader import Selection
 from ecoflap.run.config import build
 from ecoflap.run.saved_loader import saved_node
 from ecoflap.storage.file_names import RESULT

@@ -17,10 +17,10 @@ from transformers import Dinov2Config, Dinov2Model, Dinov2PreTrainedModel
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.towers import block_lists
+from ecoflap.models.core.towers import Selection, block_lists
 from ecoflap.models.families.vision import vit_s
 from ecoflap.models.loading.device import place
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.loading.loader import prunable
 from ecoflap.models.loading.onnx_weights import read_onnx
 
 SIZE = 224  # pixels of the square pictures that the model was trained on

@@ -13,9 +13,9 @@ from ecoflap.data.batch import Batch
 from ecoflap.models.core.losses import contrastive_loss, counting
 from ecoflap.models.core.positives import find_positives
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.towers import block_lists
+from ecoflap.models.core.towers import Selection, block_lists
 from ecoflap.models.loading.installed import installed_file
-from ecoflap.models.loading.loader import Pretrained, Selection, prunable
+from ecoflap.models.loading.loader import Pretrained, prunable
 
 TEMPERATURE = 0.05
 

@@ -18,9 +18,10 @@ from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
 from ecoflap.models.core.losses import token_loss
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.device import place
 from ecoflap.models.loading.installed import installed_file
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.loading.loader import prunable
 from ecoflap_speech.ctranslate2_weights import read_ctranslate2
 
 # CTranslate2 stacks the matrices that read the same input; these are their names in transformers, in the

@@ -155,3 +155,11 @@ def test_into_a_model_of_ones_own(dtype: torch.dtype, tmp_path: Path) -> None:
     own: Any = hf.LlamaForCausalLM(module.config)
     assert ecoflap.load_pruned(tmp_path, own, sparse=True) is own
     assert isinstance(own.model.layers[0].mlp.up_proj, SparseLinear)
+
+
+@pytest.mark.usefixtures("any_size")
+def test_a_sparse_model_is_not_pruned(dtype: torch.dtype, tmp_path: Path) -> None:
+    """A pruner would find the weights of its other layers alone."""
+    ecoflap.save(ecoflap.load(llama(dtype)), tmp_path, form="bitmask")
+    with pytest.raises(UserError, match=r"loaded with sparse=True.*load_pruned\(folder\)"):
+        ecoflap.load(ecoflap.load_pruned(tmp_path, sparse=True))

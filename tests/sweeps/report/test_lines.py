@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.core.towers import Selection
+from ecoflap.models.loading.loader import prunable
 from ecoflap.run.show import show_model
 
 

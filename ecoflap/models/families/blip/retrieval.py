@@ -16,10 +16,11 @@ from ecoflap.models.core.losses import contrastive_loss, counting, find_loss, ma
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.positives import image_text_positives, nearest_negatives
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.blip.options import BlipRetrievalOptions
 from ecoflap.models.families.blip.text import LONGEST, check_encoder_token, image_states
 from ecoflap.models.families.clip.clip import DualInterface
-from ecoflap.models.loading.loader import Pretrained, Selection, prunable
+from ecoflap.models.loading.loader import Pretrained, prunable
 
 TEMPERATURE = 0.07  # BLIP learns it from here on; the checkpoints of transformers leave it out
 

@@ -15,9 +15,10 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.losses import find_loss, next_token_loss
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.blip.options import BlipCaptionOptions, BlipVqaOptions
 from ecoflap.models.families.blip.ranking import best_answers
-from ecoflap.models.loading.loader import Pretrained, Selection, prunable
+from ecoflap.models.loading.loader import Pretrained, prunable
 from ecoflap.models.loading.positions import set_image_size
 from ecoflap.models.offload.load import require_loaded
 

@@ -18,11 +18,11 @@ from ecoflap.models.core.losses import find_loss, next_token_loss, token_loss
 from ecoflap.models.core.pictures import Pixels, load_image
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.token_kinds import TokenKinds, declaring, placeholder_kinds, prepended_kinds
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.blip2.options import Blip2Options
 from ecoflap.models.families.lavis.keys import read_lavis_checkpoint, to_lavis, to_transformers
 from ecoflap.models.loading.loader import (
     Pretrained,
-    Selection,
     check_prompt,
     decoder_only,
     generated_tokens,

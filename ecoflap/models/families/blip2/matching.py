@@ -15,9 +15,10 @@ from ecoflap.models.core.losses import contrastive_loss, counting, find_loss, ma
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.positives import image_text_positives, nearest_negatives
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.blip2.options import Blip2ItmOptions
 from ecoflap.models.families.clip.clip import DualInterface
-from ecoflap.models.loading.loader import Pretrained, Selection, prunable
+from ecoflap.models.loading.loader import Pretrained, prunable
 from ecoflap.models.loading.tower_transfer import transfer_vision_tower
 from ecoflap.models.offload.load import require_loaded
 

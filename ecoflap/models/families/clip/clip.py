@@ -17,8 +17,9 @@ from ecoflap.models.core.losses import class_loss, contrastive_loss, counting, f
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.positives import image_text_positives
 from ecoflap.models.core.prunable import Loss, PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.clip.options import ClipOptions
-from ecoflap.models.loading.loader import Pretrained, Selection, prunable
+from ecoflap.models.loading.loader import Pretrained, prunable
 
 LOSSES = ("contrastive", "classification")
 

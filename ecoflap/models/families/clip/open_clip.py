@@ -18,12 +18,12 @@ from ecoflap.errors import UserError, did_you_mean
 from ecoflap.models.core.losses import counting
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.towers import block_lists
+from ecoflap.models.core.towers import Selection, block_lists
 from ecoflap.models.families.clip.clip import DualInterface, dual_loss
 from ecoflap.models.families.clip.options import OpenClipOptions
 from ecoflap.models.loading.device import check_fits, resolve_dtype
 from ecoflap.models.loading.hub import from_hub
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.loading.loader import prunable
 from ecoflap.models.loading.state_dict import SavesStateDict
 from ecoflap.storage.installation import install_extra
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from ecoflap.data.batch import Batch
 from ecoflap.models.core.losses import IGNORED, find_loss, next_token_loss
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.interface import LanguageInterface
 from ecoflap.models.families.language.options import CausalLMOptions
-from ecoflap.models.loading.loader import Pretrained, Selection, prunable
+from ecoflap.models.loading.loader import Pretrained, prunable
 
 
 def language_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:

@@ -13,8 +13,9 @@ from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.example import Example, Generation
 from ecoflap.models.core.losses import find_loss, token_loss
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.options import Seq2SeqOptions
-from ecoflap.models.loading.loader import Pretrained, Selection, prunable
+from ecoflap.models.loading.loader import Pretrained, prunable
 
 
 def continuation_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.causal_lm import language_loss
 from ecoflap.models.families.language.options import SmolLM2Options
 from ecoflap.models.loading.device import place
 from ecoflap.models.loading.installed import installed_file
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.loading.loader import prunable
 from ecoflap.storage.installation import install_extra
 
 TOP_LEVEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}

@@ -15,9 +15,10 @@ from ecoflap.models.core.losses import token_loss
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.token_kinds import declaring, prepended_kinds
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.lavis.options import LavisBlip2Options
 from ecoflap.models.families.lavis.parts import LavisPretrained, read_tokenizer, require_lavis
-from ecoflap.models.loading.loader import Selection, check_prompt, prunable
+from ecoflap.models.loading.loader import check_prompt, prunable
 
 LONGEST = 32  # tokens of a prompt or an answer, as LAVIS cuts them
 

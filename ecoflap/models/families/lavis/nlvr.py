@@ -15,9 +15,10 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.losses import class_loss
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.lavis.options import LavisNlvrOptions
 from ecoflap.models.families.lavis.parts import LavisPretrained, read_tokenizer, require_lavis
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.loading.loader import prunable
 
 
 def truth_logits(module: nn.Module, batch: Batch) -> Tensor:

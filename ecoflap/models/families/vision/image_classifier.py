@@ -15,8 +15,9 @@ from ecoflap.errors import UserError, nearest
 from ecoflap.models.core.losses import class_loss, find_loss
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.vision.options import ImageClassifierOptions
-from ecoflap.models.loading.loader import Pretrained, Selection, prunable
+from ecoflap.models.loading.loader import Pretrained, prunable
 
 
 def classification_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:

@@ -17,11 +17,11 @@ from ecoflap.models.core.losses import class_loss, find_loss
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.tower_names import name_towers
-from ecoflap.models.core.towers import block_lists
+from ecoflap.models.core.towers import Selection, block_lists
 from ecoflap.models.families.vision.image_classifier import ClassifierInterface
 from ecoflap.models.families.vision.options import TorchvisionOptions
 from ecoflap.models.loading.device import check_fits, resolve_dtype
-from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.loading.loader import prunable
 from ecoflap.models.loading.state_dict import SavesStateDict, read_weights
 
 

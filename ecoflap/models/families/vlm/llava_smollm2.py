@@ -16,13 +16,14 @@ from torch import Tensor
 
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language import smollm2
 from ecoflap.models.families.vision import vit_s
 from ecoflap.models.families.vlm.interface import VlmInterface
 from ecoflap.models.families.vlm.options import LlavaSmolLM2Options
 from ecoflap.models.families.vlm.vlm import answer_loss
 from ecoflap.models.loading.device import place
-from ecoflap.models.loading.loader import Selection, check_prompt, prunable
+from ecoflap.models.loading.loader import check_prompt, prunable
 from ecoflap.models.loading.onnx_weights import read_onnx
 
 SIZE = 56  # pixels of the square pictures: 16 patches

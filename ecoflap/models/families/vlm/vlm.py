@@ -13,10 +13,11 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.losses import counting, find_loss, next_token_loss, token_loss
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.token_kinds import declaring, placeholder_kinds
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.vlm.interface import VlmInterface, writes_after_prompt
 from ecoflap.models.families.vlm.joining import joined
 from ecoflap.models.families.vlm.options import VisionLanguageOptions
-from ecoflap.models.loading.loader import Pretrained, Selection, check_prompt, prunable
+from ecoflap.models.loading.loader import Pretrained, check_prompt, prunable
 
 # Models that AutoModelForImageTextToText loads and that have no answer to take the loss of.
 NO_ANSWER = {
