@@ -232,7 +232,7 @@ def most_moved(kinds: Sequence[TokenKinds], moved: Sequence[Tensor]) -> list[Ten
         for kind, one in zip(kinds, moved, strict=True)
     ]
     of_all = [batch for others in gathered(own) for batch in others]
-    total = sum(movement for movement, _ in of_all)
+    total = sum(distance for distance, _ in of_all)
     if not math.isfinite(total):
         raise NumericalError(
             "tokens=atv: how far a block moves its hidden states is not finite; use model.dtype=float32"

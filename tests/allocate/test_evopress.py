@@ -24,6 +24,7 @@ from ecoflap.prune.protocol import LayerPruner
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from tests import tiny
+from tests.allocate.memory import Memory
 from tests.prune import reference
 
 pytestmark = pytest.mark.any_release
@@ -160,28 +161,17 @@ def test_without_a_cache_the_result_is_the_same(pruner: LayerPruner, monkeypatch
 
 def test_a_stopped_search_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evopress, "STORED_EVERY", 2)
-    stored: dict[str, Any] = {}
-    computed: list[str] = []
-
-    def recall(name: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
-        if str(name) not in stored:
-            if len(computed) == stop:
-                raise KeyboardInterrupt
-            computed.append(str(name))
-            stored[str(name)] = compute()
-        return stored[str(name)]
-
     options = {**SMALL, "generations": 5}
     whole = EvoPress(**options)(tiny.build("llama"), None, 0.6, context("llama"))
-    stop, model = 2, tiny.build("llama")
+    memory, model = Memory(fail_after=2), tiny.build("llama")
     before = weights(model)
     with pytest.raises(KeyboardInterrupt):
-        EvoPress(**options)(model, None, 0.6, context("llama", recall=recall))
+        EvoPress(**options)(model, None, 0.6, context("llama", recall=memory))
     assert_same(model, before)
-    stop = 3
-    assert EvoPress(**options)(model, None, 0.6, context("llama", recall=recall)) == whole
-    assert len(computed) == 3
-    assert EvoPress(**options)(model, None, 0.6, context("llama", recall=recall)) == whole, (
+    memory.fail_after = 3
+    assert EvoPress(**options)(model, None, 0.6, context("llama", recall=memory)) == whole
+    assert len(memory.computed) == 3
+    assert EvoPress(**options)(model, None, 0.6, context("llama", recall=memory)) == whole, (
         "nothing is computed"
     )
 

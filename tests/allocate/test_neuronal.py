@@ -20,6 +20,7 @@ from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from tests import tiny
 from tests.allocate import tiny_opt
+from tests.allocate.memory import Memory
 from tests.allocate.test_misalignment import slowly
 
 pytestmark = pytest.mark.any_release
@@ -48,14 +49,7 @@ def forced(value: Callable[[float], dict[str, Any]]) -> Any:
 
 
 def test_towers_of_other_names_are_measured_again() -> None:
-    known: dict[str, Any] = {}
-
-    def recall(key: Any, compute: Callable[[], Any]) -> Any:
-        if str(key) not in known:
-            known[str(key)] = compute()
-        return known[str(key)]
-
-    context = Context(Wanda(), tiny.samples("llama"), batch_size=2, seed=0, recall=recall)
+    context = Context(Wanda(), tiny.samples("llama"), batch_size=2, seed=0, recall=Memory())
     allocator, model = Neuronal(spreads=(0.1,)), tiny.build("llama")
     keep = allocator(model, None, 0.5, context).keep
     renamed = replace(model, towers=tuple(replace(tower, name="renamed") for tower in model.towers))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -30,6 +29,7 @@ from ecoflap.ops import wanda_metric
 from ecoflap.prune.magnitude import Magnitude
 from ecoflap.prune.wanda import Wanda
 from tests import tiny
+from tests.allocate.memory import Memory
 from tests.allocate.test_water_filling import check_counts
 
 pytestmark = pytest.mark.any_release
@@ -44,23 +44,6 @@ TRIED = [
     ATP(),
     AlphaPruning(epsilon="auto"),
 ]
-
-
-class Memory:
-    """Recalls what was computed, as the stage cache does."""
-
-    def __init__(self) -> None:
-        self.known: dict[str, str] = {}
-        self.computed = list[dict[str, Any]]()
-        self.asked = list[Mapping[str, Any]]()
-
-    def __call__(self, name: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
-        key = json.dumps(name, sort_keys=True)
-        self.asked.append(name)
-        if key not in self.known:
-            self.computed.append(dict(name))
-            self.known[key] = json.dumps(compute())
-        return json.loads(self.known[key])
 
 
 @pytest.fixture(scope="module")
