@@ -98,6 +98,10 @@ class SuffixRunner:
             for handle in handles:
                 handle.remove()
 
+    def reaches(self, block: nn.Module) -> bool:
+        """Whether the batch reaches a block, so that its loss can depend on it."""
+        return block in self.outputs
+
     @torch.no_grad()
     def losses_from(self, block: nn.Module, copies: int) -> Tensor:
         """Losses of copies of the batch, recomputed from a block on.
@@ -112,11 +116,11 @@ class SuffixRunner:
         Raises:
             UserError: if the batch never reaches the block.
         """
-        if block not in self.outputs:
+        if not self.reaches(block):
             name = next(known.name for known in self.model.blocks if known.module is block)
             raise UserError(
-                f"the calibration data never reach {name}, so the loss does not depend on it; leave its tower"
-                " out of towers"
+                f"the batch never reaches {name}, so its loss does not depend on it; leave its tower out of"
+                " towers, or give data that reach it"
             )
         with self._replaying(Counter(self.order[: self._starts[block]]), copies):
             return self.losses_of_all(copies)

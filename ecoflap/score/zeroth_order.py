@@ -27,6 +27,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -156,6 +157,10 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
         own = share(list(enumerate(batches)))
         tasks = self._tasks(model, own, work)
         for index, tower, block, runner in track(tasks, "score", total=len(own) * len(work)):
+            if not runner.reaches(block.module):  # the batch's loss doesn't depend on it: texts, no pictures
+                for layer, draw in product(block.layers, range(self.noises)):
+                    yield Estimate(layer, index, draw, 0.0)
+                continue
             noise = ("zeroth_order", seed, index)
             # A model may run its blocks otherwise for texts alone, or for two images per sample.
             kind = tower.name, kind_of({name: tensor[0] for name, tensor in runner.batch.items()})

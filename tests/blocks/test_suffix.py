@@ -159,6 +159,6 @@ def test_block_that_is_never_reached() -> None:
     runner = SuffixRunner(model, batch)
     runner.outputs.pop(model.blocks[-1].module)
     with pytest.raises(
-        UserError, match=r"never reach language_model\.model\.decoder\.layers\.1, .* leave its tower out"
+        UserError, match=r"never reaches language_model\.model\.decoder\.layers\.1, .* leave its tower out"
     ):
         runner.losses_from(model.blocks[-1].module, 2)

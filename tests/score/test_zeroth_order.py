@@ -54,6 +54,25 @@ def test_equals_really_moving_the_weights(family: str) -> None:
     assert list(scores.importance) == list(expected)
 
 
+@pytest.mark.parametrize("probe", ["layer", "block"])
+def test_texts_without_pictures_among_the_samples(probe: str) -> None:
+    """A batch that never reaches a tower says that its loss doesn't depend on it."""
+    model = tiny.build("llava")
+    pictures = tiny.samples("llava").samples
+    names = ("input_ids", "attention_mask", "labels")
+    texts = [{name: sample[name][:, 4:] for name in names} for sample in pictures[:3]]
+    calibration = CalibrationSet("mixed", (*texts, *pictures))
+    scorer = ZerothOrder(**{**LARGE, "samples": 8}, probe=probe)
+    scores = scorer(model, calibration, seed=7)
+    if probe == "layer":
+        expected = two_forward_passes_per_probe(model, calibration, scorer, seed=7)
+        assert scores.importance == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    alone = scorer(model, CalibrationSet("pictures", pictures), seed=7).importance
+    counted = {name for name, value in scores.importance.items() if value > 0}
+    assert counted == {name for name, value in alone.items() if value > 0}
+    assert any(layer.name in counted for layer in model.towers[0].layers)
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_probes_share_a_pass_where_samples_stay_apart(family: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
