@@ -35,7 +35,8 @@ def load_pruned(
     Each tensor is decoded, checked and moved to the device before the next one is read.
 
     Args:
-        folder: a folder that ``ecoflap.save``, a run or ``ecoflap convert`` wrote, or a hub id of one.
+        folder: a folder that ``ecoflap.save``, a run (its own folder, or the ``checkpoint`` in it) or
+            ``ecoflap convert`` wrote, or a hub id of one.
         into: a module that takes the weights, for models that transformers does not build; None to build
             the model of the folder's ``config.json``.
         device: ``"cpu"``, ``"cuda"``, ...; ``"meta"`` reads no weights; None for the accelerator, if there

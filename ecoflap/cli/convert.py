@@ -1,6 +1,6 @@
 """Write a saved model in another form: dense, which from_pretrained loads, bitmask, or coded.
 
-    ecoflap convert outputs/runs/RUN/checkpoint SMALL --to coded
+    ecoflap convert outputs/runs/RUN SMALL --to coded
 
 dense has all weights; bitmask leaves the zeros out; coded also writes the exponents of the other weights as a
 Huffman code. Each has the same bits, and is written a shard at a time. The same command goes on where an
@@ -19,17 +19,18 @@ from ecoflap.storage.bitmask.forms import FORMS
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = ArgumentParser(prog="ecoflap convert", description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder of a saved model")
+    parser.add_argument("folder", type=Path, help="folder of a saved model, or of the run that saved it")
     parser.add_argument("out", type=Path, help="folder to write; it is new, or empty")
     parser.add_argument("--to", choices=FORMS, required=True, help="the form to write")
     options = parser.parse_args(arguments)
     from ecoflap.storage.bitmask.convert import convert  # it imports torch
-    from ecoflap.storage.saved_model import weight_bytes
+    from ecoflap.storage.saved_model import model_folder, weight_bytes
 
     try:
-        convert(options.folder, options.out, options.to)
+        folder = model_folder(options.folder)
+        convert(folder, options.out, options.to)
     except (OSError, ValueError, UserError) as error:
         return complain(f"nothing converted: {error}")
-    before, after = weight_bytes(options.folder), weight_bytes(options.out)
+    before, after = weight_bytes(folder), weight_bytes(options.out)
     print(f"{options.out}: {after:,} bytes of weights, {after / before:.3f} of the {before:,} before")
     return 0

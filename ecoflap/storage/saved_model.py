@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ecoflap.storage.file_names import BITMASK_INDEX, BITMASK_SHARDS, WEIGHTS_FILE, WEIGHTS_INDEX
+from ecoflap.errors import UserError
+from ecoflap.storage.file_names import (
+    BITMASK_INDEX,
+    BITMASK_SHARDS,
+    CHECKPOINT,
+    RESULT,
+    WEIGHTS_FILE,
+    WEIGHTS_INDEX,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,6 +112,20 @@ def _files_of(folder: Path) -> TensorFiles:
     raise FileNotFoundError(
         f"no {WEIGHTS_FILE} and no {WEIGHTS_INDEX} in {folder}: the run's checkpoint was moved or never saved"
     )
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder of a saved model: the folder itself, or of a run's folder the one with its model.
+
+    Raises:
+        UserError: if it is the folder of a run that has saved no model.
+    """
+    own = ("config.json", LAVIS, *WEIGHTS)
+    if not (folder / RESULT).is_file() or any(any(folder.glob(name)) for name in own):
+        return folder
+    if (folder / CHECKPOINT).is_dir():
+        return folder / CHECKPOINT
+    raise UserError(f"{folder} is of a run that saved no model; run it again with model.save=true")
 
 
 def weight_bytes(folder: Path) -> int:

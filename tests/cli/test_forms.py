@@ -56,12 +56,15 @@ def test_a_mini_model_is_saved_verified_and_converted(
     assert finished.returncode == 0, finished.stderr
     assert sorted(path.name for path in run.glob("checkpoint*")) == ["checkpoint"]
     assert command(["verify", str(run)]) == 0
-    assert command(["convert", str(run / "checkpoint"), str(out), "--to", "dense"]) == 0
+    assert command(["convert", str(run), str(out), "--to", "dense"]) == 0
     said = capsys.readouterr().out
     ratio = weight_bytes(out) / weight_bytes(run / "checkpoint")
     assert f"{out}: {weight_bytes(out):,} bytes of weights, {ratio:.3f} of the" in said
     assert ratio > 1.2
     check_same(load_file(out / "model.safetensors"), weights(run))
+    (run / "checkpoint").rename(tmp_path / "moved")
+    assert command(["convert", str(run), str(tmp_path / "other"), "--to", "dense"]) == 2
+    assert f"{run} is of a run that saved no model; run it again with" in capsys.readouterr().err
     assert command(["convert", str(out), str(out), "--to", "coded"]) == 2
     assert f"{out} is there and holds something; choose a new folder" in capsys.readouterr().err
 
@@ -77,12 +80,14 @@ def test_the_same_weights_as_a_dense_save(
     assert small.sparsity == dense.sparsity
     check_same(weights(tmp_path / "small"), weights(tmp_path / "dense"))
     assert verify(tmp_path / "small") == []
+    loaded = ecoflap.load_pruned(tmp_path / "small", device="cpu").state_dict()
+    assert all(same(loaded[name], tensor) for name, tensor in weights(tmp_path / "dense").items())
     files = {path.name for path in (tmp_path / "small" / "checkpoint").iterdir()}
     assert not any(name.startswith("model") for name in files)
     assert {"config.json", "masks.safetensors", "tokenizer.json"} <= files
     rest = [one for one in text_run if not one.startswith("model.path=")]
-    for name in ("dense", "small"):
-        evaluated = [*rest, f"model.path={tmp_path / name / 'checkpoint'}", "steps=[evaluate]"]
+    for name, folder in (("dense", "dense/checkpoint"), ("small", "small")):
+        evaluated = [*rest, f"model.path={tmp_path / folder}", "steps=[evaluate]"]
         assert run(evaluated, f"{name}_again").metrics["dense"] == small.metrics["pruned"]
     with pytest.raises(UserError, match=r"holds a bitmask checkpoint; .*ecoflap convert .*small"):
         run([*evaluated, "runtime.offload=disk"], "refused")

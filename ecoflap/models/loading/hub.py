@@ -10,17 +10,18 @@ from typing import Any
 
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.loading.checkpoint_folder import local_settings
+from ecoflap.storage.saved_model import model_folder
 
 
 def require_folder(path: str, option: str = "model.path") -> str:
-    """The path, if it is a hub id or an existing folder.
+    """The path, if it is a hub id or an existing folder; of a run's folder that of the model in it.
 
     Args:
         path: hub id or folder.
         option: the option that names it, for the message.
 
     Raises:
-        UserError: if it looks like a folder that doesn't exist.
+        UserError: if it looks like a folder that doesn't exist, or is of a run that has saved no model.
     """
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not Path(path).expanduser().is_dir():
@@ -28,7 +29,8 @@ def require_folder(path: str, option: str = "model.path") -> str:
             f"{option}={path}: there is no such folder; give a folder that save_pretrained wrote, or a hub id"
             " such as org/name"
         )
-    return str(Path(path).expanduser()) if looks_local else path
+    folder = Path(path).expanduser()
+    return str(model_folder(folder)) if folder.is_dir() else path
 
 
 def from_hub(load: Callable[[], Any], path: str, part: str = "") -> Any:
