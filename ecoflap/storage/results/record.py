@@ -116,6 +116,11 @@ class Result:
         with replacing(Path(path)) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
 
+    @property
+    def of_a_run(self) -> bool:
+        """Whether a run wrote it, and not ``ecoflap.save``, whose models come from elsewhere."""
+        return "model" in self.config
+
     @classmethod
     def read(cls, path: Path) -> Result:
         """Read a record.

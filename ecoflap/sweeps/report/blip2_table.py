@@ -76,6 +76,8 @@ def collect(records: Iterable[Path]) -> dict[str, Row]:
     found: dict[Path | None, Row] = defaultdict(dict)
     for path in records:
         result = Result.read(path)
+        if not result.of_a_run:
+            continue
         dense = figures(result.metrics.get("dense", {}))
         if "pruned" in result.metrics:
             checkpoint = (path.parent / (result.checkpoint or "")).resolve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -101,11 +102,11 @@ def short_paths(paths: Iterable[str]) -> dict[str, str]:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Every run below a folder, oldest first.
+    """Every run below a folder, oldest first; records of ``ecoflap.save`` are left out, and named on stderr.
 
     Raises:
-        UserError: if there is no result record below the folder, one can't be read, or one lacks what a
-            report needs.
+        UserError: if there is no result record of a run below the folder, one can't be read, or one lacks
+            what a report needs.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the folder of a finished run or sweep")
@@ -114,7 +115,15 @@ def read_runs(folder: Path) -> list[Run]:
         without = len(read_unfinished(folder))
         found = f"; {without} runs there left no result" if without else ""
         raise UserError(f"no {RESULT} below {folder}{found}: give the folder of a finished run or sweep")
-    return [_read(path, folder) for path in paths]
+    results = {path: _result(path) for path in paths}
+    from_python = [path for path, result in results.items() if not result.of_a_run]
+    if len(from_python) == len(paths):
+        raise UserError(
+            f"no run below {folder}: ecoflap.save wrote {from_python[0]}, and a report shows runs"
+        )
+    for path in from_python:
+        print(f"left out: {path} is of ecoflap.save, and a report shows runs", file=sys.stderr)
+    return [_run(path, folder, result) for path, result in results.items() if path not in from_python]
 
 
 def read_unfinished(folder: Path) -> list[Unfinished]:
@@ -135,11 +144,24 @@ def read_unfinished(folder: Path) -> list[Unfinished]:
     ]
 
 
-def _read(path: Path, folder: Path) -> Run:
+def _result(path: Path) -> Result:
+    """A record.
+
+    Raises:
+        UserError: if it can't be read.
+    """
     try:
-        result = Result.read(path)
+        return Result.read(path)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _run(path: Path, folder: Path, result: Result) -> Run:
+    """The run that wrote a record.
+
+    Raises:
+        UserError: if its config lacks what a report needs.
+    """
     for group in ("model", "pruner", "score"):  # a user's part without a name goes by that of its class
         part = result.config.get(group)
         if isinstance(part, dict) and "_target_" in part:

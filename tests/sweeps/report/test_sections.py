@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from ecoflap.errors import UserError
 from ecoflap.storage.files import write_json
+from ecoflap.sweeps.report.blip2_table import collect
 from ecoflap.sweeps.report.runs import read_runs, read_unfinished
 from ecoflap.sweeps.report.sections import make_sections
 from tests.sweeps.report.conftest import write_run
@@ -83,6 +85,19 @@ def test_nothing_to_show(tmp_path: Path) -> None:
         read_runs(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         read_runs(tmp_path / "missing")
+
+
+def test_models_pruned_from_python_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path, "run", 70.0)
+    saved = write_run(tmp_path, "saved", 70.0, record={"checkpoint": "."})
+    record = json.loads(saved.read_text())
+    del record["config"]["model"]
+    write_json(saved, record)
+    assert [run.name for run in read_runs(tmp_path)] == ["run"]
+    assert f"left out: {saved} is of ecoflap.save" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"no run below .*saved: ecoflap\.save wrote"):
+        read_runs(tmp_path / "saved")
+    assert list(collect([saved])) == list(collect([]))
 
 
 def test_a_record_that_cannot_be_used_is_named(tmp_path: Path) -> None:
