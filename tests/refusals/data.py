@@ -541,6 +541,26 @@ UNUSED: list[Case] = [
         warns=True,
     ),
     Case(
+        (*IDLE, "pruner=magnitude", "score=none", "allocation=water_filling", "propagate=dense"),
+        ("propagate=dense changes nothing: pruner=magnitude reads no inputs of layers",),
+        warns=True,
+    ),
+    Case(
+        (*IDLE, "pruner=global_magnitude", "batch_size=2"),
+        ("batch_size=2 changes nothing: pruner=global_magnitude reads no inputs of layers",),
+        warns=True,
+    ),
+    Case(
+        (*IDLE, "pruner.swaps=5"),
+        ("pruner.swaps=5 changes nothing: pruner.refine=none swaps no weights",),
+        warns=True,
+    ),
+    Case(
+        (*IDLE, "score=none", "allocation=water_filling", "allocation.cap=0.9"),
+        ("allocation.cap=0.9 changes nothing: score=none gives all layers the same sparsity",),
+        warns=True,
+    ),
+    Case(
         (*DENSE, "calibration.samples=9"),
         ("calibration.samples=9 changes nothing", "has no calibrate"),
         warns=True,

@@ -27,8 +27,8 @@ def unused(plan: Plan, given: Sequence[str]) -> list[str]:
     """
     found = []
     for option in given:
-        group = option.lstrip("+~").partition("=")[0].replace("@", ".").partition(".")[0]
-        reason = _reason(plan, group, option)
+        key = option.lstrip("+~").partition("=")[0].replace("@", ".")
+        reason = _reason(plan, key, option)
         if reason is not None:
             found.append(f"{option} changes nothing: {reason}")
     if plan.reads_calibration and plan.calibrator.samples is not None:
@@ -53,8 +53,9 @@ def few_samples(plan: Plan, given: Sequence[str], count: int) -> list[str]:
     ]
 
 
-def _reason(plan: Plan, group: str, option: str) -> str | None:
+def _reason(plan: Plan, key: str, option: str) -> str | None:
     """Why no step reads an option; None if one does."""
+    group = key.partition(".")[0]
     if group == "calibration" and not plan.reads_calibration:
         return _lacks(plan, ("calibrate",))
     if group == "score":
@@ -62,7 +63,29 @@ def _reason(plan: Plan, group: str, option: str) -> str | None:
     if group == "batch_size" and plan.allocates_from_data:
         return None
     steps = READ_BY.get(group, ())
-    return _lacks(plan, steps) if steps and not set(steps) & set(plan.steps) else None
+    if steps and not set(steps) & set(plan.steps):
+        return _lacks(plan, steps)
+    return _without_inputs(plan, group) or _without_its_part(plan, key)
+
+
+def _without_inputs(plan: Plan, group: str) -> str | None:
+    """Why the fine stage doesn't read an option about the inputs of layers; None if it, or a step, does."""
+    pruner = plan.pruner
+    reads = not pruner.allocates and pruner.statistic is not None
+    if reads or group not in ("propagate", "tokens", "batch_size"):
+        return None
+    if group != "propagate" and (plan.allocates_from_data or "finetune" in plan.steps):
+        return None
+    return f"pruner={pruner.name} reads no inputs of layers"
+
+
+def _without_its_part(plan: Plan, key: str) -> str | None:
+    """Why an option of a part is not read as another one of its options is; None if it is read."""
+    if key == "pruner.swaps" and getattr(plan.pruner, "refine", None) == "none":
+        return "pruner.refine=none swaps no weights"
+    if key == "allocation.cap" and plan.scorer is None:
+        return "score=none gives all layers the same sparsity"
+    return None
 
 
 def _unscored(plan: Plan, option: str) -> str | None:
