@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import astuple, fields
 from typing import Any
 
@@ -22,6 +24,10 @@ from ecoflap.storage.checkpoint import save_checkpoint
 from ecoflap.storage.file_names import BLOCKS, RESULT
 from ecoflap.storage.results import LayerCount, Result, environment, sparsity_section
 from ecoflap.storage.sharing.describe import describe
+
+log = logging.getLogger(__name__)
+
+NOTABLE = 0.001  # share of the weights
 
 
 def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
@@ -89,7 +95,7 @@ def describe_experts(report: PruneReport | None) -> dict[str, Any]:
 
 
 def count_layers(model: PrunableModel, report: PruneReport | None) -> dict[str, LayerCount]:
-    """Count the zeros and the kept weights of every layer.
+    """Count the zeros and the kept weights of every layer, and warn where many kept weights are zero.
 
     Raises:
         NumericalError: if a removed weight is not zero.
@@ -99,7 +105,22 @@ def count_layers(model: PrunableModel, report: PruneReport | None) -> dict[str, 
         for block in tower.blocks:
             with model.placement.using(block):
                 counts |= {layer.name: _count(tower.name, layer, report) for layer in block.layers}
+    if report is not None:
+        _warn_of_kept_zeros(list(counts.values()))
     return counts
+
+
+def _warn_of_kept_zeros(counts: Sequence[LayerCount]) -> None:
+    """Warn if the model had zeros beside those that the masks remove, as one that is pruned already has."""
+    size = sum(count.size for count in counts)
+    zeros, removed = sum(count.zeros for count in counts), sum(count.size - count.kept for count in counts)
+    if zeros - removed > NOTABLE * size:
+        log.warning(
+            "%.4f of the prunable weights were to go, and %.4f are zero: the model had zeros before, of which"
+            " the masks keep some; prune the dense model to have the sparsity that was asked for",
+            removed / size,
+            zeros / size,
+        )
 
 
 def _count(tower: str, layer: Layer, report: PruneReport | None) -> LayerCount:

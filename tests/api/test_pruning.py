@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,16 @@ def test_magnitude_at_one_sparsity_needs_no_data() -> None:
     assert result.scores is None
     assert result.record.data == {}
     assert_zeros(one.module, result.masks)
+
+
+def test_zeros_that_the_masks_keep_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    one = llama()
+    options = {"pruner": "magnitude", "score": "none", "allocation": None}
+    ecoflap.prune(one.module, sparsity=0.5, **options)
+    assert "the model had zeros before" not in caplog.text
+    result = ecoflap.prune(one.module, sparsity=0.3, **options)
+    assert result.sparsity == pytest.approx(0.5, abs=1e-3)
+    assert re.search(r"0\.3\d* of the prunable weights were to go, and 0\.5\d* are zero", caplog.text)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
