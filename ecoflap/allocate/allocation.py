@@ -237,13 +237,13 @@ def check_counts(allocation: Allocation, layers: Sequence[Layer]) -> None:
     """
     sizes = {layer.name: layer.size for layer in layers}
     for name in {**sizes, **allocation.keep}:
-        size, kept = sizes.get(name), allocation.keep.get(name)
-        if size is None or kept is None or allocation.sizes.get(name) != size or not 0 <= kept <= size:
+        size, kept, known = sizes.get(name), allocation.keep.get(name), allocation.sizes.get(name)
+        if size is None or kept is None or known != size or not 0 <= kept <= size:
+            there = "has no count" if kept is None else f"keeps {kept} of {known} weights"
             here = "is not pruned" if size is None else f"has {size}"
             raise UserError(
-                f"the allocation was made for other layers: {name} keeps {kept} of"
-                f" {allocation.sizes.get(name)} weights there, and {here} here; allocate for the model that"
-                " is pruned, with its towers and skip_layers"
+                f"the allocation was made for other layers: {name} {there} there, and {here} here; allocate"
+                " for the model that is pruned, with its towers and skip_layers"
             )
     for layer in layers:
         misfit = _misfit_of_rows(allocation, layer)

@@ -46,7 +46,7 @@ class FromFile(FromFileOptions, Allocator):
         if abs(target - sparsity) > 1e-9:
             raise UserError(
                 f"allocation.path={self.path} was made for sparsity={target}, and sparsity={sparsity} was"
-                f" asked for; set sparsity={target}"
+                f" asked for; set sparsity={target}, or make an allocation for {sparsity}"
             )
 
     def check_pruner(self, pruner: LayerPruner) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ecoflap.allocate.allocation import Allocation, check_counts, check_sparsity
 from ecoflap.allocate.protocol import Allocator
 from ecoflap.api.loading import load
 from ecoflap.api.method import Method, choose_method
+from ecoflap.api.parts import named
 from ecoflap.api.result import PruneResult
 from ecoflap.api.steps import check_scores
 from ecoflap.api.unchanged import unchanged
@@ -59,7 +61,8 @@ def prune(
             with a score ``"water_filling"``, which shares the budget by it, or evenly with ``"none"``; and
             the same sparsity everywhere for a mask such as 2:4, which fixes it.
         seed: seed of all random draws.
-        batch_size: samples per forward pass of the pruner; changes nothing beyond rounding.
+        batch_size: samples per forward pass of the pruner; changes nothing beyond rounding, unless the
+            samples of a batch meet inside of the model.
         propagate: what comes before a layer when its inputs are measured: ``"pruned"`` blocks and its own
             block dense, everything pruned (``"layer"``), that with weights that are first compensated for it
             (``"compensated"``), or ``"dense"`` blocks. ``"auto"`` is dense for a pruner that leaves kept
@@ -85,6 +88,7 @@ def prune(
         elif processor is not None:
             raise UserError("a processor goes with a transformers model; this one was loaded with its own")
         model.reopen()
+        _check_options(pruner, options)
         method = choose_method(pruner, score, allocation, options)
         target = _target(sparsity, allocation)
         propagate = propagate_of(propagate, method.pruner, method.in_trials)
@@ -108,6 +112,22 @@ def _check_model(model: Any) -> None:
         raise UserError(
             f"the model is a {type(model).__name__}; give a transformers model, or what ecoflap.load gives"
         )
+
+
+def _check_options(pruner: Any, options: Mapping[str, Any]) -> None:
+    """Refuse options of the calibration set, unless the pruner has one of that name.
+
+    Raises:
+        UserError: if there is one.
+    """
+    own = named("pruner", pruner) if isinstance(pruner, str) else {}
+    for name in ("samples", "sequence_length"):
+        if name in options and name not in own:
+            given = f"{name}={options[name]!r}"
+            raise UserError(
+                f"{given} is an option of ecoflap.calibrate; give data=ecoflap.calibrate(model, data,"
+                f" {given}), with the model that ecoflap.load returns"
+            )
 
 
 def _target(sparsity: float | None, allocation: Any) -> float:

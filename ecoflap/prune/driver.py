@@ -54,7 +54,8 @@ def prune(
         calibration: the samples; may be None for a pruner that uses no data.
         pruner: prunes one layer.
         allocation: how many weights each layer keeps.
-        batch_size: samples per forward pass; changes nothing beyond rounding.
+        batch_size: samples per forward pass; changes nothing beyond rounding, unless the samples of a batch
+            meet inside of the model.
         on_block: called after each block.
         propagate: what comes before a layer when its inputs are measured: ``pruned`` blocks, and its own
             block dense (as published; two passes over the data per block); everything before the ``layer``

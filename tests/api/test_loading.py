@@ -160,6 +160,7 @@ def test_what_cannot_be_pruned_is_refused_before_any_work(monkeypatch: pytest.Mo
     prune_refused("pruner=FirstOrder has no", "derive it from", sparsity=0.5, pruner=ecoflap.FirstOrder())
     prune_refused("score=Wanda has no", "derive it from", sparsity=0.5, score=ecoflap.Wanda())
     prune_refused("pruner=wandaa", "did you mean wanda?", sparsity=0.5, pruner="wandaa")
+    prune_refused("samples=16", "data=ecoflap.calibrate(model, data, samples=16)", sparsity=0.5, samples=16)
     prune_refused("pruner.mas ", "mask", sparsity=0.5, pruner="wanda", mas="row")
     prune_refused("pruner.damping", "number", sparsity=0.5, pruner="sparsegpt", damping="much")
     prune_refused("pruner.mask=rows", sparsity=0.5, mask="rows")
@@ -200,7 +201,10 @@ def test_an_allocation_for_other_layers_is_refused() -> None:
     whole = ecoflap.load(one.module, one.processor)
     part = ecoflap.load(one.module, one.processor, skip_layers=[r".*q_proj.*"])
     before = {name: tensor.clone() for name, tensor in one.module.state_dict().items()}
-    for made_for, model, here in ((whole, part, "is not pruned"), (part, whole, "has 256")):
+    for made_for, model, here in (
+        (whole, part, "is not pruned"),
+        (part, whole, "has no count there, and has 256"),
+    ):
         allocation = ecoflap.allocate(made_for, sparsity=0.5)
         with pytest.raises(UserError, match=f"other layers: model.layers.0.self_attn.q_proj.* {here} here"):
             ecoflap.prune(model, pruner="magnitude", allocation=allocation)
