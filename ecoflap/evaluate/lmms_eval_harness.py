@@ -67,7 +67,8 @@ class LmmsEval(LmmsEvalOptions):
         manager = task_manager(self.include_path)
         tasks = {name: read_tasks(manager, name) for name in self.harness_tasks}
         inputs = f"{fingerprint(tasks, self.limit)} {interface_settings(model.interface)!r}"
-        return LmmsEvalEvaluation(self, manager, inputs)
+        loss = model.loss_identity(None)  # of answers, by which some tasks choose
+        return LmmsEvalEvaluation(self, manager, f"{inputs} {loss!r}")
 
 
 @dataclass
@@ -77,7 +78,7 @@ class LmmsEvalEvaluation:
     Attributes:
         task: its options.
         manager: lmms-eval's index of tasks.
-        inputs: hash of all inputs, and what the model's interface adds to them.
+        inputs: hash of all inputs, and what the model's interface and its loss add to them.
     """
 
     task: LmmsEval

@@ -206,12 +206,11 @@ class PerplexityEvaluation:
         return list(zip(words, losses.tolist(), strict=True))
 
     def _losses(self, model: PrunableModel, places: list[int]) -> Tensor:
-        """Mean loss over the scored tokens of each row, [rows]."""
+        """Mean loss over the scored tokens of each row, [rows]; never that of ``model.loss``."""
         rows = self.rows[places]
-        if self.stride is None:
-            return model.loss({"input_ids": rows})
         labels = rows.clone()
-        labels[torch.tensor(places) > 0, : -self.stride] = IGNORED
+        if self.stride is not None:
+            labels[torch.tensor(places) > 0, : -self.stride] = IGNORED
         module: Any = model.module
         return next_token_loss(
             module(input_ids=rows.to(model.device), use_cache=False).logits, labels.to(model.device)
