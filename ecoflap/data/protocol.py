@@ -15,7 +15,9 @@ class Calibration(Protocol):
 
     Before any weight is loaded it may refuse, as a task may (see ``ecoflap.evaluate.protocol``): in
     ``check_data(group)`` missing data, in ``check_model(model)`` a model that can't read them, and in
-    ``check_rows(model, seed)`` samples among those that it will draw.
+    ``check_rows(model, seed)`` samples among those that it will draw. ``read_files(model, seed)`` may name
+    the files that ``load`` reads, so that a stored set is not taken for that of other contents; files and
+    folders that its options name need not be among them.
 
     Attributes:
         name: shown in logs and written to result files.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def stored_calibration(
         **computed_by,
         "calibration": dict(config),
         "processor": dict(processor),
-        "files": _files([config, processor]),
+        "files": _files([config, processor]) | _read_by(calibrator, model, seed),
         "model": fingerprint,
         "seed": seed,
     }
@@ -98,10 +99,27 @@ def _files(value: Any) -> dict[str, str]:
     return {value: _files_hash(Path(value).expanduser())} if exists else {}
 
 
+def _read_by(calibrator: Calibration, model: PrunableModel, seed: int) -> dict[str, str]:
+    """The same of the files that the calibrator says it reads, which no option may name."""
+    read: Iterable[Path] = getattr(calibrator, "read_files", lambda *_: ())(model, seed)
+    return {str(path): _files_hash(path) for path in read}
+
+
 def _files_hash(path: Path) -> str:
     """A hash of the name, size and modification time of a file, or of all files in a folder."""
     digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file()):
+    for file in [path] if path.is_file() else sorted(_files_below(path)):
         state = file.stat()
         digest.update(f"{file.relative_to(path)} {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files in a folder, and in folders that it links to."""
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        if (place := os.path.realpath(root)) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(place)
+        yield from (file for name in names if (file := Path(root, name)).is_file())

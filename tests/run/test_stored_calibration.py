@@ -78,6 +78,23 @@ def test_what_a_set_depends_on(tmp_path: Path) -> None:
     assert counts.drawn == 6
 
 
+def test_files_in_a_linked_folder_count(tmp_path: Path) -> None:
+    """Also where a folder links to one above it."""
+    counts, store, data = Counts(), Store(tmp_path / "store"), tmp_path / "data"
+    linked = tmp_path / "elsewhere" / "picture"
+    linked.parent.mkdir()
+    data.mkdir()
+    linked.write_text("one")
+    (data / "images").symlink_to(linked.parent)
+    (linked.parent / "up").symlink_to(data)
+    load(store, counts, {"path": str(data)})
+    load(store, counts, {"path": str(data)})
+    assert counts.drawn == 1
+    linked.write_text("another")
+    load(store, counts, {"path": str(data)})
+    assert counts.drawn == 2
+
+
 def test_a_model_that_is_told_its_classes_is_told_each_time(tmp_path: Path) -> None:
     class Told:
         def set_classes(self) -> None: ...

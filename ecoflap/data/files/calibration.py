@@ -26,7 +26,7 @@ from ecoflap.data.files.fitting import (
 )
 from ecoflap.data.files.names import KINDS, named
 from ecoflap.data.files.options import ChatOptions, ParquetOptions, RowsOptions, WebDatasetOptions
-from ecoflap.data.files.pictures import Locate, locate, look_up
+from ecoflap.data.files.pictures import IN_ROW, Locate, locate, look_up
 from ecoflap.data.files.rows import Row, Rows, find_files
 from ecoflap.data.files.texts import beginning, of_texts
 from ecoflap.data.sources import file_source, picture_sources
@@ -108,6 +108,17 @@ class RowsCalibration(RowsOptions, ABC):
         found = self._drawn(model, rows, seed)
         samples = encode_fitting(model, found, f"calibration={self.name}", self.sequence_length)
         return CalibrationSet(self.name, samples, self.sources | picture_sources(files_of(found)))
+
+    def read_files(self, model: PrunableModel, seed: int) -> list[Path]:
+        """The files that ``load`` reads: those of the rows, and the pictures of the rows that it draws.
+
+        Raises:
+            UserError: as for ``load``; no picture is opened.
+        """
+        if is_text(self.first("calibration")):
+            return self.files
+        drawn = self._drawn(model, self.rows("calibration"), seed, look_up)
+        return [*self.files, *(Path(image) for image in files_of(drawn) if image != IN_ROW)]
 
     @property
     def files(self) -> list[Path]:

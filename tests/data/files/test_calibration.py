@@ -19,6 +19,8 @@ from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.files.calibration import Chat, Parquet, RowsCalibration, WebDataset
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.run.stored_calibration import stored_calibration
+from ecoflap.storage.cache.store import Store
 from tests import tiny
 from tests.api.conftest import clip, llama, llava, texts, word_tokenizer
 from tests.data.files import rows as given
@@ -102,6 +104,27 @@ def test_a_row_is_the_same_in_every_file(vlm: PrunableModel, folder: Path, form:
     assert str(Path(str(calibration.path)).resolve()) in found.sources
     if kind is Chat:
         assert wanted.sources <= found.sources
+
+
+def test_a_stored_set_is_not_that_of_other_files(vlm: PrunableModel, folder: Path) -> None:
+    """Neither a pattern nor the folder of a file's pictures is a path among the options."""
+    file = given.write_lines(folder / "a-0.jsonl", given.llava_chats())
+    store, chats = Store(folder / "cache"), Chat(path=str(folder / "a-*.jsonl"), samples=6)
+
+    def drawn() -> tuple[str, bool]:
+        found, cached = stored_calibration(store, chats, vlm, "m", {"path": chats.path}, {}, 0, {})
+        return found.fingerprint(), cached
+
+    before, _ = drawn()
+    assert drawn() == (before, True)
+    (folder / "0.png").write_bytes(given.png(7))
+    pictured, cached = drawn()
+    assert (pictured == before, cached) == (False, False)
+    given.write_lines(file, given.llava_chats(4))
+    other, cached = drawn()
+    assert (other == pictured, cached) == (False, False)
+    (folder / "unused.png").write_bytes(given.png(1))
+    assert drawn() == (other, True)
 
 
 def test_rows_of_a_draw_come_from_their_row_groups(folder: Path) -> None:
