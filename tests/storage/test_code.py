@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,6 +103,65 @@ def test_imports_for_types_alone_do_not_count(parts: Path) -> None:
     (parts / "mine" / "formulas.py").write_text("SIGN = -1\n")
     forget()
     assert hashed("mine.scorer") == before
+
+
+def test_what_is_imported_where_types_are_not_checked_counts(parts: Path) -> None:
+    scorer = parts / "mine" / "scorer.py"
+    scorer.write_text("if typing.TYPE_CHECKING:\n    import beside\nelse:\n    import mine.formulas\n")
+    before = hashed("mine.scorer")
+    (parts / "beside.py").write_text("FACTOR = 3\n")
+    assert hashed("mine.scorer") == before
+    (parts / "mine" / "formulas.py").write_text("SIGN = -1\n")
+    assert hashed("mine.scorer") != before
+
+
+LOSS = """
+from functools import partial
+from beside import FACTOR, decorated
+from mine import formulas
+
+def plain(module, batch, copies=1): ...
+
+@decorated
+def wrapped(module, batch, copies=1): ...
+
+class Loss:
+    def __call__(self, module, batch, copies=1): ...
+
+instance, partly = Loss(), partial(plain, copies=1)
+"""
+
+
+@pytest.mark.parametrize("name", ["plain", "wrapped", "instance", "partly"])
+def test_a_function_counts_with_what_its_module_imports(parts: Path, name: str) -> None:
+    decorator = (
+        "from functools import wraps\nFACTOR = 2\ndef decorated(one): return wraps(one)(lambda *_: 0)\n"
+    )
+    (parts / "beside.py").write_text(decorator)
+    (parts / "mine" / "loss.py").write_text(LOSS)
+    function = getattr(importlib.import_module("mine.loss"), name)
+
+    def now(path: str | None = None) -> str:
+        forget()
+        return code.function_hash(function, path)
+
+    before, by_path = now(), now(f"mine.loss.{name}")
+    assert now() == before
+    (parts / "mine" / "formulas.py").write_text("SIGN = -1\n")
+    assert before != now()
+    assert by_path != now(f"mine.loss.{name}")
+
+
+def test_a_function_of_no_module_counts_by_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "script.py"
+    hashes = []
+    for text in ("def loss(): return 1\n", "def loss(): return 2\n"):
+        file.write_text(text)
+        found: dict[str, Any] = {"__name__": "nowhere"}
+        exec(compile(text, str(file), "exec"), found)
+        hashes.append(code.function_hash(found["loss"]))
+    assert hashes[0] != hashes[1]
+    assert code.function_hash(print) == code.function_hash(len)
 
 
 @pytest.mark.parametrize("gone", ["mine/scorer.py", "mine/formulas.py"])

@@ -23,6 +23,7 @@ from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.preparation import preparation, without_origin
 from ecoflap.models.core.towers import MATCHED, Block, Selection, Skipped, Tower
 from ecoflap.models.offload.placement import Placement, is_placeholder, placeholder
+from ecoflap.storage.cache.code import function_hash
 from ecoflap.storage.stored_tensor import raw
 
 Loss = Callable[[nn.Module, Batch, int], Tensor]
@@ -118,19 +119,16 @@ class PrunableModel:
             name: the loss's name in the config; None for the family's default.
 
         Returns:
-            The name, a hash of the source of the loss and of what the families share, and a hash of the text
-            classifier.
+            The name, hashes of the source of the loss with what it imports, and of what the families share,
+            and a hash of the text classifier.
         """
-        code = getattr(self.loss_function, "__code__", None)
         files = [Path(__file__).with_name(shared) for shared in SHARED_BY_LOSSES]
-        if code is not None:
-            files.insert(0, Path(code.co_filename))
         source = b"".join(file.read_bytes() for file in files if file.is_file())
         classes = getattr(self.interface, "classes", None)
         values = None if classes is None else classes.cpu().float().numpy().tobytes()
         return {
             "name": name or getattr(self.loss_function, "__qualname__", ""),
-            "source": hashlib.sha256(source).hexdigest(),
+            "source": [function_hash(self.loss_function, name), hashlib.sha256(source).hexdigest()],
             "classes": None if values is None else hashlib.sha256(values).hexdigest(),
         }
 

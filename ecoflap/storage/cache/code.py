@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import inspect
 import sysconfig
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from importlib.machinery import (
     EXTENSION_SUFFIXES,
     SOURCE_SUFFIXES,
@@ -21,6 +22,7 @@ from importlib.machinery import (
 )
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
+from typing import Any
 
 from ecoflap.errors import UserError
 
@@ -56,6 +58,33 @@ def source_hash(*modules: str) -> str:
     return digest.hexdigest()[:32]
 
 
+def function_hash(function: Callable[..., Any], path: str | None = None) -> str:
+    """A hash of the source that a function or a callable object runs, and of what that imports.
+
+    Args:
+        function: also one that is decorated, partly applied, or a method.
+        path: its dotted path, if it was found by one.
+    """
+    written = function
+    while isinstance(written, partial):
+        written = written.func
+    written = inspect.unwrap(written)
+    known = {getattr(written, "__module__", None) or type(written).__module__, type(written).__module__}
+    known |= {path.rpartition(".")[0]} if path and "." in path else set()
+    modules = sorted(module for module in known if _is_own(module.partition(".")[0]))
+    try:
+        return source_hash(*modules) if modules else _file_hash(written)
+    except UserError:  # no module that can be imported anew: a script or a notebook
+        return _file_hash(written)
+
+
+def _file_hash(function: Any) -> str:
+    """A hash of the file that a function is written in; of nothing where it has none."""
+    code = getattr(function, "__code__", None)
+    file = Path("" if code is None else code.co_filename)
+    return hashlib.sha256(file.read_bytes() if file.is_file() else b"").hexdigest()[:32]
+
+
 @cache
 def package_hash() -> str:
     """A hash of every source file of this package."""
@@ -87,7 +116,7 @@ def _read(module: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _imports(tree: ast.AST, package: str) -> Iterator[str]:
-    """The modules that a source imports, beside those under ``if TYPE_CHECKING``, which never run."""
+    """The modules that a source imports, but for those under ``if TYPE_CHECKING``, which never run."""
     for node in _statements(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -105,7 +134,8 @@ def _statements(node: ast.AST) -> Iterator[ast.AST]:
     """Every statement in a node that may run; expressions import nothing."""
     for block in ("body", "handlers", "cases", "orelse", "finalbody"):
         for child in getattr(node, block, ()):
-            if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+                yield from _statements(ast.Module(child.orelse, []))
                 continue
             yield child
             yield from _statements(child)
