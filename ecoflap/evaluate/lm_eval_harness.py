@@ -14,7 +14,7 @@ from typing import Any
 
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.harness_scores import errors, noted, reported, scores
-from ecoflap.evaluate.lm_eval_tasks import fingerprint, read_task, task_manager
+from ecoflap.evaluate.lm_eval_tasks import code_below, fingerprint, read_task, task_manager
 from ecoflap.evaluate.options import LmEvalOptions
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
@@ -73,7 +73,8 @@ class LmEval(LmEvalOptions):
                 f"task.harness_tasks: {', '.join(sorted(with_pictures))} has pictures, and {model.name} can't"
                 " be asked about them"
             )
-        return LmEvalEvaluation(self, manager, with_pictures, fingerprint(tasks, self.num_fewshot))
+        inputs = f"{fingerprint(tasks, self.num_fewshot)} {code_below(self.include_path)}"
+        return LmEvalEvaluation(self, manager, with_pictures, inputs)
 
 
 def has_pictures(members: Mapping[str, Any]) -> bool:
@@ -104,7 +105,7 @@ class LmEvalEvaluation:
         task: its options.
         manager: the harness's index of tasks.
         with_pictures: names of the tasks that have images.
-        inputs: hash of all inputs.
+        inputs: hashes of all inputs and of the code beside one's own tasks.
     """
 
     task: LmEval

@@ -76,6 +76,15 @@ def fingerprint(tasks: Mapping[str, Mapping[str, Any]], num_fewshot: int | None)
     return digest.hexdigest()
 
 
+def code_below(include_path: str | None) -> str:
+    """A hash of the Python files beside the tasks of a folder, which their settings call; of none for None."""
+    digest = hashlib.blake2b(digest_size=16)
+    folder = None if include_path is None else Path(include_path).expanduser()
+    for file in () if folder is None else sorted(folder.rglob("*.py")):
+        digest.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
 def settings_of(config: Mapping[str, Any]) -> str:
     """How a task asks and scores, but for the number of examples, which is an option of the run."""
     asked = {name: value for name, value in config.items() if name != "num_fewshot"}

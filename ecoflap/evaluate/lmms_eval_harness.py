@@ -15,6 +15,7 @@ from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.harness_scores import Scores, errors, noted, reported, scores
 from ecoflap.evaluate.inputs import interface_settings
 from ecoflap.evaluate.lm_eval_harness import flatten
+from ecoflap.evaluate.lm_eval_tasks import code_below
 from ecoflap.evaluate.lmms_eval_model import harness_model
 from ecoflap.evaluate.lmms_eval_tasks import fingerprint, members, read_tasks, task_manager
 from ecoflap.evaluate.options import LmmsEvalOptions
@@ -66,7 +67,8 @@ class LmmsEval(LmmsEvalOptions):
         self.check_model(model)
         manager = task_manager(self.include_path)
         tasks = {name: read_tasks(manager, name) for name in self.harness_tasks}
-        inputs = f"{fingerprint(tasks, self.limit)} {interface_settings(model.interface)!r}"
+        own = code_below(self.include_path)
+        inputs = f"{fingerprint(tasks, self.limit)} {own} {interface_settings(model.interface)!r}"
         loss = model.loss_identity(None)  # of answers, by which some tasks choose
         return LmmsEvalEvaluation(self, manager, f"{inputs} {loss!r}")
 

@@ -26,7 +26,7 @@ from omegaconf.errors import (
 from yaml import MarkedYAMLError, YAMLError
 
 from ecoflap.errors import NumericalError, UserError, typed_command
-from ecoflap.storage.file_names import BLOCKS, FINETUNE, PREDICTIONS, TRAINING
+from ecoflap.storage.file_names import BLOCKS, CHECKPOINT, FINETUNE, LEASE, PREDICTIONS, RESULT, TRAINING
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 ADVICE = {
@@ -74,8 +74,13 @@ def is_resumable(folder: Path) -> bool:
 
 
 def remove_empty_run(folder: Path) -> None:
-    """Remove the folder of a run that has done nothing: if it is new and holds nothing to resume."""
-    if folder.absolute() in _made and not is_resumable(folder):
+    """Remove the folder of a run that has done nothing: if it is new, and holds nothing of use.
+
+    The result or the model of a run that failed behind them is of use; a lease is that of another process,
+    which has begun a run there since.
+    """
+    used = is_resumable(folder) or any((folder / name).exists() for name in (RESULT, CHECKPOINT, LEASE))
+    if folder.absolute() in _made and not used:
         _remove(folder.absolute())
 
 

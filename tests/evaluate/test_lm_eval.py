@@ -172,6 +172,11 @@ def test_identity_changes_with_what_the_numbers_depend_on(folder: Path, llama: P
     assert identity != LmEval(["one"], include_path=str(folder)).load(llama).identity()
     file.write_text(as_it_was)
     assert identity == LmEval(["one"], include_path=str(folder)).load(llama).identity()
+    (folder / "utils.py").write_text("LIMIT = 1\n")
+    beside = LmEval(["one"], include_path=str(folder)).load(llama).identity()
+    (folder / "utils.py").write_text("LIMIT = 2\n")
+    assert beside != LmEval(["one"], include_path=str(folder)).load(llama).identity() != identity
+    (folder / "utils.py").unlink()
     changed = [{**questions()[0], "choices": ["cat", "dog"]}, *questions()[1:]]
     (folder / "lines.jsonl").write_text("".join(json.dumps(question) + "\n" for question in changed))
     assert identity != LmEval(["one"], include_path=str(folder)).load(llama).identity()

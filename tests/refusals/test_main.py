@@ -124,6 +124,16 @@ def test_work_outlives_a_late_error(
     )
 
 
+@pytest.mark.parametrize("left", ["result.json", "checkpoint", ".lease"])
+def test_a_result_and_the_run_of_another_process_stay(
+    start: Start, capfd: pytest.CaptureFixture[str], tmp_path: Path, left: str
+) -> None:
+    """A tracker may fail behind the result; another process may have begun in the folder since."""
+    assert start({0: OSError(errno.ENOSPC, "No space left on device")}, leaves=left) == 2
+    assert (tmp_path / "run" / left).exists()
+    assert "no space is left on the disk" in capfd.readouterr().err
+
+
 def test_a_folder_that_was_there_stays(start: Start, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")

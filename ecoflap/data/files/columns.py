@@ -31,7 +31,8 @@ def example(
 
     Args:
         row: its values by the names in ``COLUMNS``.
-        captioned: whether the only text of an image is its caption, not a question.
+        captioned: whether the only text of an image is its caption, unless its column says that it is a
+            question, or one for what is to be written is there and empty.
         folder: see ``locate``.
         where: the row, for messages.
         locate: finds its picture.
@@ -49,7 +50,8 @@ def example(
             such = f", such as {value[0]!r}" if is_texts(value) else ""
             raise UserError(f"{attribute} of {where} is a {type(value).__name__}; give a str{such}")
     text, target = found["text"], found["target"]
-    if captioned and target is None:
+    asked = row.get("question") is not None or any(name in row for name in COLUMNS["target"])
+    if captioned and target is None and not asked:
         text, target = None, text
     image = _only(found["image"], where)
     label = None if found["label"] is None else _class(found["label"], where)
