@@ -66,6 +66,17 @@ def test_rows(folder: Path, case: str) -> None:
     assert f"{file}, line 1" in str(caught.value)
 
 
+@pytest.mark.parametrize("row", [{"question": "what ?"}, {"text": "what ?", "answer": None}])
+def test_a_question_without_an_answer_is_no_caption(folder: Path, row: dict[str, Any]) -> None:
+    one = llava()
+    file = given.write_lines(folder / "a.jsonl", [{"image": "0.png", **row}])
+    model = ecoflap.load(one.module, one.processor)
+    with pytest.raises(UserError, match=r"line 1 says nothing that .* should write"):
+        ecoflap.calibrate(model, "chat", path=str(file))
+    captioned = given.write_lines(folder / "b.jsonl", [{"image": "0.png", "text": "a circle"}])
+    assert len(ecoflap.calibrate(model, "chat", path=str(captioned))) == 1
+
+
 def write(name: str, content: bytes) -> Callable[[Path], Path]:
     def made(folder: Path) -> Path:
         (folder / name).write_bytes(content)
