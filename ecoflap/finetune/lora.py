@@ -55,7 +55,7 @@ class Lora(LoraOptions, Schedule, Finetuner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive("finetune", self, "rank")
+        require_positive("finetune", self, "rank", "alpha")
 
     def finetune(self, job: Job) -> Training:
         """Train the updates and merge them, in place.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,8 +44,8 @@ class Reconstruct(ReconstructOptions, Finetuner):
 
     def __post_init__(self) -> None:
         require_positive("finetune", self, "samples", "epochs")
-        if self.learning_rate <= 0:
-            raise UserError(f"finetune.learning_rate={self.learning_rate} must be above 0")
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"finetune.learning_rate={self.learning_rate} must be above 0, and finite")
 
     def finetune(self, job: Job) -> Training:
         """Train each block of the pruned towers in place.

@@ -33,10 +33,15 @@ class Schedule(ScheduleOptions):
         require_choices("finetune", self)
         for option in ("epochs", "learning_rate", "clip"):
             if not 0 < getattr(self, option) < math.inf:
-                raise UserError(f"finetune.{option}={getattr(self, option)} must be above 0")
+                raise UserError(f"finetune.{option}={getattr(self, option)} must be above 0, and finite")
         for option in ("weight_decay", "held_out", "workers"):
-            if getattr(self, option) < 0:
-                raise UserError(f"finetune.{option}={getattr(self, option)} must be at least 0")
+            if not 0 <= getattr(self, option) < math.inf:
+                raise UserError(f"finetune.{option}={getattr(self, option)} must be at least 0, and finite")
+        if self.samples is not None and self.held_out >= self.samples:
+            raise UserError(
+                f"finetune.held_out={self.held_out} of finetune.samples={self.samples} leaves nothing to"
+                " train on; hold out fewer"
+            )
         if not 0 <= self.warmup < 1:
             raise UserError(
                 f"finetune.warmup={self.warmup} must be in [0, 1): the share of the steps in which the"

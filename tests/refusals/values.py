@@ -275,6 +275,20 @@ PARTS: list[Case] = [
     ),
     Case(("tracking=wandb", "tracking.tags=a"), ("tracking.tags=a is a single value", "'tracking.tags=[a]'")),
     Case((*TRAINED, "finetune=lora", "finetune.rank=0"), ("finetune.rank=0 must be at least 1",)),
+    Case((*TRAINED, "finetune=lora", "finetune.alpha=0"), ("finetune.alpha=0 must be at least 1",)),
+    Case((*TRAINED, "finetune.weight_decay=nan"), ("finetune.weight_decay=nan must be at least 0",)),
+    Case(
+        (*TRAINED, "finetune=reconstruct", "finetune.learning_rate=nan"),
+        ("finetune.learning_rate=nan must be above 0",),
+    ),
+    Case(
+        (*TRAINED, "finetune.samples=8", "finetune.held_out=8"),
+        ("finetune.held_out=8 of finetune.samples=8 leaves nothing to train on",),
+    ),
+    Case(
+        (*TRAINED, "finetune.precision=float16", "device=cpu"),
+        ("finetune.precision=float16 needs an accelerator",),
+    ),
     Case((*TRAINED, "finetune.epochs=0"), ("finetune.epochs=0", "above 0")),
     Case((*TRAINED, "finetune.learning_rate=-1"), ("finetune.learning_rate=-1", "above 0")),
     Case((*TRAINED, "finetune.clip=0"), ("finetune.clip=0", "above 0")),

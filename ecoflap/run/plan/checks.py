@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+
 from ecoflap.allocate.allocation import check_sparsity
 from ecoflap.blocks.token_choice import check_tokens
-from ecoflap.errors import UserError, did_you_mean, require_seed, written
+from ecoflap.errors import UserError, did_you_mean, require_count, require_seed, written
 from ecoflap.evaluate.protocol import Task
+from ecoflap.finetune.schedule import Schedule
 from ecoflap.models.offload.load import check_offload
 from ecoflap.prune.inputs import check_propagate
 from ecoflap.prune.protocol import ModelPruner
@@ -36,8 +39,7 @@ def check_options(plan: Plan) -> None:
     config, offload = plan.config, plan.config.runtime.offload
     check_sparsity(config.sparsity)
     plan.allocator.check(config.sparsity)
-    if config.batch_size < 1:
-        raise UserError(f"batch_size={config.batch_size} must be at least 1")
+    require_count("batch_size", config.batch_size)
     require_seed(config.seed)
     check_towers(config.towers)
     check_propagate(config.propagate, plan.pruner)
@@ -58,6 +60,8 @@ def check_options(plan: Plan) -> None:
             f"device={config.device}: finetune trains on the first accelerator that it sees (the trainer's"
             f" rule); use device=auto with CUDA_VISIBLE_DEVICES={config.device.partition(':')[2]}"
         )
+    if isinstance(plan.finetuner, Schedule) and config.device == "cpu":
+        plan.finetuner.mixed_precision(torch.device("cpu"))
     if offload != "none" and plan.pruner.allocates:
         raise UserError(
             f"pruner={plan.pruner.name} compares all weights at once, so they have to be in memory; use"
