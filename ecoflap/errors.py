@@ -7,7 +7,9 @@ import sys
 from collections.abc import Iterable
 from dataclasses import fields
 from difflib import SequenceMatcher
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 FEW = 12
 """The most choices that a message lists completely."""
@@ -46,8 +48,9 @@ def require_seed(seed: int) -> None:
     """Refuse a seed that a random generator does not take.
 
     Raises:
-        UserError: if it is outside [0, 2**32).
+        UserError: if it is no whole number, or outside [0, 2**32).
     """
+    _require_whole("seed", seed)
     if not 0 <= seed < SEEDS:
         raise UserError(
             f"seed={seed} is outside [0, 2**32), the seeds that every random generator takes; choose one such"
@@ -64,12 +67,27 @@ def require_positive(group: str, part: object, *options: str) -> None:
         options: their names; None is allowed.
 
     Raises:
-        UserError: if one of them is below one.
+        UserError: if one of them is no whole number, or below one.
     """
     for option in options:
-        value = getattr(part, option)
-        if value is not None and value < 1:
-            raise UserError(f"{group}.{option}={value} must be at least 1")
+        if (value := getattr(part, option)) is not None:
+            require_count(f"{group}.{option}", value)
+
+
+def require_count(name: str, value: Any) -> None:
+    """Refuse what is no count.
+
+    Raises:
+        UserError: if it is no whole number, or below one.
+    """
+    _require_whole(name, value)
+    if value < 1:
+        raise UserError(f"{name}={value} must be at least 1")
+
+
+def _require_whole(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise UserError(f"{name}={value!r} is a {type(value).__name__}; give a whole number")
 
 
 def require_choices(group: str, part: object) -> None:

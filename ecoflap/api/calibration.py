@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -29,6 +30,8 @@ from ecoflap.models.core.protocols import Answers, Encodes
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import at_most, require_length, trained_tokens
 from ecoflap.run.config import RunConfig
+
+log = logging.getLogger(__name__)
 
 NAME = "in_memory"
 
@@ -90,6 +93,8 @@ def calibrate(
         else:
             amount = Amount(Text.samples if samples is None else samples, sequence_length)
             found = _in_memory(model, data, amount, seed)
+    if samples is not None and samples > len(found) > 0:
+        log.warning("samples=%d was asked for and there are only %d", samples, len(found))
     if not len(found):
         raise UserError(f"the data ({found.name}) gave no samples; give more, or samples=1 at least")
     return found

@@ -111,6 +111,8 @@ def _finished(model: PrunableModel, sample: Sample) -> Sample:
     _check_ids(model, sample["input_ids"])
     config = getattr(model.module, "config", None)
     apart = bool(getattr(config, "is_encoder_decoder", False))
+    if apart or _joins(model) or option_of(model.module) == "causal_lm":
+        _check_targets(sample, apart)
     sample = _without_padding(sample, apart)
     if hasattr(model.interface, "pad_token_id") or apart:
         mask = sample.get("attention_mask", torch.ones_like(sample["input_ids"]))
@@ -124,6 +126,28 @@ def _finished(model: PrunableModel, sample: Sample) -> Sample:
         if "labels" in sample and torch.equal(sample["labels"], sample["input_ids"]):
             del sample["labels"]
     return sample
+
+
+def _check_targets(sample: Sample, apart: bool) -> None:
+    """Refuse a sample whose loss would be over no token, or over labels of other tokens.
+
+    Raises:
+        UserError: if there is no target, or labels and tokens of one text differ in number.
+    """
+    ids, labels = sample["input_ids"], sample.get("labels")
+    if labels is not None and not apart and labels.shape != ids.shape:
+        raise UserError(
+            f"a sample of the data has input_ids {list(ids.shape)} and labels {list(labels.shape)}; give a"
+            " label per token"
+        )
+    if labels is None and apart:
+        return  # a loss of one's own may do without
+    targets = ids if labels is None else labels
+    if not (targets if apart else targets[..., 1:]).ne(IGNORED).any():
+        raise UserError(
+            f"a sample of the data has input_ids {list(ids.shape)} and no target for the loss, which is over"
+            " the next token; give longer texts, or labels other than -100"
+        )
 
 
 def _without_padding(sample: Sample, apart: bool) -> Sample:

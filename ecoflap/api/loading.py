@@ -16,7 +16,7 @@ from ecoflap.models.core.prunable import Loss, PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.loading.hub import read_settings, require_folder
-from ecoflap.models.loading.kinds import option_of, options_for
+from ecoflap.models.loading.kinds import MAPPINGS, option_of, options_for
 from ecoflap.models.loading.loader import prunable
 from ecoflap.models.sparse.linear import SparseLinear
 from ecoflap.run.saved_loader import recorded_node
@@ -103,6 +103,11 @@ def _prepare(
     _refuse_sparse(module)
     training = [(child, child.training) for child in module.modules()]
     option = kind or option_of(module)
+    fitting = options_for(str(getattr(getattr(module, "config", None), "model_type", None)))
+    if kind in MAPPINGS and fitting and kind not in fitting:
+        raise UserError(
+            f"kind={kind} can't prepare {type(module).__name__}; leave it out, or give {' or '.join(fitting)}"
+        )
     try:
         if option is None and callable(loss):
             return prunable(type(module).__name__, module, processor, loss, selection, options.get("towers"))

@@ -18,7 +18,7 @@ from ecoflap.api.steps import check_scores
 from ecoflap.api.unchanged import unchanged
 from ecoflap.api.work import Work
 from ecoflap.blocks.token_choice import check_tokens
-from ecoflap.errors import UserError, require_seed
+from ecoflap.errors import UserError, require_count, require_seed
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.inputs import check_propagate
 from ecoflap.prune.protocol import Pruner
@@ -172,8 +172,7 @@ def _check(
     Raises:
         UserError: if it can't be carried out.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size} must be at least 1")
+    require_count("batch_size", batch_size)
     check_propagate(propagate, method.pruner)
     if data is None and method.requires_calibration:
         raise UserError(

@@ -49,6 +49,8 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
     loaded = model.prunable if isinstance(model, PruneResult) else model
     require(loaded, PrunableModel, "ecoflap.load or ecoflap.prune")
     check_form(form, "form")
+    if not isinstance(folder, str | os.PathLike):
+        raise UserError(f"the folder is a {type(folder).__name__}; give the path of a folder to write")
     final = Path(folder).expanduser()
     if final.exists() and not final.is_dir():
         raise UserError(f"{final} is a file; choose a folder for the checkpoint")

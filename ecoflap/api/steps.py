@@ -17,7 +17,7 @@ from ecoflap.api.result import PruneResult
 from ecoflap.api.unchanged import unchanged
 from ecoflap.blocks.token_choice import check_tokens
 from ecoflap.data.calibration_set import CalibrationSet
-from ecoflap.errors import UserError, require_seed
+from ecoflap.errors import UserError, require_count, require_seed
 from ecoflap.evaluate.protocol import Task
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.protocol import Pruner
@@ -119,8 +119,7 @@ def allocate(
         )
     allocator.check_pruner(chosen_pruner)
     chosen_pruner.check_layers(model.layers)
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size} must be at least 1")
+    require_count("batch_size", batch_size)
     check_tokens(tokens)
     require_seed(seed)
     context = Context(chosen_pruner, data, batch_size, seed, tokens)
@@ -163,7 +162,8 @@ def evaluate(
         {metric: value}; for a suite, {task/metric: value}.
 
     Raises:
-        UserError: if there is no such task or option, its data are missing, or it needs another model.
+        UserError: if there is no such task or option, its data are missing, it needs another model, or a
+            function returns no numbers.
     """
     loaded = model.prunable if isinstance(model, PruneResult) else model
     require(loaded, PrunableModel, "ecoflap.load or ecoflap.prune")
@@ -176,9 +176,25 @@ def evaluate(
             return task.load(loaded)(loaded)
         loaded.module.eval()
         value = task(loaded.module)
-    if isinstance(value, Mapping):
-        return dict(value)
-    return {getattr(task, "__name__", type(task).__name__): float(value)}
+    name = getattr(task, "__name__", type(task).__name__)
+    return {
+        metric: _number(metric, one)
+        for metric, one in (value.items() if isinstance(value, Mapping) else [(name, value)])
+    }
+
+
+def _number(metric: str, value: Any) -> float:
+    """A metric that a user's function returned.
+
+    Raises:
+        UserError: if it is no number.
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(
+            f"{metric} is a {type(value).__name__}; let the function return a number, or several by name"
+        ) from None
 
 
 def _tasks(name: str, options: Mapping[str, Any]) -> dict[str, Task]:

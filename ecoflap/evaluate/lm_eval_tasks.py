@@ -77,10 +77,11 @@ def fingerprint(tasks: Mapping[str, Mapping[str, Any]], num_fewshot: int | None)
 
 
 def code_below(include_path: str | None) -> str:
-    """A hash of the Python files beside the tasks of a folder, which their settings call; of none for None."""
-    digest = hashlib.blake2b(digest_size=16)
-    folder = None if include_path is None else Path(include_path).expanduser()
-    for file in () if folder is None else sorted(folder.rglob("*.py")):
+    """A hash of the Python files in a folder of tasks, which their settings call; empty without a folder."""
+    if include_path is None:
+        return ""
+    digest, folder = hashlib.blake2b(digest_size=16), Path(include_path).expanduser()
+    for file in sorted(folder.rglob("*.py")):
         digest.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
     return digest.hexdigest()
 

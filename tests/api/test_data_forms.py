@@ -307,9 +307,25 @@ def test_what_is_not_understood_is_refused(language_model: PrunableModel) -> Non
     refused(language_model, [{"input_ids": [[2, 3], [2]]}], "input_ids", "list")
     masked = {"input_ids": torch.ones(1, 3).long(), "attention_mask": torch.zeros(1, 3)}
     refused(language_model, [masked], "padding")
+    refused(language_model, [{"input_ids": torch.tensor([3])}], "input_ids [1]", "no target for the loss")
+    ids = torch.ones(1, 5).long()
+    refused(language_model, [{"input_ids": ids, "labels": ids[:, 1:]}], "input_ids [5]", "labels [4]")
+    refused(language_model, [{"input_ids": ids, "labels": 0 * ids - 100}], "no target for the loss", "-100")
     refused(language_model, TEXTS, "sequence_length=4000", sequence_length=4000)
     refused(language_model, TEXTS, "samples=0", samples=0)
+    refused(language_model, TEXTS, "samples='8'", "whole number", samples="8")
+    refused(language_model, TEXTS, "seed='a'", "whole number", seed="a")
     refused(replace(language_model, processor=None), TEXTS, "no tokenizer", "ecoflap.load(model, tokenizer)")
+
+
+def test_fewer_samples_than_asked_for_are_warned_of(
+    language_model: PrunableModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = ecoflap.calibrate(language_model, TEXTS, samples=4000, sequence_length=16)
+    assert f"samples=4000 was asked for and there are only {len(few)}" in caplog.text
+    caplog.clear()
+    ecoflap.calibrate(language_model, TEXTS)
+    assert not caplog.text
 
 
 def test_what_a_model_with_pictures_cannot_read_is_refused() -> None:

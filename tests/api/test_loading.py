@@ -174,7 +174,9 @@ def test_what_cannot_be_pruned_is_refused_before_any_work(monkeypatch: pytest.Mo
     prune_refused("data are missing", sparsity=0.5, data=None)
     prune_refused("batch_size=0", sparsity=0.5, batch_size=0)
     prune_refused("propagate=sparse", sparsity=0.5, propagate="sparse")
+    prune_refused("batch_size=2.5 is a float", sparsity=0.5, batch_size=2.5)
     prune_refused("seed=-1", sparsity=0.5, seed=-1)
+    prune_refused("seed='a' is a str", sparsity=0.5, seed="a")
 
 
 def test_what_a_pruner_or_an_allocation_would_not_look_at_is_refused(tmp_path: Path) -> None:
@@ -232,6 +234,20 @@ def test_arguments_of_another_kind_are_refused() -> None:
     prune_refused("pruner=int has no name", "derive it from", sparsity=0.5, pruner=3)
     with pytest.raises(UserError, match="samples=0"):
         ecoflap.calibrate(model, data, samples=0)
+
+
+def test_what_a_function_or_a_folder_cannot_be_is_refused() -> None:
+    one = llama()
+    model = ecoflap.load(one.module, one.processor)
+    measures: list[Any] = [lambda _: None, lambda _: {"score": "much"}, lambda _: torch.ones(2)]
+    for measure, said in zip(measures, ("a NoneType", "score is a str", "a Tensor"), strict=True):
+        with pytest.raises(UserError, match=f"{said}; let the function return a number"):
+            ecoflap.evaluate(model, measure)
+    nowhere: Any = None
+    with pytest.raises(UserError, match="the folder is a NoneType"):
+        ecoflap.save(model, nowhere)
+    with pytest.raises(UserError, match=r"kind=seq2seq can't prepare LlamaForCausalLM; .* give causal_lm"):
+        ecoflap.load(one.module, one.processor, kind="seq2seq")
 
 
 def test_what_other_steps_gave_is_refused() -> None:
