@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def stored_calibration(
         **computed_by,
         "calibration": dict(config),
         "processor": dict(processor),
-        "files": _files([config, processor]) | _read_by(calibrator, model, seed),
+        "files": states_of_files(calibrator, model, seed, [config, processor]),
         "model": fingerprint,
         "seed": seed,
     }
@@ -88,6 +88,21 @@ def _samples(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     yield from by_number.values()
 
 
+def states_of_files(
+    calibrator: Calibration, model: PrunableModel, seed: int, options: Sequence[Mapping[str, Any]]
+) -> dict[str, str]:
+    """{path: hash of names, sizes and times} of the files that a calibrator reads.
+
+    Args:
+        calibrator: may name them, with ``read_files``.
+        model: the model that reads the samples.
+        seed: seed of the draw.
+        options: those whose values may be files or folders.
+    """
+    read: Iterable[Path] = getattr(calibrator, "read_files", lambda *_: ())(model, seed)
+    return _files(list(options)) | {str(path): _files_hash(path) for path in read}
+
+
 def _files(value: Any) -> dict[str, str]:
     """{path: hash of its files} of each existing file or folder that a config names."""
     if isinstance(value, Mapping | list):
@@ -97,12 +112,6 @@ def _files(value: Any) -> dict[str, str]:
         return found
     exists = isinstance(value, str) and 0 < len(value) < 4096 and Path(value).expanduser().exists()
     return {value: _files_hash(Path(value).expanduser())} if exists else {}
-
-
-def _read_by(calibrator: Calibration, model: PrunableModel, seed: int) -> dict[str, str]:
-    """The same of the files that the calibrator says it reads, which no option may name."""
-    read: Iterable[Path] = getattr(calibrator, "read_files", lambda *_: ())(model, seed)
-    return {str(path): _files_hash(path) for path in read}
 
 
 def _files_hash(path: Path) -> str:

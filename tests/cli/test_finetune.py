@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.storage.masks import load_masks
@@ -197,6 +197,20 @@ def test_checkpoints_of_another_training_are_not_resumed(
     run([*training, "finetune.steps=4", "sparsity=0.5"])
     run([*training, "finetune.steps=4", "sparsity=0.7", "resume=false"])
     run([*training, "finetune.steps=4", "sparsity=0.7"], "fresh")
+    assert curve(tmp_path / "run") == curve(tmp_path / "fresh")
+
+
+def test_checkpoints_of_other_data_are_not_resumed(training: list[str], run: Run, tmp_path: Path) -> None:
+    """Masks of weights alone are the same whatever the data are."""
+    given = next(one for one in training if one.startswith("calibration.path=")).partition("=")[2]
+    file, tokens = tmp_path / "tokens.safetensors", load_file(given)
+    overrides = [*training, "finetune.steps=4", "pruner=magnitude", f"calibration.path={file}"]
+    save_file(tokens, file)
+    run(overrides)
+    (tmp_path / "run" / "result.json").unlink()
+    save_file({name: rows.flip(0, 1).contiguous() for name, rows in tokens.items()}, file)
+    run(overrides)
+    run(overrides, "fresh")
     assert curve(tmp_path / "run") == curve(tmp_path / "fresh")
 
 

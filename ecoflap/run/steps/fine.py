@@ -24,6 +24,7 @@ from ecoflap.run.plan import Plan
 from ecoflap.run.show import show_allocation, show_block
 from ecoflap.run.state import RunState
 from ecoflap.run.steps.keys import blocks_key, computed_by, statistics_key
+from ecoflap.run.stored_calibration import states_of_files
 from ecoflap.storage.cache.entries import AS_TENSORS
 from ecoflap.storage.file_names import ALLOCATION, BLOCKS, FINETUNE, TRAINING
 from ecoflap.storage.files import write_json
@@ -118,6 +119,9 @@ def finetune(plan: Plan, model: PrunableModel, state: RunState, tracker: Tracker
             "model": state.fingerprint,
             "method": plan.finetuner.name,
             "masks": masks_fingerprint(masks),
+            "calibration": None if state.calibration is None else state.calibration.fingerprint(),
+            "data": plan.config.calibration,
+            "files": states_of_files(plan.calibrator, model, plan.config.seed, [plan.config.calibration]),
         },
         show=partial(tracker.log_point, "finetune"),
     )
