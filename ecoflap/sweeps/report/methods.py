@@ -86,7 +86,7 @@ def name_methods(runs: Sequence[Run]) -> list[Method]:
     otherwise have the same method, sparsity and seed, such as runs with two allocation files.
     """
     configs = [flatten(run.config) for run in runs]
-    methods = [Method(run.config["pruner"]["name"], _coarse(run), _sweep(run)) for run in runs]
+    methods = [Method(run.config["pruner"]["name"], _coarse(run), _always(run)) for run in runs]
     items = [item for config in configs for item in config.items()]
     paths_by_key = {key for key, value in items if is_path(key, value)}
     for key in sorted(
@@ -169,9 +169,10 @@ def _overrides(settings: Iterable[tuple[str, str]]) -> str:
     return " ".join(f"{key}={value}" for key, value in settings)
 
 
-def _sweep(run: Run) -> tuple[tuple[str, str], ...]:
-    """The sweep, where several are compared: part of every method's name."""
-    return ((SWEEP, run.config[SWEEP]),) if SWEEP in run.config else ()
+def _always(run: Run) -> tuple[tuple[str, str], ...]:
+    """What is part of every method's name: its sweep, where several are compared, and what fine-tuned it."""
+    sweep = ((SWEEP, run.config[SWEEP]),) if SWEEP in run.config else ()
+    return sweep if run.finetuner is None else (*sweep, ("finetune", run.finetuner))
 
 
 def _coarse(run: Run) -> str:

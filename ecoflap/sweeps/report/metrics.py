@@ -200,18 +200,14 @@ def _metrics(section: Section) -> list[str]:
     return [
         f"{task}/{metric}"
         for run in section.runs
-        for task, values in run.result.metrics.get("pruned", {}).items()
+        for task, values in run.metrics.items()
         for metric in values
     ]
 
 
 def _headlines(section: Section) -> list[str]:
     """Each task's first metric; all of them if runs of a task begin with different ones."""
-    measured = [
-        (task, first_metric(values))
-        for run in section.runs
-        for task, values in run.result.metrics.get("pruned", {}).items()
-    ]
+    measured = [(task, first_metric(values)) for run in section.runs for task, values in run.metrics.items()]
     names = dict.fromkeys(f"{task}/{metric}" for task, metric in measured if metric is not None)
     return sorted(names, key=lambda name: section.tasks.index(name.split("/", 1)[0]))
 
@@ -231,8 +227,8 @@ def _cells(section: Section, task: str, metric: str) -> Cells:
     for method, runs in section.by_method.items():
         row: dict[float, dict[int, Measured]] = {}
         for run in sorted(runs, key=lambda run: (run.sparsity, run.seed)):
-            figures = [run.result.metrics.get(state, {}).get(task, {}) for state in ("pruned", "dense")]
-            after, before = (figure.get(metric) for figure in figures)
+            figures = (run.metrics, run.result.metrics.get("dense", {}))
+            after, before = (figure.get(task, {}).get(metric) for figure in figures)
             if after is not None:
                 row.setdefault(run.sparsity, {})[run.seed] = Measured(after, before, run.realised)
         if row:

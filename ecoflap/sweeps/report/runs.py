@@ -42,6 +42,21 @@ class Run:
         return float(self.config["sparsity"])
 
     @property
+    def finetuner(self) -> str | None:
+        """The name of what fine-tuned the model before its last evaluation; None if nothing did."""
+        return str(self.config["finetune"]["name"]) if self.result.metrics.get("finetuned") else None
+
+    @property
+    def state(self) -> str:
+        """The last state that the model was evaluated in after pruning: ``pruned`` or ``finetuned``."""
+        return "pruned" if self.finetuner is None else "finetuned"
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """{task: {metric: figure}} of the model in that state; empty if it was not evaluated."""
+        return self.result.metrics.get(self.state, {})
+
+    @property
     def realised(self) -> float | None:
         """The share of zeros; None for structured pruning, which removes whole units."""
         sparsity = self.result.sparsity

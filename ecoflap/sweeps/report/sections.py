@@ -48,7 +48,7 @@ def make_sections(runs: Sequence[Run]) -> list[Section]:
     """Group runs by model and tasks, in alphabetical order."""
     found = defaultdict(list)
     for model, run in zip(name_models(runs), runs, strict=True):
-        found[model, tuple(run.result.metrics.get("pruned", {}))].append(run)
+        found[model, tuple(run.metrics)].append(run)
     sections = [
         Section(model, tasks, members, name_methods(members)) for (model, tasks), members in found.items()
     ]

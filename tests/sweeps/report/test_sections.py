@@ -11,6 +11,7 @@ import pytest
 from ecoflap.errors import UserError
 from ecoflap.storage.files import write_json
 from ecoflap.sweeps.report.blip2_table import collect
+from ecoflap.sweeps.report.metrics import make_tables
 from ecoflap.sweeps.report.runs import read_runs, read_unfinished
 from ecoflap.sweeps.report.sections import make_sections
 from tests.sweeps.report.conftest import write_run
@@ -59,6 +60,18 @@ def test_runs_without_a_result_are_known_by_what_hydra_left(tmp_path: Path) -> N
         ("10", ["sparsity=0.9", "+sweep/case=blip2_mini"]),
     ]
     assert [run.name for run in read_runs(tmp_path)] == ["8"]
+
+
+def test_a_fine_tuned_model_counts_as_it_is_at_the_end(tmp_path: Path) -> None:
+    figures = {name: {"vqa": {"accuracy": value}} for name, value in (("dense", 80.0), ("pruned", 60.0))}
+    tuned = {"metrics": {**figures, "finetuned": {"vqa": {"accuracy": 75.0}}}}
+    write_run(tmp_path, "full", 0.0, record=tuned, finetune={"name": "full"})
+    write_run(tmp_path, "lora", 0.0, record=tuned, finetune={"name": "lora"})
+    write_run(tmp_path, "plain", 60.0, finetune={"name": "full"})
+    (section,) = make_sections(read_runs(tmp_path))
+    (table,) = make_tables([section])
+    shown = {method.setting: [one.pruned for one in row[0.5].values()] for method, row in table.cells.items()}
+    assert shown == {"finetune=full": [75.0], "finetune=lora": [75.0], "": [60.0]}
 
 
 def test_one_run_is_named_by_its_own_folder(tmp_path: Path) -> None:
