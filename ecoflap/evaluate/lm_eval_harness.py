@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ecoflap.errors import UserError, require_positive
+from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.evaluate.harness_scores import errors, noted, reported, scores
 from ecoflap.evaluate.lm_eval_tasks import code_below, fingerprint, read_task, task_manager
 from ecoflap.evaluate.options import LmEvalOptions
@@ -143,6 +144,9 @@ class LmEvalEvaluation:
         Returns:
             ``metrics``, without standard errors and with the number of examples; ``scores`` of each example;
             and ``samples``, the model's answers.
+
+        Raises:
+            NumericalError: if the likelihood of an answer is NaN.
         """
         from lm_eval import simple_evaluate
 
@@ -156,6 +160,11 @@ class LmEvalEvaluation:
             log_samples=True,
         )
         samples = {task: [logged(sample) for sample in of_it] for task, of_it in found["samples"].items()}
+        if any(has_nan(sample["filtered_resps"]) for of_it in samples.values() for sample in of_it):
+            raise NumericalError(
+                f"task.harness_tasks: {name}: the model gives likelihoods that are NaN; use"
+                " model.dtype=float32 or bfloat16, or prune less"
+            )
         documents = {task: {sample["doc_id"] for sample in of_it} for task, of_it in samples.items()}
         counts = {f"{task}/samples": float(len(ids)) for task, ids in documents.items()}
         values = flatten(found["results"])
@@ -181,6 +190,13 @@ def logged(sample: Mapping[str, Any]) -> dict[str, Any]:
     values = {name: sample.get(name) for name in ("doc_id", "filter", "target", "filtered_resps")}
     plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
     return plain
+
+
+def has_nan(answers: Any) -> bool:
+    """Whether a likelihood among the answers to an example, which the harness nests in lists, is NaN."""
+    if isinstance(answers, list):
+        return any(map(has_nan, answers))
+    return isinstance(answers, float) and math.isnan(answers)
 
 
 def flatten(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

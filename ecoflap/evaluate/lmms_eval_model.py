@@ -13,6 +13,7 @@ from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import UserError
 from ecoflap.evaluate.inputs import parts
 from ecoflap.models.core.encoding import encode_rows
+from ecoflap.models.core.logits import finite
 from ecoflap.models.core.protocols import Replies
 from ecoflap.models.core.prunable import PrunableModel
 
@@ -77,10 +78,14 @@ def question(text: str, pictures: Sequence[Any], target: str = "") -> Conversati
 
 
 def loss_of(model: PrunableModel, row: Conversation) -> float:
-    """The loss per token of the answer of a question, with the token that ends it."""
+    """The loss per token of the answer of a question, with the token that ends it.
+
+    Raises:
+        NumericalError: if it is not finite.
+    """
     sample = encode_rows(model, [row], OPTION)[0]
     with torch.no_grad():
-        return float(model.loss({name: tensor[None] for name, tensor in sample.items()})[0])
+        return float(finite(model.loss({name: tensor[None] for name, tensor in sample.items()}))[0])
 
 
 class Asker:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from ecoflap.errors import UserError
+from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.lm_eval_harness import LmEval, by_filter, flatten, untied
 from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
@@ -122,6 +122,15 @@ def test_accuracy_of_own_tasks_on_the_model_in_memory(folder: Path, llama: Pruna
     pruned = accuracy(llama)
     assert pruned != dense
     assert evaluation(llama)["one/acc"] == pytest.approx(pruned)
+
+
+@HARNESS
+@pytest.mark.usefixtures("own_index")
+def test_a_model_that_computes_nan_has_no_accuracy(folder: Path, llama: PrunableModel) -> None:
+    evaluation = LmEval(["one"], include_path=str(folder)).load(llama)
+    torch.nn.init.constant_(llama.layers[3].weight, float("nan"))
+    with pytest.raises(NumericalError, match="one: the model gives likelihoods that are NaN"):
+        evaluation(llama)
 
 
 @HARNESS

@@ -15,7 +15,7 @@ import torch
 import ecoflap
 from ecoflap.data.example import Example, Generation
 from ecoflap.data.image_in_memory import ImageInMemory
-from ecoflap.errors import UserError
+from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.harness_scores import reported, scores
 from ecoflap.evaluate.lmms_eval_harness import LmmsEval, changes, dense_scores
 from ecoflap.evaluate.lmms_eval_model import Asker, cut, generation_of, loss_of, question
@@ -102,6 +102,9 @@ def test_the_loss_is_that_of_all_tokens_of_an_answer(model: PrunableModel) -> No
     wanted = logits.gather(1, inputs["input_ids"][0, 1:, None])[-2:].mean()
     row = question("what shape is there ?", [picture(0)], " circle")
     assert loss_of(model, row) == pytest.approx(-float(wanted), rel=1e-5)
+    torch.nn.init.constant_(model.layers[-1].weight, float("nan"))
+    with pytest.raises(NumericalError, match="not finite"):
+        loss_of(model, row)
 
 
 @HARNESS

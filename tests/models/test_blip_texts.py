@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from ecoflap.data.easy_vqa.calibration import read_questions
 from ecoflap.data.easy_vqa.pictures import read_pictures
 from ecoflap.data.example import Example, Generation
-from ecoflap.errors import UserError
+from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.encoding import encode_all
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
@@ -183,6 +183,13 @@ def test_a_trained_model_ranks_the_right_answer_first() -> None:
     answers = sorted({question.target for question in read_questions("train")})
     found = model.interface.rank(model, questions, answers, 128)
     assert sum(answer == question.target for answer, question in zip(found, questions, strict=True)) > 25
+
+
+def test_a_model_that_computes_nan_ranks_no_answers() -> None:
+    model = load("vqa", encoder_token=None)
+    torch.nn.init.constant_(model.layers[-1].weight, torch.nan)
+    with pytest.raises(NumericalError, match="not finite"):
+        model.interface.rank(model, read_questions("test")[:2], ["yes", "no"], 2)
 
 
 def test_larger_pictures() -> None:

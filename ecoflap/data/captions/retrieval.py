@@ -20,10 +20,11 @@ from ecoflap.data.captions.reading import CaptionSource, clean
 from ecoflap.data.easy_vqa.picture_tasks import similarity
 from ecoflap.data.example import Example
 from ecoflap.data.sources import picture_sources
-from ecoflap.errors import NumericalError, require_positive
+from ecoflap.errors import require_positive
 from ecoflap.evaluate.inputs import fingerprint, parts, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
+from ecoflap.models.core.logits import finite
 from ecoflap.models.core.protocols import Embeds, Matches, require
 from ecoflap.models.core.prunable import PrunableModel
 
@@ -166,7 +167,7 @@ class RetrievalEvaluation:
 
     def _features(self, items: Sequence[str], embed: Callable[[list[str]], Tensor]) -> Tensor:
         batches = parts(items, self.task.batch_size)
-        return _finite(torch.cat([embed(batch) for batch in track(batches, "embed", total=len(batches))]))
+        return finite(torch.cat([embed(batch) for batch in track(batches, "embed", total=len(batches))]))
 
     def _write_down(self, prediction_log: PredictionLog, texts: Tensor, images: Tensor) -> None:
         """Write the nearest captions of each picture and pictures of each caption beside the log."""
@@ -211,7 +212,7 @@ class RetrievalEvaluation:
             return logits
 
         candidates = hashlib.blake2b(pairs.numpy().data, digest_size=16).hexdigest()
-        logits = _finite(
+        logits = finite(
             torch.tensor(
                 PredictionLog(prediction_log.file, [prediction_log.key, candidates]).run(
                     parts(pairs.tolist(), self.task.batch_size), look
@@ -219,12 +220,3 @@ class RetrievalEvaluation:
             )
         )
         return logits[torch.searchsorted(pairs, by_image)], logits[torch.searchsorted(pairs, by_text)]
-
-
-def _finite(values: Tensor) -> Tensor:
-    if not torch.isfinite(values).all():
-        raise NumericalError(
-            "the model makes features or logits that are not finite; use model.dtype=float32 or bfloat16, or"
-            " prune less"
-        )
-    return values

@@ -20,10 +20,11 @@ from ecoflap.data.easy_vqa.picture_tasks import similarity
 from ecoflap.data.easy_vqa.pictures import check_templates
 from ecoflap.data.example import Classes, Example
 from ecoflap.data.sources import picture_sources
-from ecoflap.errors import NumericalError, UserError, require_positive
+from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import commonest, error_of_mean, parts, percent, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
+from ecoflap.models.core.logits import finite
 from ecoflap.models.core.protocols import Classifies, Embeds, require
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.clip.clip import class_features
@@ -137,12 +138,7 @@ class ClassificationEvaluation:
 
         def five_best(batch: list[Example]) -> list[list[int]]:
             logits = self._logits(model, batch, texts)
-            if not torch.isfinite(logits).all():
-                raise NumericalError(
-                    f"{model.name} gives logits that are not finite; use model.dtype=float32 or bfloat16, or"
-                    " prune less"
-                )
-            return logits.topk(min(5, logits.shape[1]), dim=-1).indices.tolist()
+            return finite(logits).topk(min(5, logits.shape[1]), dim=-1).indices.tolist()
 
         best = prediction_log.run(parts(self.pictures.examples, self.task.batch_size), five_best)
         first = [row[0] for row in best]

@@ -23,6 +23,7 @@ from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import error_of_mean, fingerprint, parts, percent, percent_errors, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
+from ecoflap.models.core.logits import finite
 from ecoflap.models.core.protocols import Classifies, Describes, Embeds, Matches, require
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
@@ -51,7 +52,11 @@ class PictureEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """The task's metrics, in percent, and the number of pictures."""
+        """The task's metrics, in percent, and the number of pictures.
+
+        Raises:
+            NumericalError: if a feature or a logit is not finite.
+        """
         model.module.eval()
         return {
             **self.task.measure(model, self.pictures, self.interface, prediction_log),
@@ -122,7 +127,7 @@ class EasyClassification(EasyClassificationOptions, PictureTask):
                 logits = interface.classify(model, batch)
             else:
                 logits = similarity(interface.embed_images(model, paths), texts)
-            return logits.topk(5, dim=-1).indices.tolist()
+            return finite(logits).topk(5, dim=-1).indices.tolist()
 
         right = torch.tensor([names.index(one.target) for one in pictures])
         found = prediction_log.run(batches, best_five)
@@ -197,8 +202,9 @@ class EasyRetrieval(EasyRetrievalOptions, PictureTask):
         """Recall in percent; the best picture for a caption is right if it shows what the caption says."""
         captions, paths = [self.caption.format(name) for name in NAMES], [one.image or "" for one in pictures]
         texts = interface.embed_texts(model, captions)
-        scores = torch.cat(
-            [similarity(interface.embed_images(model, part), texts) for part in parts(paths, self.batch_size)]
+        batches = parts(paths, self.batch_size)
+        scores = finite(
+            torch.cat([similarity(interface.embed_images(model, part), texts) for part in batches])
         )
         labels = torch.tensor([one.label for one in pictures])
         found, best = _recalls(scores, labels), scores.argmax(dim=1)
@@ -215,7 +221,7 @@ class EasyRetrieval(EasyRetrievalOptions, PictureTask):
                 model, [paths[row] for row, _ in part], [captions[c] for _, c in part]
             ).tolist(),
         )
-        scores[rows, columns] += 1e3 + torch.tensor(logits)  # above all pairs that were not matched
+        scores[rows, columns] += 1e3 + finite(torch.tensor(logits))  # above all pairs that were not matched
         return found | _recalls(scores, labels, "_match")
 
     def _closest(self, scores: Tensor) -> tuple[list[int], list[int]]:

@@ -17,6 +17,7 @@ from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import commonest, error_of_mean, parts, percent, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
+from ecoflap.models.core.logits import finite
 from ecoflap.models.core.protocols import Chooses, require
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import at_most, most_tokens, require_length
@@ -123,13 +124,19 @@ class MmluEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """Accuracy and calibration errors in percent, and the number of questions."""
+        """Accuracy and calibration errors in percent, and the number of questions.
+
+        Raises:
+            NumericalError: if a logit is not finite.
+        """
         model.module.eval()
         batches = parts(self.asked, self.task.batch_size)
         found = torch.tensor(
             prediction_log.run(
                 batches,
-                lambda batch: self.interface.choose(model, [one.text for one in batch], LETTERS).tolist(),
+                lambda batch: finite(
+                    self.interface.choose(model, [one.text for one in batch], LETTERS)
+                ).tolist(),
             )
         )
         confidence, choice = found.double().softmax(dim=-1).max(dim=-1)

@@ -18,6 +18,7 @@ from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import commonest, fingerprint_by_size, parts, percent, percent_errors, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
+from ecoflap.models.core.logits import finite
 from ecoflap.models.core.protocols import Classifies, require
 from ecoflap.models.core.prunable import PrunableModel
 
@@ -113,7 +114,11 @@ class Nlvr2Evaluation:
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """Accuracy in percent on each split, and the number of sentences."""
+        """Accuracy in percent on each split, and the number of sentences.
+
+        Raises:
+            NumericalError: if a logit is not finite.
+        """
         model.module.eval()
         everything = self._everything()
         judged = iter(
@@ -142,7 +147,7 @@ class Nlvr2Evaluation:
                 f"task={self.task.name} needs a model that tells true from false, and {model.name} knows"
                 f" {logits.shape[-1]} classes; choose such as model=blip_nlvr"
             )
-        judged: list[int] = logits.argmax(dim=-1).tolist()
+        judged: list[int] = finite(logits).argmax(dim=-1).tolist()
         return judged
 
 

@@ -1,4 +1,4 @@
-"""Collect the logits that a loss compares with its targets, whatever the family of the model."""
+"""Logits of a model of any family: collect those that a loss compares with its targets, and check them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from torch import Tensor
+
+from ecoflap.errors import NumericalError
 
 _collected: ContextVar[list[Tensor] | None] = ContextVar("collected", default=None)
 
@@ -36,3 +38,17 @@ def collect(logits: Tensor, is_target: Tensor | None = None) -> None:
     found = _collected.get()
     if found is not None:
         found.append(logits.flatten(0, -2) if is_target is None else logits[is_target])
+
+
+def finite(values: Tensor) -> Tensor:
+    """Logits, or features or losses, that are compared with each other; a NaN would win or lose by its place.
+
+    Raises:
+        NumericalError: if one is NaN or infinite.
+    """
+    if not values.isfinite().all():
+        raise NumericalError(
+            "the model gives logits or features that are not finite; use model.dtype=float32 or bfloat16, or"
+            " prune less"
+        )
+    return values

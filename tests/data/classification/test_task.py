@@ -160,7 +160,7 @@ def test_goes_on_where_it_stopped(dtd: Path, tmp_path: Path) -> None:
 
     found, blind = measured(Towers(), 1), Towers(float("nan"))
     assert measured(blind, 1) == found  # asked for no picture
-    with pytest.raises(NumericalError, match="tiny gives logits that are not finite"):
+    with pytest.raises(NumericalError, match="the model gives logits or features that are not finite"):
         measured(blind, 2)
 
 

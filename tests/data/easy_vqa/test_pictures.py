@@ -13,7 +13,7 @@ from ecoflap.data.easy_vqa.picture_tasks import EasyCaptions, EasyClassification
 from ecoflap.data.easy_vqa.pictures import NAMES, EasyPictures, read_pictures
 from ecoflap.data.easy_vqa.task import EasyVqa
 from ecoflap.data.example import Example, Generation
-from ecoflap.errors import UserError
+from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
 from ecoflap.models.core.prunable import PrunableModel
 
@@ -110,6 +110,25 @@ def test_several_queries_per_picture() -> None:
         EasyRetrieval(limit=40).load(model(kind))(model(kind)) for kind in (Retriever(), Queries())
     )
     assert several == one
+
+
+@pytest.mark.parametrize(
+    ("task", "interface", "method"),
+    [
+        (EasyClassification, Classifier, "classify"),
+        (EasyClassification, Retriever, "embed_images"),
+        (EasyRetrieval, Retriever, "embed_images"),
+        (EasyRetrieval, Retriever, "match"),
+    ],
+)
+def test_logits_that_are_not_finite(
+    task: type, interface: type, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = getattr(interface, method)
+    monkeypatch.setattr(interface, method, lambda *arguments: right(*arguments) * torch.nan)
+    broken = model(interface())
+    with pytest.raises(NumericalError, match="not finite"):
+        task(limit=40).load(broken)(broken)
 
 
 def test_identity_changes_with_what_the_numbers_depend_on() -> None:

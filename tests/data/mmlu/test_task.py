@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ecoflap.data.mmlu.calibration import Question, prompt, read_subjects
 from ecoflap.data.mmlu.calibration_error import expected_calibration_error, rms_calibration_error
 from ecoflap.data.mmlu.categories import CATEGORIES, GROUPS
 from ecoflap.data.mmlu.task import Mmlu, fitting_prompt
-from ecoflap.errors import UserError
+from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.protocols import Chooses
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.interface import LanguageInterface
@@ -144,6 +145,16 @@ def test_category_is_a_mean_over_questions(folder: Path) -> None:
     found = Mmlu(str(folder), shots=0).load(model({}))(model({}))
     assert (found["college_physics"], found["high_school_physics"]) == (pytest.approx(400 / 6), 50)
     assert found["category/STEM"] == found["subcategory/physics"] == pytest.approx(500 / 8)
+
+
+def test_logits_that_are_not_finite(folder: Path) -> None:
+    class Broken(Knows):
+        def choose(self, model: PrunableModel, texts: Sequence[str], choices: Sequence[str]) -> Tensor:
+            return torch.full((len(texts), len(choices)), float("nan"))
+
+    broken = replace(model({}), interface=Broken({}))
+    with pytest.raises(NumericalError, match="not finite"):
+        Mmlu(str(folder), shots=0).load(broken)(broken)
 
 
 def test_calibration_errors_by_hand() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ecoflap.data.example import Example
 from ecoflap.data.nlvr2.calibration import Nlvr2 as Nlvr2Calibration
 from ecoflap.data.nlvr2.task import Nlvr2
-from ecoflap.errors import UserError
+from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 from tests.data.vqa_folders import write_nlvr2
@@ -131,6 +131,16 @@ def test_a_classifier_of_other_things_is_refused(folder: Path) -> None:
         UserError, match=r"task=nlvr2 needs a model that tells true from false, and tiny knows 24 classes"
     ):
         Nlvr2(str(folder)).load(wide)(wide)
+
+
+def test_logits_that_are_not_finite(folder: Path) -> None:
+    class Broken(Judge):
+        def classify(self, model: PrunableModel, examples: Sequence[Example]) -> Tensor:
+            return super().classify(model, examples) * float("nan")
+
+    broken = model(Broken())
+    with pytest.raises(NumericalError, match="not finite"):
+        Nlvr2(str(folder)).load(broken)(broken)
 
 
 def test_missing_pictures(folder: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from ecoflap.models.core.logits import finite
+
 SMOOTHING = 0.1  # BLIP ranks by the loss that it was trained with
 
 
@@ -25,6 +27,9 @@ def best_answers(
 
     Returns:
         The index of the answer to each question, [questions].
+
+    Raises:
+        NumericalError: if a loss is not finite.
     """
     start = input_ids[:1, :1].expand(len(states), 1)
     first = (
@@ -39,7 +44,7 @@ def best_answers(
     for row, chosen in enumerate(candidates):
         question = states[row : row + 1], mask[row : row + 1]
         losses = _losses(decoder, *question, input_ids[chosen], attention_mask[chosen])
-        found.append(int(chosen[losses.argmin()]))
+        found.append(int(chosen[finite(losses).argmin()]))
     return found
 
 
