@@ -8,6 +8,7 @@ update differs from the model that remains after masking. peft creates, places a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,7 +81,8 @@ class Lora(LoraOptions, Schedule, Finetuner):
     def _updates(self, job: Job) -> Iterator[None]:
         """Train only updates of all masked layers in a context; merge them, or drop them after an error."""
         module, layers = job.model.module, [layer for layer in job.model.layers if layer.name in job.masks]
-        places = {layer.name: _place(layer, module) for layer in layers}
+        owners = _owners(module)
+        places = {layer.name: _place(layer, module, owners) for layer in layers}
         gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
         with torch.random.fork_rng():
             torch.manual_seed(job.seed)
@@ -108,19 +110,29 @@ class Lora(LoraOptions, Schedule, Finetuner):
             for layer in layers:
                 parent, _, child = places[layer.name].rpartition(".")
                 setattr(module.get_submodule(parent), child, layer.module)
+            del module.peft_config  # which peft would take for an adapter that is still there
             for parameter, flag in gradients:
                 parameter.requires_grad_(flag)
 
 
-def _place(layer: Layer, module: nn.Module) -> str:
+def _owners(module: nn.Module) -> Counter[int]:
+    """{id of a parameter: in how many places of the model a module owns it}; a shared module has several."""
+    children = (
+        child for parent in module.modules() for child in parent._modules.values() if child is not None
+    )
+    return Counter(id(parameter) for child in children for parameter in child._parameters.values())
+
+
+def _place(layer: Layer, module: nn.Module, owners: Counter[int]) -> str:
     """The path of the module that gets the update.
 
     Raises:
         UserError: if the weight is a part of a larger module, such as the packed projections of
-            ``nn.MultiheadAttention``.
+            ``nn.MultiheadAttention``, or another place of the model, which would get no update, shares it.
     """
     path = layer.name.removesuffix(".weight")
-    if path == layer.name or not is_layer(module.get_submodule(path)):
+    alone = owners[id(layer.weight)] == 1
+    if path == layer.name or not alone or not is_layer(module.get_submodule(path)):
         raise UserError(
             f"finetune=lora can't update {layer.name}, which no linear module owns alone; use finetune=full,"
             " or skip_layers"

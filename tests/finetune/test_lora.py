@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,10 +66,24 @@ def test_the_merged_model_is_the_trained_one(tmp_path: Path) -> None:
 
 def test_a_failed_training_leaves_the_pruned_model(tmp_path: Path) -> None:
     task = job("llama", tmp_path)
-    fingerprint = task.model.fingerprint()
+    fingerprint, attributes = task.model.fingerprint(), set(vars(task.model.module))
     with pytest.raises(RuntimeError), LORA._updates(task):
         raise RuntimeError
     assert task.model.fingerprint() == fingerprint
+    assert set(vars(task.model.module)) == attributes
+
+
+@pytest.mark.parametrize("shared", ["up_proj", "up_proj.weight"])
+def test_a_weight_in_two_places_is_refused(shared: str, tmp_path: Path) -> None:
+    task = job("llama", tmp_path)
+    module: Any = task.model.module
+    first, second = module.model.layers[0].mlp, module.model.layers[1].mlp
+    if shared == "up_proj":
+        second.up_proj = first.up_proj
+    else:
+        second.up_proj.weight = first.up_proj.weight
+    with pytest.raises(UserError, match=r"can't update .*0\.mlp\.up_proj\.weight, which no .* owns alone"):
+        LORA.finetune(task)
 
 
 @pytest.mark.skipif("open_clip" not in FAMILIES, reason="no open_clip")
