@@ -192,8 +192,19 @@ def last_checkpoint(folder: Path, identity: dict[str, Any]) -> str | None:
             if not _is_whole(checkpoint):
                 log.warning("%s was not written to the end; it is removed", checkpoint)
                 shutil.rmtree(checkpoint)
-    # Another node may still see what was removed.
-    return from_process(get_last_checkpoint(str(folder)) if first else None)
+    last = get_last_checkpoint(str(folder)) if first else None
+    if last is not None:
+        _point_to_best(Path(last))
+    return from_process(last)  # another node may still see what was removed
+
+
+def _point_to_best(checkpoint: Path) -> None:
+    """Let a checkpoint name the best one beside itself: the Trainer has written where the folder was then."""
+    file = checkpoint / TRAINER_STATE_NAME
+    state = json.loads(file.read_text(encoding="utf-8"))
+    best = state["best_model_checkpoint"]
+    if best is not None and Path(best).parent != checkpoint.parent:
+        write_json(file, {**state, "best_model_checkpoint": str(checkpoint.with_name(Path(best).name))})
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -189,6 +190,20 @@ def test_a_checkpoint_that_was_cut_short_is_not_resumed(
     assert any("checkpoint-8 was not written to the end" in message for message in caplog.messages)
     assert curve(tmp_path / "run") == expected
     assert all(torch.equal(weight, saved[name]) for name, weight in weights(tmp_path / "run").items())
+
+
+def test_a_folder_that_was_moved_still_has_its_best_checkpoint(
+    training: list[str], run: Run, tmp_path: Path
+) -> None:
+    diverging = ["finetune.held_out=2", "finetune.every=1", "finetune.steps=6", "finetune.learning_rate=0.3"]
+    run([*training, *diverging])
+    held_out = {point["step"]: point.get("held_out_loss", math.inf) for point in curve(tmp_path / "run")}
+    assert min(held_out, key=held_out.__getitem__) < 6
+    saved = weights(tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    run([*training, *diverging], "elsewhere")
+    assert all(torch.equal(weight, saved[name]) for name, weight in weights(tmp_path / "elsewhere").items())
 
 
 def test_checkpoints_of_another_training_are_not_resumed(
