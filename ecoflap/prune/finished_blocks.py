@@ -66,6 +66,7 @@ class FinishedBlocks:
             report: holds their masks and errors.
             seconds: the time that pruning it took.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         tensors: dict[str, Tensor] = {}
@@ -84,7 +85,7 @@ class FinishedBlocks:
         try:
             with replacing(self._file(index)) as beside:
                 save_file(tensors, beside, metadata=metadata)
-        except OSError as error:
+        except (SafetensorError, OSError) as error:
             message = "block %d could not be stored in %s (%s): a resumed run will prune it again"
             log.warning(message, index, self.folder, error)
 

@@ -9,7 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from ecoflap.models.core.layers import Layer
+from ecoflap.prune.finished_blocks import FinishedBlocks
+from ecoflap.prune.report import PruneReport
 from ecoflap.storage.cache.store import Store
 from ecoflap.storage.results import Result
 from tests.cli.conftest import run, text_run, tiny_llama, token_file  # noqa: F401 - fixtures
@@ -54,6 +59,17 @@ def test_a_full_disk_costs_a_warning(small_disk: Path, caplog: pytest.LogCapture
         "small",
         False,
     )
+
+
+def test_a_block_that_does_not_fit_is_pruned_again(
+    small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = Layer("0.weight", nn.Linear(200, 200))
+    report = PruneReport({layer.name: torch.ones(200, 200, dtype=torch.bool)}, {layer.name: None})
+    finished = FinishedBlocks(small_disk / "blocks", "key")
+    finished.write(0, [layer], report, 1.0)
+    assert "block 0 could not be stored" in caplog.text
+    assert finished.read(0) is None
 
 
 def test_a_read_only_disk_is_read(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
