@@ -110,7 +110,7 @@ class Work:
         """Prune in place; returns how many weights each layer keeps, and what was removed."""
         pruner = self.method.pruner
         if pruner.allocates:
-            return pruner.prune(self.model, calibration, self.sparsity, log_block)
+            return pruner.prune(self.model, calibration, self.sparsity, log_block, self.seed)
         assert allocation is not None
         report = driver.prune(
             self.model,

@@ -45,7 +45,12 @@ class GlobalGradient(GlobalGradientOptions, ModelPruner):
         return Footprint("backward", copies=2, batch_size=self.batch_size)
 
     def prune(
-        self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock
+        self,
+        model: PrunableModel,
+        calibration: CalibrationSet | None,
+        sparsity: float,
+        on_block: OnBlock,
+        seed: int = 0,
     ) -> tuple[Allocation, PruneReport]:
         """Prune in place.
 

@@ -28,7 +28,12 @@ class GlobalMagnitude(GlobalMagnitudeOptions, ModelPruner):
         require_choices("pruner", self)
 
     def prune(
-        self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock
+        self,
+        model: PrunableModel,
+        calibration: CalibrationSet | None,
+        sparsity: float,
+        on_block: OnBlock,
+        seed: int = 0,
     ) -> tuple[Allocation, PruneReport]:
         """Prune in place.
 

@@ -190,7 +190,12 @@ class ModelPruner(Protocol):
 
     @abstractmethod
     def prune(
-        self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock
+        self,
+        model: PrunableModel,
+        calibration: CalibrationSet | None,
+        sparsity: float,
+        on_block: OnBlock,
+        seed: int = 0,
     ) -> tuple[Allocation, PruneReport]:
         """Remove the share ``sparsity`` of the weights.
 
@@ -199,6 +204,7 @@ class ModelPruner(Protocol):
             calibration: the samples, or the training split if it trains; None for a pruner that uses no data.
             sparsity: the target.
             on_block: called with the report of each block.
+            seed: the run's, of a pruner that draws random numbers.
 
         Returns:
             How many weights each layer keeps, and what was removed.

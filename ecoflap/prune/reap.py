@@ -62,7 +62,12 @@ class REAP(REAPOptions, ModelPruner):
         removed_experts(model, find_mixtures(model), sparsity)
 
     def prune(
-        self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock
+        self,
+        model: PrunableModel,
+        calibration: CalibrationSet | None,
+        sparsity: float,
+        on_block: OnBlock,
+        seed: int = 0,
     ) -> tuple[Allocation, PruneReport]:
         """Score, then remove experts, in place.
 

@@ -72,7 +72,12 @@ class UPop(UPopOptions, ModelPruner):
         return Footprint("backward", copies=2, batch_size=self.batch_size, float32=True)
 
     def prune(
-        self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock
+        self,
+        model: PrunableModel,
+        calibration: CalibrationSet | None,
+        sparsity: float,
+        on_block: OnBlock,
+        seed: int = 0,
     ) -> tuple[Allocation, PruneReport]:
         """Search, then remove units, in place.
 
@@ -88,7 +93,9 @@ class UPop(UPopOptions, ModelPruner):
             )
         started, sizes = time.perf_counter(), {layer.name: layer.size for layer in model.layers}
         units = find_units(model)
-        with in_float32(model.module):
+        accelerators = [model.device] if model.device.type == "cuda" else []
+        with in_float32(model.module), torch.random.fork_rng(accelerators):
+            torch.manual_seed(seed)  # of the model's dropout
             gates = self._search(model, calibration, units, sparsity)
         cut_all(model.module, units, [gate.nonzero().flatten() for gate in gates])
         masks = {layer.name: torch.ones(layer.weight.shape, dtype=torch.bool) for layer in model.layers}

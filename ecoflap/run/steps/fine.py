@@ -35,7 +35,7 @@ def prune(plan: Plan, model: PrunableModel, state: RunState) -> None:
     with measure(state.costs, "prune"):
         if plan.pruner.allocates:
             samples = read_training(plan, model, state) if plan.pruner.trains else state.calibration
-            pruned = plan.pruner.prune(model, samples, plan.config.sparsity, show_block)
+            pruned = plan.pruner.prune(model, samples, plan.config.sparsity, show_block, plan.config.seed)
             state.allocation, state.report = pruned
             agree(model, state.report.masks)  # each process has pruned the whole model by itself
         else:
