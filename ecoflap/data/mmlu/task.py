@@ -71,17 +71,17 @@ class Mmlu(MmluTaskOptions):
         self.check_model(model)
         interface: Any = model.interface
         dev, test = self.subjects("task")
-        asked, read, most = [], [], at_most(model, self.max_tokens)
+        asked, measured, most = [], [], at_most(model, self.max_tokens)
         for subject, questions in test.items():
             limit = None if self.limit is None else min(self.limit, len(questions))
             for question in spread(questions, limit, "questions"):
                 text = fitting_prompt(interface, subject, dev.get(subject, [])[: self.shots], question, most)
                 asked.append(Asked(subject, text, question.answer))
-                read += [question, *dev.get(subject, [])[: self.shots]]
+                measured.append(question)
         if most_tokens(model.module) is not None:  # elsewhere nothing is too long, and counting takes a while
             longest = max(interface.length(one.text) for one in asked)
             require_length(model, longest, f"task={self.name} has a question of {longest} tokens")
-        return MmluEvaluation(self, asked, interface, question_sources(read))
+        return MmluEvaluation(self, asked, interface, question_sources(measured))
 
 
 @dataclass(frozen=True)

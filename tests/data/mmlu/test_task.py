@@ -20,6 +20,7 @@ from ecoflap.data.mmlu.calibration_error import expected_calibration_error, rms_
 from ecoflap.data.mmlu.categories import CATEGORIES, GROUPS
 from ecoflap.data.mmlu.task import Mmlu, fitting_prompt
 from ecoflap.errors import NumericalError, UserError
+from ecoflap.evaluate.overlap import refuse_overlap
 from ecoflap.models.core.protocols import Chooses
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.interface import LanguageInterface
@@ -220,6 +221,13 @@ def test_no_shots_need_no_dev_questions(folder: Path) -> None:
         file.unlink()
     knows = model({})
     assert Mmlu(str(folder), shots=0).load(knows)(knows)["questions"] == 3
+
+
+def test_shots_are_not_measured(folder: Path) -> None:
+    knows = model({})
+    task, drawn = Mmlu(str(folder), shots=2).load(knows), MmluCalibration(str(folder), samples=2, split="dev")
+    assert len(task.sources) == 3
+    refuse_overlap(drawn.load(knows, 0), {"mmlu": task})
 
 
 def test_limit_is_per_subject(folder: Path) -> None:
