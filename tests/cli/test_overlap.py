@@ -66,12 +66,13 @@ def test_one_split_of_the_hub_for_both(
     )
     shared = [override for override in text_run if not override.startswith(("calibration", "task"))]
     options = ["calibration.sequence_length=10", "task.sequence_length=10", "task.limit=2"]
-    refused(
-        run,
-        [*shared, *options, "calibration.split=test"],
-        "both read Salesforce/wikitext wikitext-2-raw-v1 test",
-        tmp_path,
-    )
+    for split in ("test", "test[:50%]", "train[:10] + test"):
+        refused(
+            run,
+            [*shared, *options, f"calibration.split='{split}'"],
+            "both read Salesforce/wikitext wikitext-2-raw-v1 test",
+            tmp_path,
+        )
     assert run([*shared, *options]).metrics["pruned"]
 
 

@@ -23,10 +23,12 @@ class TextSource(TextSourceOptions):
 
     @property
     def sources(self) -> frozenset[str]:
-        """The name of the file, or of the split or file of the hub's data set."""
+        """The name of the file, or of the splits or the file of the hub's data set; a slice is its split."""
         if self.path is not None:
             return file_source(self.path)
-        return frozenset([" ".join(filter(None, (self.dataset, self.config, self.data_files or self.split)))])
+        splits = [part.partition("[")[0].strip() for part in self.split.split("+")]
+        read = splits if self.data_files is None else [self.data_files]
+        return frozenset(" ".join(filter(None, (self.dataset, self.config, one))) for one in read)
 
     def read_text(self, option: str) -> str:
         """Read the whole text.
