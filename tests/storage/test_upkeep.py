@@ -65,6 +65,12 @@ def test_gc_removes_what_died_processes_left_and_nothing_fresh(tmp_path: Path) -
     assert [path.exists() for path in (kept, old, fresh, lease)] == [True, False, True, False]
 
 
+def test_gc_passes_by_a_lease_that_is_released_meanwhile(tmp_path: Path) -> None:
+    (kept,) = fill(tmp_path, 1)
+    kept.with_name("abc.lease").symlink_to("released")  # listed, and not there
+    assert collect_garbage(tmp_path, 10**9)[0] == 0
+
+
 def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls", "--cache", str(tmp_path / "nowhere")]) == 2
     assert "--cache" in capsys.readouterr().err

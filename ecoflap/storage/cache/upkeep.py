@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,9 @@ def collect_garbage(root: Path, max_bytes: int) -> tuple[int, int]:
         Number of entries removed, and bytes that remain.
     """
     for left in [*root.glob(f"*/{TEMPORARY}*"), *root.glob("*/*.lease*")]:
-        if time.time() - left.stat().st_mtime > ABANDONED:
-            discard(left) if left.is_dir() else left.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # a lease that was released meanwhile
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                discard(left) if left.is_dir() else left.unlink()
     known = list(entries(root))
     total, removed = sum(info.size for info in known), 0
     for info in sorted(known, key=lambda info: (problem(info) is None, info.used)):
