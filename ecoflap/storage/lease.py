@@ -16,6 +16,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ class Lease:
         seen = json.dumps(self.owner, sort_keys=True)
         if seen != self._last[0]:
             self._last = (seen, time.monotonic())
-        if self.owner.get("machine") == _machine() and not _runs(int(self.owner["pid"])):
+        if _has_ended(self.owner):
             return False
         return time.monotonic() - self._last[1] < self.dead_after
 
@@ -143,17 +144,14 @@ class Lease:
 def is_held(path: Path, dead_after: float) -> bool:
     """Whether a lease is held, without waiting for a heartbeat.
 
-    Its owner runs on this host, or its last heartbeat is recent by the clock of the file system.
+    Its last heartbeat is recent by the clock of the file system, and its owner has not ended on this host.
 
     Args:
         path: the file of the lease.
         dead_after: seconds without a heartbeat after which an owner counts as dead.
     """
-    owner = _read(path)
-    if owner.get("machine") == _machine():
-        return _runs(int(owner["pid"]))
     try:
-        return time.time() - path.stat().st_mtime < dead_after
+        return time.time() - path.stat().st_mtime < dead_after and not _has_ended(_read(path))
     except OSError:
         return False
 
@@ -165,6 +163,16 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _has_ended(owner: Mapping[str, Any]) -> bool:
+    """Whether an owner ran on this host and has ended; False where the host is not known to be this one."""
+    here, machine = socket.gethostname(), _machine()
+    return (
+        bool(machine)
+        and (owner.get("host"), owner.get("machine")) == (here, machine)
+        and not _runs(int(owner["pid"]))
+    )
 
 
 def _machine() -> str:

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ecoflap.storage import lease as module
-from ecoflap.storage.lease import Lease
+from ecoflap.storage.lease import Lease, is_held
 
 
 def test_one_holder_at_a_time(tmp_path: Path) -> None:
@@ -68,6 +69,35 @@ def test_an_owner_on_another_host_is_dead_when_its_beats_stop(
     clock[0] += 20
     assert mine.acquire()
     mine.release()
+
+
+def of_this_host(path: Path, pid: int) -> None:
+    owner = json.loads(Lease(path)._text(0))
+    path.write_text(json.dumps({**owner, "pid": pid, "token": "theirs"}))
+
+
+def test_a_process_of_the_same_number_does_not_hold_a_lease_without_beats(tmp_path: Path) -> None:
+    of_this_host(tmp_path / "lease", os.getpid())
+    assert is_held(tmp_path / "lease", 120)
+    os.utime(tmp_path / "lease", (time.time() - 1000,) * 2)
+    assert not is_held(tmp_path / "lease", 120)
+    assert not is_held(tmp_path / "none", 120)
+
+
+@pytest.mark.parametrize(("machine", "host"), [("", "here"), ("one that was cloned", "elsewhere")])
+def test_a_host_that_only_looks_like_this_one_is_another(
+    machine: str, host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    of_this_host(tmp_path / "lease", ended.pid)
+    assert not is_held(tmp_path / "lease", 120)
+    monkeypatch.setattr(module, "_machine", lambda: machine)
+    monkeypatch.setattr(socket, "gethostname", lambda: "here")
+    of_this_host(tmp_path / "lease", ended.pid)
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    assert is_held(tmp_path / "lease", 120)
+    assert not Lease(tmp_path / "lease").acquire()
 
 
 def test_a_lease_that_changed_hands_meanwhile_is_given_back(
