@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
 from ecoflap.run import config as run_config
+from ecoflap.storage.bitmask.convert import convert
 from ecoflap.storage.installation import PACKAGE
 from ecoflap.storage.results import Result
 from ecoflap.storage.sharing.base_model import describe_base
-from ecoflap.storage.sharing.card import model_card, write_card
+from ecoflap.storage.sharing.card import MASKED, model_card, write_card
 from ecoflap.storage.sharing.recipe import read_recipe, recipe_of, write_recipe
 
 PRUNER = {"_target_": "ecoflap.prune.wanda.Wanda", "name": "wanda", "mask": "row"}
@@ -129,6 +132,27 @@ def test_a_card_of_someone_else_stays(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("# My own words\n")
     assert write_card(tmp_path, record()) is None
     assert (tmp_path / "README.md").read_text() == "# My own words\n"
+
+
+@pytest.mark.parametrize("form", ["bitmask", "coded"])
+def test_a_converted_model_has_the_card_of_its_form(tmp_path: Path, form: str) -> None:
+    dense, small, again = (tmp_path / name for name in ("dense", "small", "again"))
+    dense.mkdir()
+    save_file({"w": torch.zeros(2, 2)}, dense / "model.safetensors")
+    write_card(dense, record())
+    convert(dense, small, form)
+    assert (small / "README.md").read_text() == model_card(record(), small)
+    assert "stored as zeros" not in (small / "README.md").read_text()
+    convert(small, again, "dense")
+    assert (again / "README.md").read_text() == (dense / "README.md").read_text()
+
+
+def test_a_card_of_someone_else_is_converted_as_it_is(tmp_path: Path) -> None:
+    (dense := tmp_path / "dense").mkdir()
+    save_file({"w": torch.zeros(2, 2)}, dense / "model.safetensors")
+    (dense / "README.md").write_text(f"# My own words\n\n{MASKED}\n")
+    convert(dense, tmp_path / "small", "bitmask")
+    assert (tmp_path / "small" / "README.md").read_text() == (dense / "README.md").read_text()
 
 
 def test_a_recipe_is_of_no_machine(tmp_path: Path) -> None:

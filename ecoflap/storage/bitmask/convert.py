@@ -18,6 +18,7 @@ from ecoflap.storage.disk_space import writing
 from ecoflap.storage.file_names import WEIGHTS_FILE, WEIGHTS_INDEX
 from ecoflap.storage.files import flush, replacing, write_json
 from ecoflap.storage.saved_model import LAVIS, WEIGHTS, Checkpoint
+from ecoflap.storage.sharing.card import adapt_card
 from ecoflap.storage.stored_tensor import stored_tensors, write_in_parts
 
 SHARD_BYTES = 2**30
@@ -35,7 +36,7 @@ def convert(folder: Path, out: Path, form: str) -> None:
     """Write the checkpoint of a folder in another form, with the other files of the folder.
 
     It is written into ``OUT.partial``, which becomes ``out`` at its end. Shards that an interrupted call left
-    there are kept, if they hold the same tensors.
+    there are kept, if they hold the same tensors. A card that ecoflap wrote says what the new form gains.
 
     Args:
         folder: a checkpoint in any form.
@@ -58,6 +59,7 @@ def convert(folder: Path, out: Path, form: str) -> None:
             f"{folder} is where the new checkpoint would be written; choose another name than {out}"
         )
     rewrite(folder, partial, form)
+    adapt_card(partial)
     if out.exists():
         out.rmdir()
     partial.rename(out)

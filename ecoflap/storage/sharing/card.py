@@ -49,6 +49,22 @@ def write_card(folder: Path, result: Result) -> Path | None:
     return folder / CARD
 
 
+def adapt_card(folder: Path) -> None:
+    """Say in a card that ecoflap wrote what the form of the weights beside it gains; the rest stays.
+
+    Args:
+        folder: the folder of the saved model, whose weights may have been written in another form.
+    """
+    file = folder / CARD
+    if not file.is_file() or has_own_card(folder):
+        return
+    text, gain = file.read_text(encoding="utf-8"), _gain(folder)
+    for other in (MASKED, WITHOUT_ZEROS):
+        text = text.replace(other, gain)
+    with replacing(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def has_own_card(folder: Path) -> bool:
     """Whether a folder has a card that ecoflap did not write."""
     file = folder / CARD
@@ -166,9 +182,14 @@ def _gains(result: Result, folder: Path) -> Iterator[str]:
         if "kept_units" in saved_settings(folder):
             yield OWN_LOADING
         return
-    yield WITHOUT_ZEROS if (folder / BITMASK_INDEX).is_file() else MASKED
+    yield _gain(folder)
     if pattern := _pattern(result):
         yield N_OF_M.format(pattern=pattern)
+
+
+def _gain(folder: Path) -> str:
+    """What the form of the weights gains."""
+    return WITHOUT_ZEROS if (folder / BITMASK_INDEX).is_file() else MASKED
 
 
 def _origin(result: Result, folder: Path) -> Iterator[str]:
