@@ -144,12 +144,14 @@ def check(overrides: list[str], config_dir: str | None = None) -> None:
         config_dir: a folder with groups beside those of ``conf``.
 
     Raises:
-        UserError: if an argument is no ``key=value``, its key is no option, or a folder or package of
-            ``hydra.searchpath`` does not exist.
+        UserError: if an argument is no ``key=value``, its key is no option, a folder or package of
+            ``hydra.searchpath`` does not exist, or a chosen file has its ``@package`` line too late.
     """
     given: dict[str, str] = {}
-    if searched(overrides):
-        Choices(config_dir, overrides).check_places()
+    if config_dir is not None or searched(overrides):
+        choices = Choices(config_dir, overrides)
+        choices.check_places()
+        choices.check_headers(overrides)
     for place, override in enumerate(overrides):
         match = OPTION.fullmatch(override)
         before = overrides[place - 1] if place else ""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import cached_property
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from ecoflap.run.registry import HIDDEN, options_of
 from ecoflap.storage.installation import conf_folder
 
 SEARCH_PATH = "hydra.searchpath"
+HEADER = re.compile(r"\s*#\s*@")
+PACKAGE = re.compile(r"\s*#\s*@package\s")
 
 
 class Choices:
@@ -58,6 +62,23 @@ class Choices:
                     f"{SEARCH_PATH}: {source.scheme()}://{source.path}: there is no such {what}; give"
                     " file://FOLDER, or pkg://PACKAGE.FOLDER of an installed package"
                 )
+
+    def check_headers(self, overrides: Sequence[str]) -> None:
+        """Refuse chosen files with an ``@package`` line behind other lines, where Hydra doesn't read it.
+
+        Raises:
+            UserError: if there is one.
+        """
+        for override in overrides:
+            key, _, names = override.lstrip("+").partition("=")
+            group = key.partition("@")[0]
+            for name in set(names.split(",")).intersection(self.options(group)):
+                for source in self.loader.get_sources():
+                    if (line := _late_package(file := Path(source.path, group, f"{name}.yaml"))) is not None:
+                        raise UserError(
+                            f"{override}: the @package of {file} is in line {line}, where Hydra doesn't read"
+                            " it; make it the first line"
+                        )
 
     @cached_property
     def groups(self) -> list[str]:
@@ -103,6 +124,13 @@ class Choices:
         return self.loader.load_configuration(
             primary_config(), overrides, RunMode.MULTIRUN, validate_sweep_overrides=False
         )
+
+
+def _late_package(file: Path) -> int | None:
+    """The line of an ``@package`` behind a line that is no header; None if there is none, or no such file."""
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    behind = dropwhile(lambda pair: not pair[1].strip() or HEADER.match(pair[1]), enumerate(lines, 1))
+    return next((number for number, line in behind if PACKAGE.match(line)), None)
 
 
 def searched(overrides: Sequence[str]) -> list[str]:

@@ -25,10 +25,9 @@ SIZES = {
 
 @pytest.fixture
 def followed(tmp_path: Path) -> Path:
-    """A folder with the page's files in it, each under the name in its first line."""
-    for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL):
-        name, _, content = block.partition("\n")
-        file = tmp_path / name.removeprefix("# ")
+    """A folder with the page's files in it, as they stand there, each under the name in its comment."""
+    for content, name in re.findall(r"```yaml\n((?:# @[^\n]*\n)?# (\S+)\n.*?)```", PAGE, re.DOTALL):
+        file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content)
     return tmp_path

@@ -91,6 +91,22 @@ def test_without_the_flag_the_path_is_as_it_was() -> None:
     assert sys.path == path
 
 
+@pytest.mark.parametrize(
+    "arguments", [["pruner=late"], ["-m", "pruner=wanda,late"], ["+study=late"], ["study=late"]]
+)
+def test_a_package_line_that_hydra_does_not_read(mine: Path, arguments: list[str]) -> None:
+    """What is wrong is not that a plus is missing, or too many."""
+    folder = mine / "conf" / arguments[-1].lstrip("+").partition("=")[0]
+    folder.mkdir(exist_ok=True)
+    file, given = folder / "late.yaml", [*arguments, "--config-dir", str(mine / "conf")]
+    for head in ("# @package _global_\n# Mine\n", "\n# @package _global_\n"):
+        file.write_text(f"{head}sparsity: 0.3\n")
+        prepared(given)
+    file.write_text("# Mine\n# @package _global_\nsparsity: 0.3\n")
+    with pytest.raises(UserError, match=rf"{file} is in line 2, .*; make it the first line"):
+        prepared(given)
+
+
 def names(folder: Path) -> list[str]:
     """The pruners of a sweep's runs."""
     found = [json.loads((folder / str(number) / "result.json").read_text()) for number in (0, 1)]

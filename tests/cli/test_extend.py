@@ -35,7 +35,7 @@ from tests.refusals.conftest import fresh_process  # noqa: F401 - a fixture
 PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
 FILES = {
     name: content
-    for name, content in re.findall(r"```\w+\n# (\S+)\n(.*?)```", PAGE, re.DOTALL)
+    for content, name in re.findall(r"```\w+\n((?:# @[^\n]*\n)?# (\S+)\n.*?)```", PAGE, re.DOTALL)
     if "/" in name
 }
 COMMANDS = re.findall(r"^ecoflap run --config-dir my_parts/conf (.*)$", PAGE, re.MULTILINE)
