@@ -143,13 +143,21 @@ class _Explainer:
         found: dict[tuple[str, Description], list[str]] = {}
         for label, kind in self.kinds(group):
             if option in (options := described(kind)):
-                value = _written(registry.defaults(kind)[option])
+                value = _written(self.defaults(group, label, kind)[option])
                 found.setdefault((value, options[option]), []).append(label)
         blocks = [
             _block(f"{group}.{option}", value, description, f"in {', '.join(labels)}")
             for (value, description), labels in found.items()
         ]
         return "\n".join(blocks) or None
+
+    def defaults(self, group: str, label: str, kind: type) -> dict[str, Any]:
+        """The options of a choice as it is composed; those of its class, if no choice has this name."""
+        if label not in self.choices.options(group):
+            return registry.defaults(kind)
+        node = OmegaConf.to_container(self.choices.compose([f"{group}={label}"])[group], resolve=False)
+        assert isinstance(node, dict)
+        return {**registry.defaults(kind), **{str(name): value for name, value in node.items()}}
 
     def option_names(self, group: str) -> list[str]:
         """The options that the choices of a group have."""

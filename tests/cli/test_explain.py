@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,14 @@ def test_an_option_is_explained_in_every_choice_that_has_it() -> None:
     text = explain_options("finetune.epochs")
     assert "in full, lora" in text
     assert "in reconstruct" in text
+
+
+@pytest.mark.parametrize("option", ["learning_rate", "weight_decay"])
+def test_an_option_has_the_values_that_the_choices_files_set(option: str) -> None:
+    given = {name: Choices().compose([f"finetune={name}"]).finetune[option] for name in ("full", "lora")}
+    text = explain_options(f"finetune.{option}")
+    for name, value in given.items():
+        assert re.search(rf"finetune\.{option}={value} .* in {name}$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("option", ["sparsity", "runtime.offload", "cache_mode"])
@@ -124,7 +133,7 @@ class Own:
     assert "pruner=own: Prune by chance." in text
     assert "pruner.share=0.25   (number)" in text
     assert "how much of it is chance." in text
-    assert "pruner.share=0.5" in explain_options("pruner.share", folder)
+    assert "pruner.share=0.25" in explain_options("pruner.share", folder)
 
 
 def test_options_and_explanations_load_no_model_library() -> None:
