@@ -21,10 +21,11 @@ from ecoflap.data.classification.clip_sets import PictureSet, find_set
 from ecoflap.data.classification.options import PictureSourceOptions
 from ecoflap.data.example import Example
 from ecoflap.data.folder import read_json, require_files, text_lines
+from ecoflap.data.sources import PICTURES
 from ecoflap.errors import UserError
 
 OBTAIN = "DATASETS.md of CoOp (https://github.com/KaiyangZhou/CoOp) says where to get its files."
-ARRANGE = "A split is a folder with a folder of pictures per class in it."
+ARRANGE = "A split is a folder with a folder of pictures per class in it; without such folders, all is train."
 IMAGENET = (
     "ImageNet is given for non-commercial research, after signing in, at image-net.org"
     " (ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar). Unpack it as imagenet/images/train and"
@@ -149,8 +150,18 @@ class PictureSource(PictureSourceOptions):
         return Found(root, [(os.path.relpath(file, root), label) for file, label in files], classes)
 
     def _split_folder(self, option: str) -> Path:
-        """The folder with the folder of each class."""
+        """The folder with the folder of each class.
+
+        Raises:
+            UserError: if it is missing, or the split is no name.
+        """
         facts = self.facts(option)
+        if self.split in ("", "..") or Path(self.split).name != self.split:
+            raise UserError(
+                f"{option}.split={self.split} is no name of a split; choose one such as train. {ARRANGE}"
+            )
+        if self.path is not None and self.split == "train" and self._holds_classes(Path(self.path)):
+            return Path(self.path).expanduser()
         inside = Path(facts.folder) / facts.images / self.split
         place = next(
             (one for one in (inside, Path(facts.images) / self.split, Path(self.split)) if self._has(one)),
@@ -165,6 +176,15 @@ class PictureSource(PictureSourceOptions):
                 IMAGENET if self.dataset == "imagenet" else ARRANGE,
             )
             / place
+        )
+
+    def _holds_classes(self, path: Path) -> bool:
+        """Whether it is a folder of one's own with the folders of classes, and none of a split, in it."""
+        root = path.expanduser()
+        return (
+            self.dataset == "image_folder"
+            and not any((root / split).exists() for split in ("train", "val", "test"))
+            and any(file.suffix.lower() in PICTURES for file in root.glob("*/*"))
         )
 
     def _split_file(self, option: str) -> Found:

@@ -66,6 +66,27 @@ def test_own_pictures_in_a_folder_per_class(tmp_path: Path) -> None:
     assert {TRUTH[Path(one.image or "").read_bytes()] == one.target for one in read.examples} == {True}
 
 
+def test_class_folders_without_a_split_are_train(tmp_path: Path) -> None:
+    classes = write_folders(tmp_path, "train") / "train"
+    read = source("image_folder", classes, "train").read("calibration", named=True)
+    assert read == source("image_folder", tmp_path, "train").read("calibration", named=True)
+    assert len(read.examples) == 48
+    with pytest.raises(UserError, match=r"test is not in task\.path"):
+        source("image_folder", classes).read("task", named=True)
+    classes.rename(tmp_path / "mine")
+    with pytest.raises(UserError, match=r"train is not in task\.path"):  # mine is a split, and no class
+        source("image_folder", tmp_path, "train").read("task", named=True)
+    (tmp_path / "mine" / "test").mkdir()
+    with pytest.raises(UserError, match=r"train is not in task\.path"):
+        source("image_folder", tmp_path / "mine", "train").read("task", named=True)
+
+
+@pytest.mark.parametrize("split", [".", "", "..", "train/..", "/", "./test"])
+def test_a_split_is_a_name(tmp_path: Path, split: str) -> None:
+    with pytest.raises(UserError, match="is no name of a split; choose one such as train"):
+        source("image_folder", write_folders(tmp_path, "train"), split).read("calibration", named=True)
+
+
 def test_imagenet_wherever_its_splits_are(tmp_path: Path) -> None:
     for folder in ("imagenet/images", "images", "."):
         write_folders(
