@@ -25,7 +25,7 @@ from omegaconf import DictConfig, open_dict
 from ecoflap.cli.arguments import parsed, prepared
 from ecoflap.cli.choices import Choices
 from ecoflap.cli.plan_sweep import check_sweep
-from ecoflap.cli.recipe import primary_config, without_recipe
+from ecoflap.cli.recipe import RECIPE, primary_config, without_recipe
 from ecoflap.cli.wrong import what_is_wrong
 from ecoflap.console.pace import in_words
 from ecoflap.console.progress import complain, install_logging, paragraphs, table
@@ -109,11 +109,12 @@ def show(config: DictConfig) -> float | None:
     chosen = HydraConfig.get().runtime.choices
     shown = {group for group, name in chosen.items() if name and (group != "finetune" or plan.finetuner)}
     settled = {"score": plan.record["score"]["name"], "allocation": plan.record["allocation"]["name"]}
-    rows = [
-        (group, f"auto: {settled[group]}" if chosen[group] == "auto" else chosen[group])
+    names = {
+        group: named(config[group]) if chosen[group] == RECIPE else chosen[group]
         for group in run_config.METHODS
         if group in shown
-    ]
+    }
+    rows = [(group, f"auto: {settled[group]}" if name == "auto" else name) for group, name in names.items()]
     propagate = plan.config.propagate
     rows += [("propagate", f"auto: {propagate}" if config.propagate == "auto" else propagate)]
     rows += [("steps", ", ".join(plan.steps)), ("sparsity", f"{config.sparsity:g}")]
@@ -135,3 +136,9 @@ def show(config: DictConfig) -> float | None:
     seconds = show_times(plan, model)
     print("nothing speaks against this run")
     return seconds
+
+
+def named(part: DictConfig) -> str:
+    """The name of a part of a recipe: its own, those of a suite's tasks, or that of its class."""
+    name = part.get("name") or ", ".join(map(str, part.get("tasks", ())))
+    return str(name or part["_target_"].rpartition(".")[2])

@@ -12,9 +12,11 @@ import pytest
 import torch
 import transformers as hf
 import yaml
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from ecoflap.cli import command
+from ecoflap.cli.plan import named
 from ecoflap.storage.masks import load_masks
 from ecoflap.storage.results import Result, verify
 from ecoflap.storage.results.identity import differences
@@ -89,11 +91,27 @@ def test_overrides_change_the_recipe(saved: Path, tmp_path: Path) -> None:
 def test_a_plan_of_a_recipe(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = saved / "checkpoint" / "recipe.yaml"
     assert command.main(["plan", f"--config={recipe}", "tracking=none"]) == 0
-    assert "nothing speaks against this run" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "nothing speaks against this run" in out
+    config, rows = Result.read(saved / "result.json").config, [line.split() for line in out.splitlines()]
+    for group in ("model", "calibration", "score", "allocation", "pruner", "task"):
+        assert [group, (config[group] or {"name": "none"})["name"]] in rows
     assert command.main(["plan", f"--config={recipe}", "pruner.mas=row"]) == 2
     assert "did you mean mask" in capsys.readouterr().err
     assert command.main(["plan", "tracking=none", "task.limit=5"]) == 0, "the recipe is gone with its command"
     assert "blip2_mini" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ({"_target_": "a.B", "name": "c"}, "c"),
+        ({"_target_": "a.B"}, "B"),
+        ({"tasks": {"one": {"_target_": "a.B"}, "other": {"_target_": "a.C"}}}, "one, other"),
+    ],
+)
+def test_the_name_of_a_part_of_a_recipe(part: dict[str, Any], name: str) -> None:
+    assert named(OmegaConf.create(part)) == name
 
 
 @pytest.mark.parametrize(
