@@ -190,7 +190,7 @@ class StubHub:
 
     def create_repo(self, repo_id: str, **options: Any) -> Any:
         self.calls.append(("create_repo", {"repo_id": repo_id, **options}))
-        return huggingface_hub.RepoUrl(f"https://huggingface.co/me/{repo_id.removeprefix('me/')}")
+        return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
 
     def upload_folder(self, **options: Any) -> None:
         self.calls.append(("upload_folder", options))
@@ -208,13 +208,25 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
 def test_push_uploads_the_saved_folder(
     saved: Path, hub: list[tuple[str, dict[str, Any]]], capsys: pytest.CaptureFixture[str], place: str
 ) -> None:
-    assert command.main(["push", str(saved / place), "tiny"]) == 0
+    assert command.main(["push", str(saved / place), "me/tiny"]) == 0
     (first, created), (second, uploaded) = hub
     assert (first, second) == ("create_repo", "upload_folder")
-    assert created == {"repo_id": "tiny", "private": True, "exist_ok": True}
+    assert created == {"repo_id": "me/tiny", "private": True, "exist_ok": True}
     assert uploaded["repo_id"] == "me/tiny"
     assert Path(uploaded["folder_path"]).resolve() == (saved / "checkpoint").resolve()
     assert "https://huggingface.co/me/tiny" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["tiny", "bad//name", "bad name!!/x y", "me/", "/tiny", "me/a/b"])
+def test_push_refuses_what_is_no_repository(
+    tmp_path: Path, hub: list[tuple[str, dict[str, Any]]], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    for flags in ([], ["--dry-run"]):
+        assert command.main(["push", str(tmp_path), name, *flags]) == 2
+        error = capsys.readouterr().err
+        assert f"{name!r} is no repository on the hub" in error
+        assert "give OWNER/NAME" in error
+    assert hub == []
 
 
 def test_push_public(saved: Path, hub: list[tuple[str, dict[str, Any]]]) -> None:
@@ -254,10 +266,10 @@ def test_push_refuses_a_model_that_is_not_as_recorded(
     name = next(name for name in load_masks(copy / "checkpoint" / "masks.safetensors"))
     weights[name] = torch.ones_like(weights[name])
     save_file(weights, file, metadata={"format": "pt"})
-    assert command.main(["push", str(copy), "tiny"]) == 2
+    assert command.main(["push", str(copy), "me/tiny"]) == 2
     assert "the saved model is not as recorded" in capsys.readouterr().err
     file.unlink()
-    assert command.main(["push", str(copy), "tiny"]) == 2
+    assert command.main(["push", str(copy), "me/tiny"]) == 2
     assert "can't be shared" in capsys.readouterr().err
     assert hub == []
 
@@ -269,7 +281,7 @@ def test_push_of_no_run_and_to_a_hub_that_refuses(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert command.main(["push", str(tmp_path), "tiny"]) == 2
+    assert command.main(["push", str(tmp_path), "me/tiny"]) == 2
     assert "no result record" in capsys.readouterr().err
 
     def refuse(*_: Any, **__: Any) -> None:

@@ -30,6 +30,26 @@ class Prepared:
     files: dict[str, int]
 
 
+def check_name(repo_id: str) -> None:
+    """Refuse what is no name of a repository with its owner.
+
+    Raises:
+        UserError: if it is none.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    problem = None if "/" in repo_id else "it has no owner"
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        problem = str(error).removesuffix(".")
+    if problem:
+        raise UserError(
+            f"{repo_id!r} is no repository on the hub ({problem}); give OWNER/NAME, such as"
+            " me/opt-125m-half, where OWNER is you or your organisation"
+        )
+
+
 def prepare(place: Path) -> Prepared:
     """Check a saved model, and write what it lacks of card, recipe and record.
 
@@ -67,7 +87,7 @@ def push(prepared: Prepared, repo_id: str, private: bool, hub: Any) -> str:
 
     Args:
         prepared: the folder.
-        repo_id: NAME, or OWNER/NAME.
+        repo_id: OWNER/NAME.
         private: whether a new repository is private; one that exists stays as it is.
         hub: ``huggingface_hub.HfApi()``.
 
