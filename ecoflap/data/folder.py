@@ -13,6 +13,7 @@ from ecoflap.errors import UserError
 
 UTF8 = "utf-8-sig"
 """UTF-8, with a byte order mark or without: Excel, Notepad and PowerShell write one."""
+NOT_UTF8 = "is not text in UTF-8; convert it to UTF-8, or give another file"
 ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -72,8 +73,8 @@ def read_text(file: Path) -> str:
     except UnicodeDecodeError as error:
         found = looks_like(file)
         raise UserError(
-            f"{file} is not text in UTF-8 (see byte {error.start}), it looks like {found}; convert it, or"
-            " give another file"
+            f"{file} is not text in UTF-8 (see byte {error.start}), it looks like {found}; convert it to"
+            " UTF-8, or give another file"
         ) from None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.data.files.rows import Row
-from ecoflap.data.folder import parse_json
+from ecoflap.data.folder import NOT_UTF8, parse_json
 from ecoflap.errors import UserError
 
 ENDINGS = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz")
@@ -43,6 +43,8 @@ class JsonRows:
         where = f"{file}, {rows.where(place)}"
         try:
             values = rows[place]
+        except UnicodeDecodeError:
+            raise UserError(f"{where} {NOT_UTF8}") from None
         except ValueError as error:
             raise UserError(f"{where}: this is no JSON ({error}); mend it, or take it out") from None
         if not isinstance(values, dict):
@@ -105,6 +107,8 @@ def _opened(file: Path) -> _Lines | _Entries:
     if start == b"[":
         try:
             return _Entries(parse_json(content[:].decode("utf-8-sig")))
+        except UnicodeDecodeError:
+            raise UserError(f"{file} {NOT_UTF8}") from None
         except ValueError as error:
             raise UserError(
                 f"{file} can't be read as JSON ({error}); mend it, or download it again"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from ecoflap.data.folder import UTF8, parse_json, read_text
+from ecoflap.data.folder import NOT_UTF8, UTF8, parse_json, read_text
 from ecoflap.data.sources import file_source
 from ecoflap.data.text.options import TextSourceOptions
 from ecoflap.errors import UserError, nearest
@@ -133,7 +133,9 @@ def _json_texts(file: Path, column: str, option: str) -> Iterator[str]:
         ) as lines:
             for number, line in enumerate(lines, start=1):
                 yield _json_text(line, column, option, f"{option}.path={file}, line {number}")
-    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+    except UnicodeDecodeError:
+        raise UserError(f"{option}.path={file}, behind line {number}, {NOT_UTF8}") from None
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(
             f"{option}.path={file} can't be read behind line {number} ({error}); download it again"
         ) from None

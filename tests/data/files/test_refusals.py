@@ -85,6 +85,7 @@ def write(name: str, content: bytes) -> Callable[[Path], Path]:
     return made
 
 
+LATIN = '{"text": "café"}'.encode("latin-1")
 FILES: dict[str, tuple[type[RowsCalibration], Callable[[Path], Any], str]] = {
     "no path": (Chat, lambda folder: None, r"calibration=chat needs calibration\.path=FILE"),
     "nowhere": (Chat, lambda folder: folder / "b.jsonl", "there is no such file or folder"),
@@ -93,6 +94,8 @@ FILES: dict[str, tuple[type[RowsCalibration], Callable[[Path], Any], str]] = {
     "empty": (Chat, write("a.jsonl", b""), "has no rows"),
     "empty list": (Chat, write("a.json", b"[]"), "has no rows"),
     "no JSON": (Chat, write("a.jsonl", b"\n{'a': 1}\n"), "line 2: this is no JSON"),
+    "latin-1": (Chat, write("a.jsonl", LATIN), r"a\.jsonl, line 1 is not text in UTF-8; convert it to UTF-8"),
+    "latin-1 list": (Chat, write("a.json", b"[" + LATIN + b"]"), "is not text in UTF-8; convert it to UTF-8"),
     "broken list": (Chat, write("a.json", b'[{"a": 1'), "can't be read as JSON"),
     "one object": (Chat, write("a.json", b'{\n"train": [],\n"test": []}'), "one object with train, test"),
     "list of lists": (Chat, write("a.json", b"[[1]]"), "entry 1 is a list; a row is an object"),

@@ -96,6 +96,15 @@ def test_line_that_is_no_json(tmp_path: Path) -> None:
         TextSource(str(tmp_path / "text.jsonl")).read_documents("calibration")
 
 
+@pytest.mark.parametrize("name", ["text.jsonl", "text.jsonl.gz"])
+def test_json_lines_that_are_not_utf8(tmp_path: Path, name: str) -> None:
+    content = '{"text": "café"}'.encode("latin-1")
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(UserError, match=r"text\.jsonl.*not text in UTF-8; convert it to UTF-8") as caught:
+        TextSource(str(tmp_path / name)).read_documents("calibration")
+    assert "download" not in str(caught.value)
+
+
 def test_hub_is_asked_for_one_file_and_its_first_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
