@@ -31,7 +31,6 @@ from ecoflap.data.files.rows import Row, Rows, find_files
 from ecoflap.data.files.texts import beginning, of_texts
 from ecoflap.data.sources import file_source, picture_sources
 from ecoflap.errors import UserError, require_choices, require_positive
-from ecoflap.models.core.encoding import require_encoder
 from ecoflap.models.core.prunable import PrunableModel
 
 log = logging.getLogger(__name__)
@@ -73,9 +72,12 @@ class RowsCalibration(RowsOptions, ABC):
         """
         require_reader(model, f"calibration={self.name}")
         first = self.first("calibration")
-        if images_of(first):
-            require_encoder(model, f"calibration={self.name}", pictures=True)
-        elif is_text(first) and sees(model):
+        if images_of(first) and not sees(model):
+            raise UserError(
+                f"calibration={self.name}: its rows show pictures, and {model.name} reads only text; choose"
+                " another model, or give rows without pictures"
+            )
+        if is_text(first) and sees(model):
             raise UserError(
                 f"calibration={self.name}: its rows are texts, and {model.name} reads pictures; give rows"
                 " with an image and an answer or caption, or choose another calibration"
