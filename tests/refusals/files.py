@@ -87,7 +87,11 @@ CONFIGS: list[Case] = [
     ),
     Case(
         (*OWN, "seed=11"),
-        ("nowhere.Class can't be loaded", "No module named 'nowhere'"),
+        (
+            "nowhere.Class can't be loaded",
+            "No module named 'nowhere'",
+            "--config-dir FOLDER, with nowhere.py",
+        ),
         own("_target_: nowhere.Class\n"),
     ),
     Case((*OWN, "seed=12"), ("pruner._target_=Wanda names no class",), own("_target_: Wanda\n")),
