@@ -1,6 +1,6 @@
 """Upload a pruned model to the hub, with its model card, recipe, masks and record.
 
-    ecoflap push RUN_OR_FOLDER OWNER/NAME [--public] [--dry-run]
+    ecoflap push RUN_OR_FOLDER REPO_ID [--public] [--dry-run]
 
 The saved model is verified first, and one that is not as recorded is refused. A new repository is private.
 With --dry-run, and where HF_HUB_OFFLINE is set, the folder is prepared and nothing is uploaded. Exit code 0:
@@ -57,7 +57,7 @@ def _show(prepared: Prepared, repo_id: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(prog="ecoflap push", description=__doc__)
     parser.add_argument("place", type=Path, help="folder of a run with model.save=true, or of a saved model")
-    parser.add_argument("repo_id", metavar="OWNER/NAME", help="the repository on the hub")
+    parser.add_argument("repo_id", help="NAME, or OWNER/NAME")
     parser.add_argument("--public", action="store_true", help="make a new repository public, not private")
     parser.add_argument(
         "--dry-run", "--offline", action="store_true", help="prepare the folder, say what it holds, and stop"

@@ -173,12 +173,12 @@ def _target(group: str, node: Any) -> type:
     try:
         target = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
-        top = module_name.partition(".")[0]
-        missing = isinstance(error, ModuleNotFoundError) and error.name == top
-        own = f"; a part of your own needs --config-dir FOLDER, with {top}.py beside the folder"
+        top, own = module_name.partition(".")[0], ""
+        if isinstance(error, ModuleNotFoundError) and error.name == top:
+            own = f"; a part of your own needs --config-dir FOLDER, with {top}.py beside the folder"
         raise UserError(
             f"{group}._target_={name} can't be loaded here ({error}); check its name, install what it needs,"
-            f" or a newer transformers{own if missing else ''}"
+            f" or a newer transformers{own}"
         ) from error
     wanted = METHODS[group.split(".")[0]]
     if not (isinstance(target, type) and is_dataclass(target)):

@@ -31,23 +31,20 @@ class Prepared:
 
 
 def check_name(repo_id: str) -> None:
-    """Refuse what is no name of a repository with its owner.
+    """Refuse what can't be the name of a repository.
 
     Raises:
-        UserError: if it is none.
+        UserError: if it can't.
     """
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-    problem = None if "/" in repo_id else "it has no owner"
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        problem = str(error).removesuffix(".")
-    if problem:
         raise UserError(
-            f"{repo_id!r} is no repository on the hub ({problem}); give OWNER/NAME, such as"
-            " me/opt-125m-half, where OWNER is you or your organisation"
-        )
+            f"{repo_id!r} can't be a repository on the hub ({str(error).removesuffix('.')}); give OWNER/NAME,"
+            " such as me/opt-125m-half"
+        ) from None
 
 
 def prepare(place: Path) -> Prepared:
@@ -87,7 +84,7 @@ def push(prepared: Prepared, repo_id: str, private: bool, hub: Any) -> str:
 
     Args:
         prepared: the folder.
-        repo_id: OWNER/NAME.
+        repo_id: NAME, or OWNER/NAME.
         private: whether a new repository is private; one that exists stays as it is.
         hub: ``huggingface_hub.HfApi()``.
 
