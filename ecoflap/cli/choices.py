@@ -133,9 +133,14 @@ def _late_package(file: Path) -> int | None:
     return next((number for number, line in behind if PACKAGE.match(line)), None)
 
 
+def is_search_path(override: str) -> bool:
+    """Whether an argument names places for Hydra to search."""
+    return override.lstrip("+").startswith(f"{SEARCH_PATH}=")
+
+
 def searched(overrides: Sequence[str]) -> list[str]:
     """The places in ``hydra.searchpath``; none if Hydra will refuse its value."""
-    given = [one for one in overrides if one.lstrip("+").startswith(f"{SEARCH_PATH}=")]
+    given = [one for one in overrides if is_search_path(one)]
     try:
         values = [override.value() for override in OverridesParser.create().parse_overrides(given)]
     except HydraException:

@@ -7,14 +7,14 @@ import shutil
 import sys
 import textwrap
 from argparse import ArgumentParser
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from ecoflap.cli.arguments import PLACES
-from ecoflap.cli.choices import Choices
+from ecoflap.cli.choices import Choices, is_search_path
 from ecoflap.cli.descriptions import Description, described, summary_of
 from ecoflap.console.progress import complain, wrapped
 from ecoflap.errors import UserError, did_you_mean, written
@@ -34,7 +34,8 @@ def main(arguments: list[str]) -> int:
     """Explain each argument; returns the exit code.
 
     Args:
-        arguments: groups, choices and options, optionally with ``--config-dir FOLDER``.
+        arguments: groups, choices and options, optionally with ``--config-dir FOLDER`` or
+            ``hydra.searchpath=[PLACE]``.
     """
     parser = ArgumentParser(prog="ecoflap explain", description=__doc__)
     parser.add_argument(
@@ -43,7 +44,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--config-dir", "-cd", help="a folder with more choices")
     asked = parser.parse_args(arguments)
     try:
-        text = "\n\n".join(explain_options(what, asked.config_dir) for what in asked.what or [""])
+        places = [what for what in asked.what if is_search_path(what)]
+        topics = [what for what in asked.what if what not in places] or [""]
+        text = "\n\n".join(explain_options(what, asked.config_dir, places) for what in topics)
         print(wrapped(text, sys.stdout))
     except Exception as error:
         if (message := describe(error)) is None:
@@ -52,28 +55,30 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def explain_options(argument: str, config_dir: str | None = None) -> str:
+def explain_options(argument: str, config_dir: str | None = None, places: Sequence[str] = ()) -> str:
     """Explain a group, a choice or an option.
 
     Args:
         argument: such as ``pruner``, ``pruner=wanda``, ``score.samples`` or ``sparsity``; an empty string for
             all groups and the options of the run itself.
         config_dir: a folder with more choices.
+        places: overrides of ``hydra.searchpath``, which name more of them.
 
     Raises:
-        UserError: if there is no such group, choice or option.
+        UserError: if there is no such group, choice, option or place.
     """
     if config_dir is not None:
         extend_import_path([beside(config_dir)])
     run_config.register()
-    return _Explainer(config_dir).explain(argument.lstrip("+"))
+    return _Explainer(config_dir, places).explain(argument.lstrip("+"))
 
 
 class _Explainer:
     """Explains the choices and options of a command line."""
 
-    def __init__(self, config_dir: str | None) -> None:
-        self.choices = Choices(config_dir)
+    def __init__(self, config_dir: str | None, places: Sequence[str] = ()) -> None:
+        self.choices = Choices(config_dir, places)
+        self.choices.check_places()
         self.folders = [Path(folder) for folder in (config_dir, conf_folder()) if folder is not None]
         self.groups = [group for group in self.choices.groups if "/" not in group and group != "hydra"]
         inner = {f"runtime.{name}": found for name, found in described(RuntimeConfig).items()}

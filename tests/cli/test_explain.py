@@ -156,3 +156,12 @@ print({{"torch", "transformers", "numpy", "PIL", "datasets"}} & set(sys.modules)
 def test_a_choice_without_its_group_leads_to_it(argument: str) -> None:
     with pytest.raises(UserError, match="sparsegpt is a choice of pruner: ecoflap explain pruner=sparsegpt"):
         explain_options(argument)
+
+
+def test_choices_in_a_search_path_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "conf/pruner").mkdir(parents=True)
+    (tmp_path / "conf/pruner/own.yaml").write_text("# Wanda at 2:4.\ndefaults: [wanda]\nmask: '2:4'\n")
+    assert main([f"hydra.searchpath=[file://{tmp_path}/conf]", "pruner=own"]) == 0
+    assert "pruner.mask=2:4" in capsys.readouterr().out
+    assert main([f"hydra.searchpath=[file://{tmp_path}/gone]", "pruner=own"]) == 2
+    assert "there is no such folder" in capsys.readouterr().err
