@@ -73,7 +73,8 @@ def _by_method(table: MetricTable, ranks: dict[Any, int]) -> Figure:
     axes.set_ylim(len(labels) - 0.4, -0.6)  # first method on top, as in the table
     _dense_line(axes, table, "x")
     _scale(axes, table, "x")
-    axes.set_xlabel(_with_unshown(f"{table.label}, at sparsity {table.sparsities[0]:g}", table))
+    # Below the whole figure, as the axes are narrow beside long names.
+    figure.supxlabel(_with_unshown(f"{table.label}, at sparsity {table.sparsities[0]:g}", table), fontsize=10)
     return figure
 
 

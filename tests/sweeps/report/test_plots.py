@@ -101,8 +101,11 @@ def test_one_sparsity_gives_a_row_per_method(tmp_path: Path) -> None:
     assert [text.get_text().replace("\n", " ") for text in figure.axes[0].get_yticklabels()] == [
         f"wanda, zeroth order, allocation.cap={cap}" for cap in ("0.6", "0.8", "1")
     ]
-    assert "accuracy, % (higher is better), at sparsity 0.5" in figure.axes[0].get_xlabel()
+    assert "accuracy, % (higher is better), at sparsity 0.5" in figure.get_supxlabel()
     assert not figure.legends
+    figure.draw_without_rendering()
+    label = next(text for text in figure.texts if "at sparsity" in text.get_text()).get_window_extent()
+    assert 0 <= label.x0 < label.x1 <= figure.bbox.width
 
 
 def test_what_is_not_finite_is_named_and_breaks_the_line(tmp_path: Path) -> None:
