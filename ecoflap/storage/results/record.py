@@ -117,6 +117,11 @@ class Result:
             temporary.write_text(text + "\n", encoding="utf-8")
 
     @property
+    def state(self) -> str:
+        """The last state after pruning that the model was evaluated in: ``pruned`` or ``finetuned``."""
+        return "finetuned" if self.metrics.get("finetuned") else "pruned"
+
+    @property
     def of_a_run(self) -> bool:
         """Whether a run wrote it, and not ``ecoflap.save``, whose models come from elsewhere."""
         return "model" in self.config

@@ -107,7 +107,7 @@ def read_run(folder: Path) -> SavedRun:
         raise UserError(str(error)) from error
     if record.checkpoint is None:
         raise UserError(f"{folder} saved no model; run it again with model.save=true")
-    if not record.config.get("model"):
+    if not record.of_a_run:
         raise UserError(
             f"{folder} was pruned in Python, and its record does not say how the dense model is loaded; bench"
             " runs of the command line"
@@ -127,8 +127,7 @@ def saved(run: SavedRun, device: torch.device) -> Iterator[Form]:
     if (run.folder / BITMASK_INDEX).is_file():
         kind += ", stored without zeros"
     node = saved_node(run.record.config["model"], run.folder)
-    stage = "finetuned" if run.record.metrics.get("finetuned") else "pruned"
-    yield Form(run.name, kind, lambda: _load(node, run, device), run.folder, run.record, stage)
+    yield Form(run.name, kind, lambda: _load(node, run, device), run.folder, run.record, run.record.state)
 
 
 def semi_structured(run: SavedRun, device: torch.device) -> Iterator[Form]:

@@ -33,7 +33,7 @@ class ItemScores:
 
 def read_item_scores(run: Run, task: str) -> ItemScores | None:
     """What a run keeps of a task's items; None if it keeps nothing that this version reads."""
-    values: Any = read_json(run.folder / PREDICTIONS / ITEMS.format(task=task, state=run.state))
+    values: Any = read_json(run.folder / PREDICTIONS / ITEMS.format(task=task, state=run.result.state))
     if not isinstance(values, dict) or values.keys() != {one.name for one in fields(ItemScores)}:
         return None
     return ItemScores(**values)

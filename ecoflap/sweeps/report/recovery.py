@@ -77,7 +77,7 @@ def read(folder: Path, metric: str | None) -> Runs:
                 name = metric if metric is not None else first_metric(finetuned)
                 if name is not None and name in finetuned:
                     label = f"{task}/{name}" if len(tasks[section.model]) > 1 else name
-                    further = [one for one in method.settings if one[0] not in ("finetune", "finetune.name")]
+                    further = [one for one in method.settings if one[0] != "finetune"]
                     kind = Kind(
                         model=section.model,
                         pruner=method.pruner,

@@ -44,17 +44,12 @@ class Run:
     @property
     def finetuner(self) -> str | None:
         """The name of what fine-tuned the model before its last evaluation; None if nothing did."""
-        return str(self.config["finetune"]["name"]) if self.result.metrics.get("finetuned") else None
-
-    @property
-    def state(self) -> str:
-        """The last state that the model was evaluated in after pruning: ``pruned`` or ``finetuned``."""
-        return "pruned" if self.finetuner is None else "finetuned"
+        return str(self.config["finetune"]["name"]) if self.result.state == "finetuned" else None
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
-        """{task: {metric: figure}} of the model in that state; empty if it was not evaluated."""
-        return self.result.metrics.get(self.state, {})
+        """{task: {metric: figure}} of the model in its last state; empty if it was not evaluated."""
+        return self.result.metrics.get(self.result.state, {})
 
     @property
     def realised(self) -> float | None:
