@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.errors import UserError, did_you_mean
+from ecoflap.storage.cache.code import folder_hash
 from ecoflap.storage.installation import install_extra
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -78,12 +79,7 @@ def fingerprint(tasks: Mapping[str, Mapping[str, Any]], num_fewshot: int | None)
 
 def code_below(include_path: str | None) -> str:
     """A hash of the Python files in a folder of tasks, which their settings call; empty without a folder."""
-    if include_path is None:
-        return ""
-    digest, folder = hashlib.blake2b(digest_size=16), Path(include_path).expanduser()
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
-    return digest.hexdigest()
+    return "" if include_path is None else folder_hash(Path(include_path).expanduser())
 
 
 def settings_of(config: Mapping[str, Any]) -> str:

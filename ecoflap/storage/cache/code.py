@@ -88,10 +88,15 @@ def _file_hash(function: Any) -> str:
 @cache
 def package_hash() -> str:
     """A hash of every source file of this package."""
-    root, digest = Path(__file__).parents[2], hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
-    return digest.hexdigest()[:12]
+    return folder_hash(Path(__file__).parents[2])[:12]
+
+
+def folder_hash(folder: Path) -> str:
+    """A hash of every Python file in a folder, by its name there."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 @cache
