@@ -101,13 +101,10 @@ def _prepare(
     _refuse_wrapped(module)
     _refuse_spread(module)
     _refuse_sparse(module)
+    if kind in MAPPINGS:
+        _refuse_other_kind(module, kind)
     training = [(child, child.training) for child in module.modules()]
     option = kind or option_of(module)
-    fitting = options_for(str(getattr(getattr(module, "config", None), "model_type", None)))
-    if kind in MAPPINGS and fitting and kind not in fitting:
-        raise UserError(
-            f"kind={kind} can't prepare {type(module).__name__}; leave it out, or give {' or '.join(fitting)}"
-        )
     try:
         if option is None and callable(loss):
             return prunable(type(module).__name__, module, processor, loss, selection, options.get("towers"))
@@ -149,6 +146,19 @@ def _refuse_wrapped(module: nn.Module) -> None:
         raise UserError(
             f"{wrapped} adds adapters to a model; give what its .merge_and_unload() returns, or .unload() to"
             " prune it without them"
+        )
+
+
+def _refuse_other_kind(module: nn.Module, kind: str) -> None:
+    """Refuse a kind of transformers' that is not among those of the model's type.
+
+    Raises:
+        UserError: if it is not.
+    """
+    fitting = options_for(str(getattr(getattr(module, "config", None), "model_type", None)))
+    if fitting and kind not in fitting:
+        raise UserError(
+            f"kind={kind} can't prepare {type(module).__name__}; leave it out, or give {' or '.join(fitting)}"
         )
 
 
