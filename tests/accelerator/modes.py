@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.accelerator.methods import moved, pinned
 from tests.accelerator.rules import check, check_generator, tensors_in, waits
-from tests.accelerator.state import NAME, note, note_copy, on_device, place
+from tests.accelerator.state import NAME, State, note, note_copy, on_device, place
 from tests.accelerator.streams import check_seen, note_issued
 
 FROM_DATA = (torch.tensor, torch.as_tensor, torch.asarray)
@@ -21,19 +21,24 @@ class Calls(TorchFunctionMode):
     """Which function of PyTorch is running: some make tensors inside, on the device of their arguments.
 
     Attributes:
-        inside: whether it was called with tensors of the device.
-        explicit: whether it was told where to make new ones.
+        arguments: what it was called with.
+        explicit: whether it was told where to make new tensors.
     """
 
-    inside = False
+    arguments: tuple[Any, ...] = ()
     explicit = False
+
+    @classmethod
+    def inside(cls) -> bool:
+        """Whether it was called with tensors of the device."""
+        return any(map(on_device, tensors_in(cls.arguments)))
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        before = Calls.inside, Calls.explicit
-        Calls.inside = any(map(on_device, tensors_in((*args, *kwargs.values()))))
+        before = Calls.arguments, Calls.explicit
+        Calls.arguments = (*args, *kwargs.values())
         Calls.explicit = kwargs.get("device") is not None
         try:
             if func in FROM_DATA and Calls.explicit:  # made on the CPU by PyTorch too, out of sight
@@ -47,11 +52,15 @@ class Calls(TorchFunctionMode):
                 return pinned(func(*args, **kwargs))
             return func(*args, **kwargs)
         finally:
-            Calls.inside, Calls.explicit = before
+            Calls.arguments, Calls.explicit = before
 
 
 class Operations(TorchDispatchMode):
     """Every kernel that runs, with its tensors."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the wrapper that asks costs as much as a small kernel
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -65,7 +74,7 @@ class Operations(TorchDispatchMode):
             elif asked.type == "meta" or Calls.explicit:
                 there = False
             else:  # the CPU, which nobody asked for
-                there = there or Calls.inside
+                there = there or Calls.inside()
         crosses = func is COPY and on_device(args[0]) != on_device(args[1])
         for tensor in tensors_in(args[1:] if func is COPY else (*args, *kwargs.values())):
             check_seen(tensor, there)
@@ -74,7 +83,7 @@ class Operations(TorchDispatchMode):
             note_copy(args[0], on_device(args[0]), non_blocking)
             if non_blocking:
                 note_issued(args[0])
-        elif there:
+        elif there and State.events is not None:
             note("wait" if waits(func, args) else "compute", str(func))
         result = func(*args, **kwargs)
         if there and func is not COPY:
@@ -88,14 +97,14 @@ def followed(engine: Any) -> Any:
     """The engine of backward passes, in which hooks and recomputed forward passes are followed as well."""
 
     def run(outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        before = Calls.inside, Calls.explicit
-        Calls.inside, Calls.explicit = any(map(on_device, tensors_in(outputs))), False
+        before = Calls.arguments, Calls.explicit
+        Calls.arguments, Calls.explicit = (outputs,), False
         note("backward", "begin")
         try:
             with Calls():
                 return engine(outputs, *args, **kwargs)
         finally:
             note("backward", "end")
-            Calls.inside, Calls.explicit = before
+            Calls.arguments, Calls.explicit = before
 
     return run

@@ -50,22 +50,11 @@ def check(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on_devi
     Raises:
         DeviceMixError: CUDA would not allow its tensors together, or the generator is on the CPU.
     """
-    every = tensors_in((*args, *kwargs.values()))
-    tensors = [tensor for tensor in every if tensor.layout == torch.strided and not tensor.is_meta]
-    inside = [on_device(tensor) for tensor in tensors]
+    inside = [on_device(tensor) for tensor in _strided(args, kwargs)]
     if not any(inside) or operation in COPIES:
         return any(inside)
-    if operation in INDEXING:
-        _check_indexing(operation, args, on_device)
-    else:
-        scalars = torch.Tag.pointwise in operation.tags or operation in SCALAR_TOO
-        written = [tensor for tensor in tensors_in(_written(operation, args, kwargs)) if not tensor.is_meta]
-        for tensor, there in zip(tensors, inside, strict=True):
-            if not there and (tensor.dim() > 0 or not scalars or any(tensor is one for one in written)):
-                raise DeviceMixError(
-                    f"{operation}: expected all tensors to be on the same device, and"
-                    f" {_shapes(tensors, inside)}"
-                )
+    if not all(inside):
+        _check_mixed(operation, args, kwargs, on_device)
     check_generator(operation, kwargs)
     return True
 
@@ -86,6 +75,32 @@ def waits(operation: Any, args: tuple[Any, ...]) -> bool:
     if operation in INDEXING:
         return any(index.dtype in (torch.bool, torch.uint8) for index in tensors_in(args[1]))
     return operation in WAITING
+
+
+def _check_mixed(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on_device: OnDevice) -> None:
+    """Refuse tensors of both places but for indices, and scalars that are read pointwise.
+
+    Raises:
+        DeviceMixError: if one of them has to be on the device and is on the CPU.
+    """
+    if operation in INDEXING:
+        _check_indexing(operation, args, on_device)
+        return
+    tensors = _strided(args, kwargs)
+    inside = [on_device(tensor) for tensor in tensors]
+    scalars = torch.Tag.pointwise in operation.tags or operation in SCALAR_TOO
+    written = [tensor for tensor in tensors_in(_written(operation, args, kwargs)) if not tensor.is_meta]
+    for tensor, there in zip(tensors, inside, strict=True):
+        if not there and (tensor.dim() > 0 or not scalars or any(tensor is one for one in written)):
+            raise DeviceMixError(
+                f"{operation}: expected all tensors to be on the same device, and {_shapes(tensors, inside)}"
+            )
+
+
+def _strided(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors among arguments that have memory."""
+    every = tensors_in((*args, *kwargs.values()))
+    return [tensor for tensor in every if tensor.layout == torch.strided and not tensor.is_meta]
 
 
 def _check_indexing(operation: Any, args: tuple[Any, ...], on_device: OnDevice) -> None:
