@@ -9,7 +9,8 @@ from ecoflap.finetune.masked_parameters import count_trained, masked_parameters
 from ecoflap.finetune.options import FullOptions
 from ecoflap.finetune.protocol import Finetuner
 from ecoflap.finetune.schedule import Schedule
-from ecoflap.finetune.training import split_of, train
+from ecoflap.finetune.training import train
+from ecoflap.finetune.training_set import split_of
 from ecoflap.models.core.prunable import in_float32
 
 
@@ -24,7 +25,7 @@ class Full(FullOptions, Schedule, Finetuner):
             UserError: if the options don't fit the model or the data.
             NumericalError: if a loss is NaN or infinite.
         """
-        split = split_of(self, job)
+        split = split_of(self, job.calibration, job.read)
         layers = [layer for layer in job.model.layers if layer.name in job.masks]
         with in_float32(job.model.module), masked_parameters(job.model.module, layers, job.masks):
             trained = count_trained(job.model.module)

@@ -26,7 +26,8 @@ from ecoflap.finetune.masked_parameters import count_trained
 from ecoflap.finetune.options import LoraOptions
 from ecoflap.finetune.protocol import Finetuner
 from ecoflap.finetune.schedule import Schedule
-from ecoflap.finetune.training import split_of, train
+from ecoflap.finetune.training import train
+from ecoflap.finetune.training_set import split_of
 from ecoflap.models.core.layers import Layer, is_layer
 from ecoflap.models.core.prunable import in_float32
 
@@ -66,7 +67,7 @@ class Lora(LoraOptions, Schedule, Finetuner):
                 layer.
             NumericalError: if a loss is NaN or infinite.
         """
-        split = split_of(self, job)
+        split = split_of(self, job.calibration, job.read)
         with in_float32(job.model.module), self._updates(job):
             trained = count_trained(job.model.module)
             curve = train(self, job, split)

@@ -27,7 +27,7 @@ from ecoflap.finetune.learner import Learner
 from ecoflap.finetune.schedule import Schedule
 from ecoflap.finetune.sharding import sharded
 from ecoflap.finetune.trainer import Curve, PrunedTrainer, to_point
-from ecoflap.finetune.training_set import Collator, Split, divide
+from ecoflap.finetune.training_set import Collator, Split
 from ecoflap.models.core.losses import find_loss
 from ecoflap.storage.files import write_json
 
@@ -35,22 +35,6 @@ log = logging.getLogger(__name__)
 
 IDENTITY = "identity.json"
 DEVICE = "ACCELERATE_TORCH_DEVICE"
-
-
-def split_of(schedule: Schedule, job: Job) -> Split:
-    """The samples that a schedule trains on.
-
-    Raises:
-        UserError: if the run has no such data.
-    """
-    if schedule.data == "calibration":
-        if job.calibration is None:
-            raise UserError(
-                "finetune.data=calibration needs the calibrate step; add it to steps, or use"
-                " finetune.data=training"
-            )
-        return divide(job.calibration.take(schedule.samples or len(job.calibration)), schedule.held_out)
-    return divide(job.read(schedule.samples), schedule.held_out)
 
 
 def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from ecoflap.data.batch import Sample
 from ecoflap.data.calibration_set import CalibrationSet, by_shape, stack
 from ecoflap.errors import UserError
+from ecoflap.finetune.options import ScheduleOptions
 from ecoflap.models.core.encoding import encoding_on_demand, pad_together
 from ecoflap.models.core.prunable import PrunableModel
 
@@ -68,6 +69,31 @@ def read_everything(
     return everything
 
 
+def split_of(
+    schedule: ScheduleOptions,
+    calibration: CalibrationSet | None,
+    read: Callable[[int | None], CalibrationSet],
+) -> Split:
+    """The samples that a schedule trains on, and those that it holds out.
+
+    Args:
+        schedule: the schedule.
+        calibration: the run's calibration set; None if it drew none.
+        read: reads the first samples of the training split behind it; None for all.
+
+    Raises:
+        UserError: if the run has no such data, or no samples are left to train on.
+    """
+    if schedule.data == "training":
+        return divide(read(schedule.samples), schedule.held_out)
+    if calibration is None:
+        raise UserError(
+            "finetune.data=calibration needs the calibrate step; add it to steps, or use"
+            " finetune.data=training"
+        )
+    return divide(calibration.take(schedule.samples or len(calibration)), schedule.held_out)
+
+
 def divide(everything: CalibrationSet, held_out: int) -> Split:
     """Hold the last samples of a set out of training.
 
@@ -77,7 +103,7 @@ def divide(everything: CalibrationSet, held_out: int) -> Split:
     if held_out >= len(everything):
         raise UserError(
             f"finetune.held_out={held_out} leaves nothing to train on: there are {len(everything)} samples of"
-            f" {everything.name}"
+            f" {everything.name}; hold out fewer"
         )
     border = len(everything) - held_out
     return Split(

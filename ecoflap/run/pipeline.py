@@ -112,6 +112,7 @@ def _work(plan: Plan, device: torch.device, tracker: Tracker, pace: RunPace) -> 
         coarse.check_calls(plan, model, state)
     if evaluations and (training := fine.trained_on(plan, model, state)) is not None:
         refuse_overlap(training, evaluations, published=True)
+    fine.check_schedule(plan, model, state)
     evaluate_dense(plan, model, evaluations, state)
     if "prune" in plan.steps and evaluations and not state.costs["evaluate_dense"]["cached"]:
         pace.to_come["evaluate"] = float(state.costs["evaluate_dense"]["seconds"])

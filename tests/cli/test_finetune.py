@@ -244,13 +244,14 @@ def test_checkpoints_of_other_data_are_not_resumed(training: list[str], run: Run
         (["pruner=magnitude", "steps=[allocate,prune,finetune]", "finetune.data=calibration"], ["calibrate"]),
     ],
 )
-def test_what_cannot_be_is_refused(
-    training: list[str], run: Run, overrides: list[str], words: list[str]
+def test_what_cannot_be_is_refused_before_anything_is_computed(
+    training: list[str], run: Run, tmp_path: Path, overrides: list[str], words: list[str]
 ) -> None:
     with pytest.raises(UserError) as refused:
         run([*training, "finetune.steps=1", *overrides])
     for word in words:
         assert word in str(refused.value)
+    assert {file.name for file in (tmp_path / "run").iterdir()} <= {"ecoflap.log", "status.json"}
 
 
 def test_a_loss_that_explodes_ends_the_run(training: list[str], run: Run, tmp_path: Path) -> None:

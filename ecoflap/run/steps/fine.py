@@ -14,7 +14,8 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.processes import shared_folder
 from ecoflap.finetune.agreement import agree
 from ecoflap.finetune.job import Job, masks_fingerprint
-from ecoflap.finetune.training_set import read_everything
+from ecoflap.finetune.options import ScheduleOptions
+from ecoflap.finetune.training_set import read_everything, split_of
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import driver
 from ecoflap.prune.finished_blocks import FinishedBlocks
@@ -97,6 +98,16 @@ def trained_on(plan: Plan, model: PrunableModel, state: RunState) -> Calibration
     if plan.finetuner is not None and plan.finetuner_trains:
         return read_training(plan, model, state, plan.finetuner.samples)
     return None
+
+
+def check_schedule(plan: Plan, model: PrunableModel, state: RunState) -> None:
+    """Refuse a schedule that leaves no samples to train on, before anything is computed.
+
+    Raises:
+        UserError: if it holds out all samples, or the run has none.
+    """
+    if isinstance(plan.finetuner, ScheduleOptions):
+        split_of(plan.finetuner, state.calibration, partial(read_training, plan, model, state))
 
 
 def finetune(plan: Plan, model: PrunableModel, state: RunState, tracker: Tracker) -> None:

@@ -24,6 +24,7 @@ from ecoflap.models.families.language.options import SmolLM2Options
 from ecoflap.models.loading.device import place
 from ecoflap.models.loading.installed import installed_file
 from ecoflap.models.loading.loader import prunable
+from ecoflap.models.offload.load import parameters_on_meta
 from ecoflap.storage.installation import install_extra
 
 TOP_LEVEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
@@ -120,15 +121,18 @@ def read_model(reader: Any) -> torch.nn.Module:
     from transformers import LlamaForCausalLM
 
     config = read_config(reader)
-    module, heads, kv_heads = LlamaForCausalLM(config), config.num_attention_heads, config.num_key_value_heads
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    with parameters_on_meta():
+        module = LlamaForCausalLM(config)
     state = {
         target: weight
         for tensor in reader.tensors
         for target, weight in [_read_tensor(tensor, heads, kv_heads)]
     }
-    missing, unexpected = module.load_state_dict(state, strict=False)
+    missing, unexpected = module.load_state_dict(state, strict=False, assign=True)
     if unexpected or set(missing) - {"lm_head.weight"}:  # lm_head is tied to the embedding
         raise UserError(f"the GGUF file does not hold a LLaMA: missing {missing}, unexpected {unexpected}")
+    module.tie_weights()
     return module
 
 
