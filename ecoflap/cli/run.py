@@ -18,7 +18,7 @@ from ecoflap.cli.arguments import parsed, prepared
 from ecoflap.cli.recipe import primary_config, without_recipe
 from ecoflap.cli.wrong import what_is_wrong
 from ecoflap.console.progress import complain, wrapped
-from ecoflap.errors import SweepFailed, UserError
+from ecoflap.errors import NumericalError, SweepFailed, UserError
 from ecoflap.run import config as run_config
 from ecoflap.run import invocation, refusals
 from ecoflap.storage.file_names import RESULT
@@ -99,7 +99,8 @@ def _fail(error: Exception) -> NoReturn:
         raise error
     folder = Path(HydraConfig.get().runtime.output_dir)
     stopped = refusals.is_resumable(folder) and not (folder / RESULT).exists()
-    rest = f"; {invocation.how_to_resume()}" if stopped else ""
+    changed = isinstance(error, UserError | NumericalError)
+    rest = f"; {invocation.how_to_resume(changed)}" if stopped else ""
     log.error("%s%s", message, rest)
     refusals.remove_empty_run(folder)
     sys.exit(2)

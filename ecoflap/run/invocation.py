@@ -68,11 +68,17 @@ def place_in_sweep() -> str | None:
     return f"job {hydra.job.num + 1}{of}: {' '.join(filter_overrides(hydra.overrides.task))}"
 
 
-def how_to_resume() -> str:
-    """How to resume this run, or the sweep that it belongs to, in words."""
+def how_to_resume(changed: bool = False) -> str:
+    """How to resume this run, or the sweep that it belongs to, in words.
+
+    Args:
+        changed: whether an option or the data have to be changed first.
+    """
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         return f"ecoflap status {hydra.sweep.dir} --rerun-failed goes on from here"
+    if changed:
+        return f"with that changed, and hydra.run.dir={hydra.runtime.output_dir}, the run goes on from here"
     return f"the same command with hydra.run.dir={hydra.runtime.output_dir} goes on from here"
 
 

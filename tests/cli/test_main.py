@@ -114,6 +114,20 @@ def test_a_run_that_has_ended_is_not_resumed_by_another_config(text_run: list[st
     assert "goes on from here" not in refused.stderr
 
 
+def test_a_run_goes_on_once_the_option_that_stopped_it_is_changed(
+    text_run: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    trained = ["steps=[calibrate,allocate,prune,finetune,evaluate]", "finetune.steps=4", "finetune.clip=1e30"]
+    given = [*text_run, *trained, f"hydra.run.dir={folder}"]
+    stopped = forked.main([*given, "finetune.learning_rate=1e30"], tmp_path)
+    assert stopped.returncode == 2
+    assert "finetune.learning_rate" in stopped.stderr
+    assert f"with that changed, and hydra.run.dir={folder}, the run goes on from here" in stopped.stderr
+    assert forked.main([*given, "finetune.learning_rate=1e-5"], tmp_path).returncode == 0
+    assert (folder / "result.json").exists()
+
+
 def test_an_interrupted_run_leaves_nothing_that_looks_whole(text_run: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "out"
     code = (
