@@ -73,6 +73,8 @@ def test_one_split_of_the_hub_for_both(
             "both read Salesforce/wikitext wikitext-2-raw-v1 test",
             tmp_path,
         )
+    with pytest.raises(UserError, match=r"calibration\.split=all hides which splits are read.*name them"):
+        run([*shared, *options, "calibration.split=all"])
     assert run([*shared, *options]).metrics["pruned"]
 
 

@@ -26,9 +26,13 @@ class TextSource(TextSourceOptions):
         """The name of the file, or of the splits or the file of the hub's data set; a slice is its split."""
         if self.path is not None:
             return file_source(self.path)
-        splits = [part.partition("[")[0].strip() for part in self.split.split("+")]
-        read = splits if self.data_files is None else [self.data_files]
+        read = self.splits if self.data_files is None else [self.data_files]
         return frozenset(" ".join(filter(None, (self.dataset, self.config, one))) for one in read)
+
+    @property
+    def splits(self) -> list[str]:
+        """The names of the splits that are read, or of which a slice is."""
+        return [part.partition("[")[0].strip() for part in self.split.split("+")]
 
     def read_text(self, option: str) -> str:
         """Read the whole text.
@@ -87,6 +91,11 @@ class TextSource(TextSourceOptions):
     def _read_hub(self, option: str) -> Sequence[str]:
         import datasets
 
+        if "all" in self.splits:
+            raise UserError(
+                f"{option}.split={self.split} hides which splits are read, and with them whether a model is"
+                " measured on what it was calibrated with; name them, such as train+validation"
+            )
         files = None if self.data_files is None else {self.split: self.data_files}
         try:
             rows = datasets.load_dataset(
