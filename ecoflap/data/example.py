@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
+from ecoflap.errors import NumericalError
+
 
 @dataclass(frozen=True)
 class Example:
@@ -67,7 +71,28 @@ class Generation:
             "num_beams": self.beams,
             "max_new_tokens": self.max_new_tokens,
             "do_sample": False,
+            "logits_processor": [refuse_nan],
         }
         if self.min_new_tokens:
             options["min_new_tokens"] = self.min_new_tokens
         return options | ({"length_penalty": self.length_penalty} if self.beams > 1 else {})
+
+
+def refuse_nan(input_ids: Tensor, scores: Tensor) -> Tensor:
+    """A logits processor for transformers' ``generate``, which would write on as if a NaN were a score.
+
+    An infinity may come from another processor, for a token that must not be written.
+
+    Args:
+        input_ids: what is written so far, [texts, tokens].
+        scores: of the next token, [texts, vocabulary].
+
+    Raises:
+        NumericalError: if a score is NaN.
+    """
+    if scores.isnan().any():
+        raise NumericalError(
+            "the model generates from logits that are not finite; use model.dtype=float32 or bfloat16, or prune"
+            " less"
+        )
+    return scores
