@@ -92,7 +92,7 @@ def refuse_nan(input_ids: Tensor, scores: Tensor) -> Tensor:
     """
     if scores.isnan().any():
         raise NumericalError(
-            "the model generates from logits that are not finite; use model.dtype=float32 or bfloat16, or prune"
-            " less"
+            "the model generates from logits that are not finite; use model.dtype=float32 or bfloat16, or"
+            " prune less"
         )
     return scores
