@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def convert(folder: Path, out: Path, form: str) -> None:
         form: dense, bitmask, or coded.
 
     Raises:
-        UserError: if there is no such form, ``out`` holds something, or the disk is full.
+        UserError: if there is no such form, ``out`` holds something or is a mount point, or the disk is full.
         FileNotFoundError: if the folder holds no checkpoint, or a part of it is missing.
         ValueError: if the checkpoint is damaged.
     """
@@ -53,6 +54,12 @@ def convert(folder: Path, out: Path, form: str) -> None:
         raise UserError(f"{out} is inside of {folder}, which is copied there; choose a folder beside it")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there and holds something; choose a new folder")
+    if os.path.ismount(out):
+        raise UserError(
+            f"{out} is where a disk is mounted, and the finished folder can't be put in its place; choose a"
+            " folder inside it"
+        )
+    out = out.resolve()  # behind a link
     partial = out.with_name(f"{out.name}.partial")
     if partial.resolve() == folder.resolve():
         raise UserError(

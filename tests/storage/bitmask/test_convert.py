@@ -186,6 +186,28 @@ def test_shards_of_another_model_or_form_are_written_again(
         assert file.is_dir() or file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
 
 
+def test_an_empty_folder_or_a_link_to_one_is_filled(
+    dense: Path, tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
+    for name in ("empty", "linked"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "linked")
+    for out, filled in (("empty", "empty"), ("link", "linked")):
+        convert(dense, tmp_path / out, "bitmask")
+        check_equal(tmp_path / filled, tensors)
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_mount_point_is_refused_at_once(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "disk")
+    with pytest.raises(UserError, match=r"disk is where a disk is mounted.*choose a folder inside it"):
+        convert(dense, tmp_path / "disk", "bitmask")
+    assert list((tmp_path / "disk").iterdir()) == []
+
+
 def test_refusals(dense: Path, tmp_path: Path) -> None:
     convert(dense, tmp_path / "small", "bitmask")
     for out, form, message in (
