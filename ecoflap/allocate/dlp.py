@@ -14,7 +14,7 @@ from ecoflap.allocate.block_ramp import BlockRamp, spread_at
 from ecoflap.allocate.groups import size_of
 from ecoflap.allocate.options import DLPOptions
 from ecoflap.allocate.parametric import Values
-from ecoflap.allocate.weight_sizes import weight_sizes
+from ecoflap.allocate.weight_sizes import measured_layers, weight_sizes
 from ecoflap.blocks.input_statistics import InputStatistics
 from ecoflap.models.core.towers import Block
 from ecoflap.prune.protocol import LayerPruner
@@ -30,9 +30,11 @@ class DLP(DLPOptions, BlockRamp):
 
     def measure_block(self, block: Block, statistics: InputStatistics | None) -> dict[str, float]:
         """The median or mean size of its weights."""
-        sizes = weight_sizes(block, statistics)
+        assert statistics is not None
+        layers = measured_layers(block, statistics)
+        sizes = weight_sizes(layers, statistics)
         if self.average == "mean":
-            return {block.name: sum(float(layer.sum()) for layer in sizes) / size_of(block.layers)}
+            return {block.name: sum(float(layer.sum()) for layer in sizes) / size_of(layers)}
         return {block.name: float(torch.cat([layer.flatten() for layer in sizes]).median())}
 
     def value_of(self, block: Block, values: Values) -> float:

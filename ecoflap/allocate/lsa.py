@@ -16,6 +16,7 @@ from ecoflap.allocate.block_ramp import BlockRamp, spread_at
 from ecoflap.allocate.groups import blocks_of
 from ecoflap.allocate.options import LSAOptions
 from ecoflap.allocate.parametric import Values
+from ecoflap.allocate.weight_sizes import measured_layers
 from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.input_statistics import InputStatistics
 from ecoflap.blocks.statistics import Statistic
@@ -53,15 +54,18 @@ class LSA(LSAOptions, BlockRamp):
         return spread_at(sparsity) if self.granularity == BLOCK else SPREAD_OF_LAYERS
 
     def measure_block(self, block: Block, statistics: InputStatistics | None) -> dict[str, float]:
-        """The error of each layer."""
+        """The error of each layer; of an expert that no token reaches, the mean of layers of its shape."""
         assert statistics is not None
-        found = {}
-        for layer in block.layers:
+        known, found = measured_layers(block, statistics), dict[str, float]()
+        for layer in known:
             statistic = statistics[layer]
             assert isinstance(statistic, Gram)
             found[layer.name] = greedy_removal_error(
                 layer.matrix(), statistic.value, self.share, self.columns
             )
+        for layer in [one for one in block.layers if one.name not in found]:
+            alike = [one for one in known if (one.shape, one.is_expert) == (layer.shape, True)] or known
+            found[layer.name] = fmean(found[one.name] for one in alike)
         return found
 
     def value_of(self, block: Block, values: Values) -> float:

@@ -13,7 +13,7 @@ from ecoflap.allocate.block_ramp import BlockRamp
 from ecoflap.allocate.groups import size_of
 from ecoflap.allocate.options import OWLOptions
 from ecoflap.allocate.parametric import Values
-from ecoflap.allocate.weight_sizes import weight_sizes
+from ecoflap.allocate.weight_sizes import measured_layers, weight_sizes
 from ecoflap.blocks.input_statistics import InputStatistics
 from ecoflap.errors import UserError
 from ecoflap.models.core.towers import Block
@@ -30,9 +30,11 @@ class OWL(OWLOptions, BlockRamp):
 
     def measure_block(self, block: Block, statistics: InputStatistics | None) -> dict[str, float]:
         """The share of outliers in percent."""
-        weights = size_of(block.layers)
-        mean = sum(float(sizes.sum()) for sizes in weight_sizes(block, statistics)) / weights
-        above = sum(int((sizes > self.outlier * mean).sum()) for sizes in weight_sizes(block, statistics))
+        assert statistics is not None
+        layers = measured_layers(block, statistics)
+        weights = size_of(layers)
+        mean = sum(float(sizes.sum()) for sizes in weight_sizes(layers, statistics)) / weights
+        above = sum(int((sizes > self.outlier * mean).sum()) for sizes in weight_sizes(layers, statistics))
         return {block.name: 100 * above / weights if math.isfinite(mean) else mean}
 
     def value_of(self, block: Block, values: Values) -> float:

@@ -84,7 +84,9 @@ class Local(LocalOptions, Scorer):
                     continue
                 with model.placement.using(visit.block):
                     for layer in visit.block.layers:
-                        value = measure(layer.matrix(), statistics[layer]).item()
+                        statistic = statistics[layer]
+                        # An expert that no token reaches counts as little as it does in the loss.
+                        value = 0.0 if statistic.assumed else measure(layer.matrix(), statistic).item()
                         averages[layer.name].add(value, 1.0, layer.name)
         samples = min(self.samples, len(calibration))
         return collect(self.name, averages, {**self.identity(), "samples": samples})
