@@ -105,6 +105,7 @@ def read_file(path: str) -> Allocation:
             dict(value["sizes"]),
             float(value["target"]),
             value["granularity"],
+            GROUPS if value.get("total") == GROUPS else EXACT,
             in_trials=bool(value.get("in_trials", False)),
             rows=dict(value.get("rows", {})),
             row_weights=dict(value.get("row_weights", {})),
@@ -127,7 +128,8 @@ def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str, total: 
         allocation: the contents of the file.
         towers: the towers of the model.
         path: the file, for messages.
-        total: ``exact`` if the counts must add up to the target, ``as_given`` if they need not.
+        total: ``exact`` if the counts must add up to the target, up to the whole groups to which they were
+            rounded for a mask n:m; ``as_given`` if they need not.
 
     Returns:
         The allocation with its layers in the model's order.
@@ -167,7 +169,7 @@ def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str, total: 
         allocation,
         keep={name: allocation.keep[name] for name in sizes},
         sizes=sizes,
-        total=total,
+        total=allocation.total if total == EXACT else total,
         rows={name: allocation.rows[name] for name in sizes if name in allocation.rows},
         row_weights={name: allocation.row_weights[name] for name in sizes if name in allocation.row_weights},
     )
@@ -179,6 +181,8 @@ def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str, total: 
 def _check_total(allocation: Allocation, towers: tuple[Tower, ...], path: str) -> None:
     """Refuse counts whose sum differs from the exact total, of the model or summed over its towers.
 
+    Counts that were rounded to whole groups may miss it by less than a group of a layer.
+
     Raises:
         UserError: if it does.
     """
@@ -186,7 +190,9 @@ def _check_total(allocation: Allocation, towers: tuple[Tower, ...], path: str) -
     wanted = keep_total([size for sizes in of_towers for size in sizes], allocation.target)
     wanted_by_tower = sum(keep_total(sizes, allocation.target) for sizes in of_towers)
     found = sum(allocation.keep.values())
-    if found not in (wanted, wanted_by_tower):
+    missing = min(abs(wanted - found), abs(wanted_by_tower - found))
+    rounded = allocation.total == GROUPS and found <= max(wanted, wanted_by_tower)
+    if missing and not (rounded and missing < max(allocation.sizes.values()) // 2):
         raise UserError(
             f"allocation.path={path} says target {allocation.target:g}, which keeps {wanted:,} weights, and"
             f" its counts keep {found:,} (a sparsity of {allocation.sparsity:.4f}); correct the counts, or"

@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
+from ecoflap.allocate.allocation import keep_total
+from ecoflap.allocate.er import ER
 from ecoflap.allocate.from_file import FromFile
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.prune.wanda import Wanda
 from tests import tiny
 
 pytestmark = pytest.mark.any_release
@@ -104,6 +107,35 @@ def test_towers_may_meet_the_target_one_by_one(tmp_path: Path) -> None:
     assert by_tower != of_all  # each tower rounds down
     (tmp_path / "allocation.json").write_text(json.dumps(asdict(both(model, None, sparsity))))
     assert sum(FromFile(str(tmp_path / "allocation.json"))(model, None, sparsity).keep.values()) == by_tower
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.35, 0.55, 0.6, 0.7])
+@pytest.mark.parametrize("rule", [WaterFilling(), ER()], ids=lambda rule: rule.name)
+def test_counts_in_whole_groups_are_read_back(
+    tmp_path: Path, model: PrunableModel, rule: Any, sparsity: float
+) -> None:
+    pruner = Wanda(mask="n:4")
+    rounded = pruner.fitted(rule(model, None, sparsity))
+    file = tmp_path / "allocation.json"
+    file.write_text(json.dumps(asdict(rounded)))
+    read = FromFile(str(file))(model, None, sparsity)
+    assert (read.keep, read.total) == (rounded.keep, rounded.total)
+    assert pruner.fitted(read) == read
+    if sum(rounded.keep.values()) < keep_total(list(rounded.sizes.values()), sparsity):
+        file.write_text(json.dumps(asdict(rounded) | {"total": "exact"}))
+        with pytest.raises(UserError, match=r"allocation\.total=as_given"):
+            FromFile(str(file))(model, None, sparsity)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.1])
+def test_counts_in_whole_groups_far_from_the_target(
+    tmp_path: Path, model: PrunableModel, share: float
+) -> None:
+    value = asdict(WaterFilling()(model, None, 0.6)) | {"total": "groups"}
+    value["keep"] = {name: int(count * share) for name, count in value["keep"].items()}
+    (tmp_path / "allocation.json").write_text(json.dumps(value))
+    with pytest.raises(UserError, match=r"allocation\.total=as_given"):
+        FromFile(str(tmp_path / "allocation.json"))(model, None, 0.6)
 
 
 def test_an_unknown_total() -> None:
