@@ -27,6 +27,7 @@ from ecoflap.errors import UserError
 from ecoflap.prune import driver
 from ecoflap.run import pipeline
 from ecoflap.run.folder import claimed
+from ecoflap.storage.cache import code
 from ecoflap.storage.file_names import LEASE
 from ecoflap.storage.results import Result
 from tests.cli.conftest import composed
@@ -159,6 +160,38 @@ def test_pruned_blocks_are_not_pruned_again(
     assert result.sparsity == Result.read(tmp_path / "whole" / "result.json").sparsity
     assert not (tmp_path / "run" / "blocks").exists()
     assert status(tmp_path / "run")["starts"] == 2
+
+
+LOSS = """
+import torch
+
+from ecoflap.models.core.losses import counting
+from ecoflap.models.families.language.causal_lm import language_loss
+
+
+def loss(module, batch, copies=1):
+    counted = torch.ones_like(batch["input_ids"])
+    counted[:, LAST:] = 0
+    with counting(counted):
+        return language_loss(module, batch, copies)
+"""
+
+
+def test_blocks_of_another_loss_are_pruned_again(
+    run: Run, text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss says which tokens count, and so what a layer's inputs are."""
+    monkeypatch.syspath_prepend(tmp_path)
+    overrides = [*text_run, "score=none", "model.loss=resumed_loss.loss", "model.save=true"]
+    (tmp_path / "resumed_loss.py").write_text(LOSS.replace("LAST", "4"))
+    stopped(run, monkeypatch, overrides, driver, "_prune_block", 1)
+    assert len(list((tmp_path / "run" / "blocks").iterdir())) == 1
+    (tmp_path / "resumed_loss.py").write_text(LOSS.replace("LAST", "12"))
+    monkeypatch.delitem(sys.modules, "resumed_loss")
+    code._read.cache_clear()  # as in a new process
+    pruned = calls_of(monkeypatch, driver, "_prune_block")
+    run(overrides)
+    assert pruned == [2]
 
 
 @pytest.mark.parametrize("damage", ["cut off", "edited", "of another run"])

@@ -52,7 +52,7 @@ def _prune_layers(plan: Plan, pruner: LayerPruner, model: PrunableModel, state: 
     assert state.allocation is not None
     finished = None
     if plan.config.resume:
-        finished = FinishedBlocks(shared_folder(plan.folder) / BLOCKS, blocks_key(plan, state))
+        finished = FinishedBlocks(shared_folder(plan.folder) / BLOCKS, blocks_key(plan, model, state))
     return driver.prune(
         model,
         state.calibration,

@@ -73,11 +73,12 @@ def statistics_key(
     }
 
 
-def blocks_key(plan: Plan, state: RunState) -> str:
+def blocks_key(plan: Plan, model: PrunableModel, state: RunState) -> str:
     """The key of the pruned blocks from which a stopped run resumes."""
     depends = {
         **computed_by(plan, "pruner", "blocks"),
         "model": state.fingerprint,
+        "loss": model.loss_identity(plan.config.model.get("loss")),
         "calibration": None if state.calibration is None else state.calibration.fingerprint(),
         "pruner": plan.config.pruner,
         "keep": None if state.allocation is None else state.allocation.keep,
