@@ -153,7 +153,8 @@ def _watch(layer: Layer, kinds: TokenKinds, values: list[float]) -> Callable[[nn
     """A hook that adds the importance of a layer for each sample of a batch."""
 
     def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-        if output.shape[:-1].numel() != kinds.visual.numel() or ROUTED.search(layer.name):
+        routed = layer.is_expert or ROUTED.search(layer.name)
+        if output.shape[:-1].numel() != kinds.visual.numel() or routed:
             raise UserError(
                 f"allocation=tamp: {layer.name} reads other tokens than those of its tower; leave it out with"
                 " skip_layers, or choose another allocation"

@@ -16,7 +16,7 @@ from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.core.token_kinds import TokenKinds, declaring
 from ecoflap.prune.wanda import Wanda
-from tests import tiny
+from tests import tiny, unchained
 from tests.allocate import golden, toy
 from tests.allocate.test_water_filling import check_counts
 
@@ -122,3 +122,12 @@ def test_refusals() -> None:
         broken.towers[-1].layers[-1].weight[0, 0] = float("nan")
     with pytest.raises(NumericalError, match="not finite"):
         TAMP()(broken, None, 0.5, context())
+
+
+def test_experts_that_read_every_token_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They read them in an order of their own, although there are as many as the tower has."""
+    monkeypatch.setitem(unchained.MOE, "num_experts_per_tok", unchained.MOE["num_experts"])
+    model = unchained.build("qwen3_vl_moe")
+    calibration = unchained.samples("qwen3_vl_moe", (7,))
+    with pytest.raises(UserError, match=r"experts\..*reads other tokens than those of its tower"):
+        TAMP()(model, None, 0.5, Context(Wanda(), calibration, 1, 0))
