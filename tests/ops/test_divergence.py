@@ -29,3 +29,13 @@ def test_equal_predictions_have_none_and_nan_shows() -> None:
     assert kl_divergence(logits + 1, logits).abs().max() < 1e-2
     assert kl_divergence(logits, logits).tolist() == [0.0] * 3
     assert kl_divergence(torch.full((1, 6), math.nan), logits[:1]).isnan().all()
+
+
+def test_a_class_that_both_exclude_adds_nothing() -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 3, 7)
+    expected = kl_divergence(logits, target)
+    closed = torch.full((3, 2), -torch.inf)
+    found = kl_divergence(torch.cat([logits, closed], 1), torch.cat([target, closed], 1))
+    torch.testing.assert_close(found, expected)
+    assert kl_divergence(torch.cat([logits, closed], 1), torch.randn(3, 9)).isinf().all()
