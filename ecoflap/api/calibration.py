@@ -17,7 +17,13 @@ from ecoflap.data.batch import Sample
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.files.chat import conversation
 from ecoflap.data.files.columns import example
-from ecoflap.data.files.fitting import encode_fitting, files_of, fitting, require_reader
+from ecoflap.data.files.fitting import (
+    encode_fitting,
+    files_of,
+    fitting,
+    require_reader,
+    require_target,
+)
 from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.data.sources import picture_sources
 from ecoflap.data.text.bos import bos_token
@@ -209,10 +215,6 @@ def _examples(model: PrunableModel, rows: Sequence[Mapping[str, Any]]) -> Calibr
     for number, one in enumerate(examples):
         if sees and one.image is None:
             raise UserError(f"{model.name} reads pictures, and example {number} of the data has no image")
-        if not one.target and one.label is None:
-            raise UserError(
-                f"example {number} of the data has {', '.join(map(str, rows[number]))}, and {model.name} is"
-                " scored on what it should write: give a target (or caption, or label)"
-            )
+        require_target(model, one, f"example {number} of the data ({', '.join(map(str, rows[number]))})")
     files = [one.image for one in examples if not isinstance(one.image, ImageInMemory)]
     return CalibrationSet(NAME, encode_all(model, examples, "data"), picture_sources(files))

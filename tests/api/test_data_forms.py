@@ -180,6 +180,14 @@ def test_a_clip_without_a_processor_reads_nothing_raw() -> None:
         ecoflap.evaluate(model, "easy_retrieval")
 
 
+def test_a_label_is_no_caption() -> None:
+    one = clip()
+    labelled = [{"image": row["image"], "label": number} for number, row in enumerate(one.data)]
+    refused(ecoflap.load(one.module, one.processor), labelled, "example 0", "a label", "a caption")
+    zero_shot = ecoflap.load(one.module, one.processor, loss="classification")
+    refused(zero_shot, one.data, "calibration set with classes", "model.loss=contrastive")
+
+
 def test_one_pair_has_nothing_to_be_compared_with() -> None:
     one = clip()
     model = ecoflap.load(one.module, one.processor)
@@ -334,6 +342,7 @@ def test_what_a_model_with_pictures_cannot_read_is_refused() -> None:
     refused(model, ["what is there ?"], "reads pictures", '"image"')
     refused(model, [{"text": "what is there ?", "target": "a circle"}], "example 0", "no image")
     refused(model, [{"image": picture(0), "text": "what is there ?"}], "example 0", "target")
+    refused(model, [{"image": picture(0), "label": 3}], "example 0", "a label", "give a target")
     refused(model, [{"image": 3, "target": "a circle"}], "int", "path")
     refused(model, [{"image": "nowhere.png", "target": "a circle"}], "nowhere.png")
     refused(model, [{"image": picture(0), "target": ["a", "b"]}], "list", "'a'")

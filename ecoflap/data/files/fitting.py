@@ -11,7 +11,7 @@ from ecoflap.data.example import Example
 from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import UserError
 from ecoflap.models.core.encoding import encode_rows
-from ecoflap.models.core.protocols import Converses, Encodes
+from ecoflap.models.core.protocols import Classifies, Converses, Encodes
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import most_tokens
 
@@ -62,17 +62,36 @@ def fitting(
         )
     if isinstance(row, Conversation):
         return row
-    if not row.target and row.label is None:
-        raise UserError(
-            f"{option}: {where} says nothing that {model.name} should write, and the loss is of that; give it"
-            " a target, an answer, a caption or a label"
-        )
+    require_target(model, row, f"{option}: {where}")
     if isinstance(model.interface, Encodes):
         return row
-    if not row.target:
-        raise UserError(f"{option}: {where} has a label, and {model.name} writes text; give a target")
     asked = (Turn("user", (row.text,)),) if row.text else ()
     return Conversation((*asked, Turn("assistant", (row.target,))))
+
+
+def require_target(model: PrunableModel, row: Example, where: str) -> None:
+    """Refuse a row without what the loss is of: a class for a classifier, and a text for all others.
+
+    Args:
+        model: the model.
+        row: the row.
+        where: the row, for messages.
+
+    Raises:
+        UserError: if the row has neither a target nor a label that the model reads.
+    """
+    classifies = isinstance(model.interface, Classifies)
+    if row.target or (classifies and row.label is not None):
+        return
+    if row.label is not None:
+        raise UserError(
+            f"{where} has a label, and {model.name} reads captions or answers; give a target, an answer or a"
+            " caption, or choose an image classifier"
+        )
+    wanted = "a label" if classifies else "a target, an answer or a caption"
+    raise UserError(
+        f"{where} says nothing that {model.name} should write, and the loss is of that; give it {wanted}"
+    )
 
 
 def encode_fitting(

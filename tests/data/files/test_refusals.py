@@ -161,6 +161,9 @@ def test_models_that_cannot_read_the_rows(folder: Path) -> None:
         loaded(vision, folder, {"text": "the cat"})
     with pytest.raises(UserError, match=r"line 1 says nothing that .* should write"):
         loaded(vision, folder, {"image": "0.png"})
+    for model in (vision, pairs):
+        with pytest.raises(UserError, match=r"line 1 has a label, and .* reads captions or answers; give a"):
+            loaded(model, folder, {"image": "0.png", "label": 0})
     several = turns(("user", "<image> what ?"), ANSWER, ("user", "is it red ?"), ANSWER)
     with pytest.raises(UserError, match=r"several turns or pictures.*calibration\.turns=first"):
         loaded(pairs, folder, {**several, "image": "0.png"})

@@ -84,6 +84,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
         r"no picture .*gone\.png",
     ),
     "no target": ({"image": None, "question": "what ?", "caption": ""}, "says nothing that .* should write"),
+    "label": ({"image": None, "label": 0}, "has a label, and .* reads captions or answers; give a target"),
     "no object": (["what ?"], "is a list; a row is an object"),
 }
 

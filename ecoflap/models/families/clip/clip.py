@@ -22,6 +22,9 @@ from ecoflap.models.families.clip.options import ClipOptions
 from ecoflap.models.loading.loader import Pretrained, prunable
 
 LOSSES = ("contrastive", "classification")
+NO_CLASSES = (
+    "model.loss=classification needs a calibration set with classes; choose one, or model.loss=contrastive"
+)
 
 
 class DualFeatures:
@@ -65,7 +68,13 @@ class DualInterface(DualFeatures):
         self.pixels, self.tokenizer, self.classification = pixels, tokenizer, classification
 
     def encode(self, example: Example) -> Sample:
-        """A picture with its caption, or with its label where the loss is classification."""
+        """A picture with its caption, or with its label where the loss is classification.
+
+        Raises:
+            UserError: if the loss is classification, and the example has no label.
+        """
+        if self.classification and example.label is None:
+            raise UserError(NO_CLASSES)
         pixels = self.pixels([example.image or ""])[0]
         if self.classification:
             return {"pixel_values": pixels, "labels": torch.tensor(example.label)}
@@ -139,10 +148,7 @@ def dual_loss(name: str, interface: DualFeatures | None) -> Loss:
     def classification(module: Any, batch: Batch, copies: int = 1) -> Tensor:
         assert interface is not None
         if interface.classes is None:
-            raise UserError(
-                "model.loss=classification needs a calibration set with classes; choose one, or"
-                " model.loss=contrastive"
-            )
+            raise UserError(NO_CLASSES)
         pixels = batch["pixel_values"].to(next(module.parameters()).dtype)
         features = interface.image_features(module, pixels).float()
         return class_loss(module.logit_scale.exp() * features @ interface.classes.t(), batch["labels"])
