@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ecoflap.api.parts import built, named, names
+from ecoflap.api.wrapped import refuse_wrapped
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.models.core.prunable import Loss, PrunableModel
 from ecoflap.models.core.towers import Selection
@@ -98,7 +98,7 @@ def _prepare(
     Raises:
         UserError: if it is wrapped, its kind is unknown, or takes no model in memory, or needs a processor.
     """
-    _refuse_wrapped(module)
+    refuse_wrapped(module)
     _refuse_spread(module)
     _refuse_sparse(module)
     if kind in MAPPINGS:
@@ -129,24 +129,6 @@ def _prepare(
     finally:
         for child, mode in training:
             child.training = mode
-
-
-def _refuse_wrapped(module: nn.Module) -> None:
-    """Refuse a model inside another module, whose layers would run or be named in another way.
-
-    Raises:
-        UserError: if it is compiled, parallel or has adapters.
-    """
-    wrapped = type(module).__name__
-    if isinstance(module, DataParallel | DistributedDataParallel):
-        raise UserError(f"{wrapped} holds the model that is pruned; give its .module")
-    if hasattr(module, "_orig_mod"):
-        raise UserError(f"{wrapped}: a compiled model is pruned as it was before; give its ._orig_mod")
-    if hasattr(module, "merge_and_unload"):
-        raise UserError(
-            f"{wrapped} adds adapters to a model; give what its .merge_and_unload() returns, or .unload() to"
-            " prune it without them"
-        )
 
 
 def _refuse_other_kind(module: nn.Module, kind: str) -> None:

@@ -1,0 +1,68 @@
+"""Refuse modules whose layers run, or are saved, in another way than those of a plain model."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+
+from ecoflap.errors import UserError
+from ecoflap.models.core.layers import is_linear
+
+
+def refuse_wrapped(module: nn.Module) -> None:
+    """Refuse a model inside another module, whose layers would run or be named in another way.
+
+    Raises:
+        UserError: if it is compiled, parallel or has adapters, or weights of its layers are computed.
+    """
+    wrapped = type(module).__name__
+    if isinstance(module, DataParallel | DistributedDataParallel):
+        raise UserError(f"{wrapped} holds the model that is pruned; give its .module")
+    if hasattr(module, "_orig_mod"):
+        raise UserError(f"{wrapped}: a compiled model is pruned as it was before; give its ._orig_mod")
+    if hasattr(module, "merge_and_unload"):
+        raise UserError(
+            f"{wrapped} adds adapters to a model; give what its .merge_and_unload() returns, or .unload() to"
+            " prune it without them"
+        )
+    for name, child in module.named_modules():
+        _refuse_adapter(name, child)
+        _refuse_computed(name, child)
+
+
+def _refuse_adapter(name: str, child: nn.Module) -> None:
+    """Refuse a layer that an adapter of peft's wraps, which would be pruned and saved beside its weight.
+
+    Raises:
+        UserError: if it is one.
+    """
+    if hasattr(child, "base_layer") and (hasattr(child, "lora_A") or hasattr(child, "adapter_layer_names")):
+        raise UserError(
+            f"{name} has an adapter of peft's, which is no layer of its own; merge the adapters first, and"
+            " give what .merge_and_unload() of the PeftModel returns"
+        )
+
+
+def _refuse_computed(name: str, child: nn.Module) -> None:
+    """Refuse a layer whose weight is computed from others, which would be left dense and saved in parts.
+
+    Convolutions may be normalised so, as in speech models: they are no layers, and saved as they are loaded.
+
+    Raises:
+        UserError: if it is one.
+    """
+    for hook in child._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod):
+            tensor = hook._tensor_name
+            raise UserError(
+                f"{name}.{tensor} is masked by torch.nn.utils.prune, and a checkpoint would lack it; call"
+                f' torch.nn.utils.prune.remove(model.get_submodule("{name}"), "{tensor}") first'
+            )
+    if is_linear(child) and is_parametrized(child, "weight"):
+        raise UserError(
+            f"{name}.weight has parametrizations, and a checkpoint would lack it; call"
+            f' torch.nn.utils.parametrize.remove_parametrizations(model.get_submodule("{name}"), "weight")'
+            " first"
+        )

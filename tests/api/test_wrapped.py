@@ -1,0 +1,42 @@
+"""Layers whose weights are computed from others are refused; convolutions may be normalised so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers as hf
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from torch.nn.utils import parametrize
+from torch.nn.utils import prune as torch_prune
+
+import ecoflap
+from tests.api.conftest import llama
+from tests.api.test_loading import refused
+
+
+def test_layers_whose_weights_are_computed_are_refused() -> None:
+    adapted = get_peft_model(llama().module, LoraConfig(target_modules=["q_proj"]))
+    refused("layers.0.self_attn.q_proj has an adapter", "merge_and_unload", model=adapted.base_model.model)
+    assert ecoflap.load(adapted.merge_and_unload()).layers
+    injected = inject_adapter_in_model(LoraConfig(target_modules=["q_proj"]), llama().module)
+    refused("layers.0.self_attn.q_proj has an adapter", "merge_and_unload", model=injected)
+    module: Any = llama().module
+    layer = module.model.layers[1].mlp.up_proj
+    torch_prune.l1_unstructured(layer, "weight", amount=0.3)
+    refused("layers.1.mlp.up_proj.weight is masked", 'prune.remove(model.get_submodule("', model=module)
+    torch_prune.remove(layer, "weight")
+    parametrize.register_parametrization(layer, "weight", torch.nn.Identity())
+    refused("layers.1.mlp.up_proj.weight has parametrizations", "remove_parametrizations", model=module)
+    parametrize.remove_parametrizations(layer, "weight")
+    assert ecoflap.load(module).layers
+
+
+def test_a_convolution_with_a_normalised_weight_is_taken() -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    convolutions = {"conv_dim": (8,), "conv_kernel": (3,), "conv_stride": (2,)}
+    config = hf.Wav2Vec2Config(
+        num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, **convolutions, **sizes
+    )
+    model = ecoflap.load(hf.Wav2Vec2ForCTC(config), loss=lambda *_: torch.zeros(1))
+    assert model.layers
