@@ -13,6 +13,8 @@ from ecoflap.errors import UserError
 
 UTF8 = "utf-8-sig"
 """UTF-8, with a byte order mark or without: Excel, Notepad and PowerShell write one."""
+JSON_ENDINGS = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz")
+"""Of the names of files of JSON, in small letters."""
 NOT_UTF8 = "is not text in UTF-8; convert it to UTF-8, or give another file"
 ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
@@ -60,6 +62,11 @@ def require_images(images: Iterable[str], option: str, obtain: str) -> None:
         raise UserError(
             f"{option}: {len(missing)} of {len(asked)} pictures are missing, such as {missing[0]}. {obtain}"
         )
+
+
+def is_packed(file: Path) -> bool:
+    """Whether the name of a file says that gzip packed it."""
+    return file.suffix.lower() == ".gz"
 
 
 def read_text(file: Path) -> str:

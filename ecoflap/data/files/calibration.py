@@ -29,6 +29,7 @@ from ecoflap.data.files.options import ChatOptions, ParquetOptions, RowsOptions,
 from ecoflap.data.files.pictures import IN_ROW, Locate, locate, look_up
 from ecoflap.data.files.rows import Row, Rows, find_files
 from ecoflap.data.files.texts import beginning, of_texts
+from ecoflap.data.folder import JSON_ENDINGS
 from ecoflap.data.sources import file_source, picture_sources
 from ecoflap.errors import UserError, require_choices, require_positive
 from ecoflap.models.core.prunable import PrunableModel
@@ -222,7 +223,7 @@ class RowsCalibration(RowsOptions, ABC):
 class Chat(ChatOptions, RowsCalibration):
     """Rows of JSON files."""
 
-    endings: ClassVar[tuple[str, ...]] = json_rows.ENDINGS
+    endings: ClassVar[tuple[str, ...]] = JSON_ENDINGS
 
     def open(self, files: Sequence[Path]) -> Rows:
         """See ``RowsCalibration``."""

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.data.files.rows import Row
-from ecoflap.data.folder import NOT_UTF8, parse_json
+from ecoflap.data.folder import NOT_UTF8, is_packed, parse_json
 from ecoflap.errors import UserError
-
-ENDINGS = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz")
 
 
 class JsonRows:
@@ -143,7 +141,7 @@ def _content(file: Path) -> mmap.mmap | bytes:
     Raises:
         UserError: if it is damaged.
     """
-    if file.name.endswith(".gz"):
+    if is_packed(file):
         try:
             return gzip.decompress(file.read_bytes())
         except (OSError, EOFError, zlib.error) as error:

@@ -12,7 +12,7 @@ class TextSourceOptions:
     """A text: a local file, or else a split of a data set of the hub.
 
     Attributes:
-        path: a UTF-8 text file, or JSON lines (.jsonl, .json, also with .gz); null for the hub.
+        path: a UTF-8 text file, or JSON lines (.jsonl, .json, .ndjson, also with .gz); null for the hub.
         dataset: id of the data set on the hub.
         config: configuration of the data set on the hub; null for its only one.
         split: split of the data set on the hub.

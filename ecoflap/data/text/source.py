@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from ecoflap.data.folder import NOT_UTF8, UTF8, parse_json, read_text
+from ecoflap.data.folder import JSON_ENDINGS, NOT_UTF8, UTF8, is_packed, parse_json, read_text
 from ecoflap.data.sources import file_source
 from ecoflap.data.text.options import TextSourceOptions
 from ecoflap.errors import UserError, nearest
@@ -119,7 +119,7 @@ class TextSource(TextSourceOptions):
 
 
 def _holds_json(path: str) -> bool:
-    return path.removesuffix(".gz").endswith((".jsonl", ".json"))
+    return path.lower().endswith(JSON_ENDINGS)
 
 
 def _existing(path: str, option: str) -> Path:
@@ -134,14 +134,13 @@ def _existing(path: str, option: str) -> Path:
 
 
 def _json_texts(file: Path, column: str, option: str) -> Iterator[str]:
-    """The texts of JSON lines, read lazily, as a shard of C4 has hundreds of thousands."""
+    """The texts of JSON lines that are not blank, read lazily: a shard of C4 has hundreds of thousands."""
     number = 0
     try:
-        with (
-            gzip.open(file, "rt", encoding=UTF8) if file.suffix == ".gz" else file.open(encoding=UTF8)
-        ) as lines:
+        with gzip.open(file, "rt", encoding=UTF8) if is_packed(file) else file.open(encoding=UTF8) as lines:
             for number, line in enumerate(lines, start=1):
-                yield _json_text(line, column, option, f"{option}.path={file}, line {number}")
+                if line.strip():
+                    yield _json_text(line, column, option, f"{option}.path={file}, line {number}")
     except UnicodeDecodeError:
         raise UserError(f"{option}.path={file}, behind line {number}, {NOT_UTF8}") from None
     except (OSError, EOFError, zlib.error) as error:
@@ -161,7 +160,8 @@ def _json_text(line: str, column: str, option: str, where: str) -> str:
         row = parse_json(line)
     except ValueError as error:
         raise UserError(
-            f"{wanted}, and it is no JSON ({error}); a plain text has another ending than .json or .jsonl"
+            f"{wanted}, and it is no JSON ({error}); a plain text has another ending than .json, .jsonl or"
+            " .ndjson"
         ) from None
     text = row.get(column) if isinstance(row, dict) else None
     if not isinstance(text, str):

@@ -62,7 +62,7 @@ def shard(folder: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def packed(folder: Path) -> Path:
-    file = folder / "chats.jsonl.gz"
+    file = folder / "chats.NDJSON.GZ"
     file.write_bytes(
         gzip.compress(given.write_lines(folder / "chats.jsonl", given.llava_chats()).read_bytes())
     )

@@ -1,5 +1,6 @@
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,11 @@ def test_windows_that_overlap() -> None:
 
 def json_lines(file: Path, *texts: str) -> str:
     content = "".join(json.dumps({"text": text, "url": "u"}) + "\n" for text in texts)
-    file.write_bytes(gzip.compress(content.encode()) if file.suffix == ".gz" else content.encode())
+    file.write_bytes(gzip.compress(content.encode()) if file.suffix.lower() == ".gz" else content.encode())
     return str(file)
 
 
-@pytest.mark.parametrize("name", ["c4.jsonl", "c4.json", "c4.json.gz"])
+@pytest.mark.parametrize("name", ["c4.jsonl", "c4.json", "c4.json.gz", "c4.NDJSON", "C4.JSONL.GZ"])
 def test_json_lines_are_documents_or_one_text(tmp_path: Path, name: str) -> None:
     path = json_lines(tmp_path / name, "a\n\nb", "c", "d")
     assert TextSource(path).read_documents("task") == ["a\n\nb", "c", "d"]
@@ -94,6 +95,14 @@ def test_line_that_is_no_json(tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text('{"text": "a"}\nb\n')
     with pytest.raises(UserError, match=r"calibration\.path=.*text\.jsonl, line 2: expected a JSON object"):
         TextSource(str(tmp_path / "text.jsonl")).read_documents("calibration")
+
+
+def test_blank_lines_among_json_lines_hold_no_text(tmp_path: Path) -> None:
+    (tmp_path / "text.jsonl").write_text('\n{"text": "a"}\n \t\n{"text": "b"}\n\n{\n')
+    source = TextSource(str(tmp_path / "text.jsonl"), documents=2)
+    assert source.read_documents("calibration") == ["a", "b"]
+    with pytest.raises(UserError, match=r"text\.jsonl, line 6: expected a JSON object"):
+        replace(source, documents=None).read_documents("calibration")
 
 
 @pytest.mark.parametrize("name", ["text.jsonl", "text.jsonl.gz"])

@@ -64,10 +64,10 @@ def test_documents_go_on_over_line_ends(tmp_path: Path) -> None:
 
 
 def test_config_reads_json_lines(tmp_path: Path) -> None:
-    (tmp_path / "c4.jsonl").write_text(json.dumps({"text": " ".join(WORDS * 2)}))
+    (tmp_path / "c4.NDJSON").write_text(json.dumps({"text": " ".join(WORDS * 2)}))
     source = build(
         "calibration",
-        composed(["calibration=c4_prefix", f"calibration.path={tmp_path / 'c4.jsonl'}"]).calibration,
+        composed(["calibration=c4_prefix", f"calibration.path={tmp_path / 'c4.NDJSON'}"]).calibration,
     )
     assert [len(text) + len(target) for text, target in pairs(source)] == [50]
 
