@@ -43,8 +43,8 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
         The folder.
 
     Raises:
-        UserError: if there is no such form, the model has no ``save_pretrained``, the folder is a file, or
-            the disk is full.
+        UserError: if there is no such form, the model has no ``save_pretrained``, weights that the masks
+            remove are no longer zero, the folder is a file, or the disk is full.
     """
     loaded = model.prunable if isinstance(model, PruneResult) else model
     require(loaded, PrunableModel, "ecoflap.load or ecoflap.prune")
@@ -59,6 +59,8 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
             f"{loaded.name} has no save_pretrained; save its state_dict() and the masks of the result"
             " yourself"
         )
+    if isinstance(model, PruneResult):
+        _require_masked(model)
     final.mkdir(parents=True, exist_ok=True)
     # In the folder, as that of a link or a mount may be on another disk than its parent.
     partial = beside(final / CARD)
@@ -77,6 +79,22 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
             f"the checkpoint in {final} could not be replaced ({error}); the new one is in {partial}"
         ) from error
     return final
+
+
+def _require_masked(result: PruneResult) -> None:
+    """Refuse a result whose model has changed since, so that its masks and its record are of another one.
+
+    Raises:
+        UserError: if a weight that the masks remove is not zero.
+    """
+    for layer in result.prunable.layers:
+        mask, weight = result.masks.get(layer.name), layer.module.weight
+        if mask is not None and not weight.is_meta and bool((weight != 0)[~mask.to(weight.device)].any()):
+            raise UserError(
+                f"{layer.name} has weights other than zero where the masks remove them, so the model was"
+                " changed after it was pruned; set them to zero again, or give result.prunable for a"
+                " checkpoint without masks and record"
+            )
 
 
 def _write_record(result: PruneResult, folder: Path) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import ecoflap
+from ecoflap.errors import UserError
 from ecoflap.models.core.units import cut_all, find_units
 from ecoflap.models.loading import pretrained_weights
 from ecoflap.storage.results import verify
@@ -193,6 +194,24 @@ def test_a_form_replaces_the_one_before(tmp_path: Path) -> None:
         check_same(again.module, one.module)
     with pytest.raises(OSError, match=r"no file named model\.safetensors"):
         hf.AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_model_that_was_trained_on_keeps_its_zeros_or_is_saved_without_masks(tmp_path: Path) -> None:
+    one = llama()
+    result = ecoflap.prune(one.module, sparsity=0.5, score="none", pruner="magnitude")
+    weights = dict(one.module.named_parameters())
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.add_(result.masks[name] * 0.25 if name in result.masks else 0.25)
+    ecoflap.save(result, tmp_path / "kept")
+    name = list(result.masks)[-1]
+    with torch.no_grad():
+        weights[name].add_(0.25)
+    with pytest.raises(UserError, match=rf"{name} has weights other than zero .* give result\.prunable"):
+        ecoflap.save(result, tmp_path / "changed")
+    assert not (tmp_path / "changed").exists()
+    ecoflap.save(result.prunable, tmp_path / "changed")
+    assert not (tmp_path / "changed" / "masks.safetensors").exists()
 
 
 def test_refusals(tmp_path: Path) -> None:
