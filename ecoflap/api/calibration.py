@@ -87,6 +87,11 @@ def calibrate(
     require(model, PrunableModel, "ecoflap.load")
     require_seed(seed)
     if isinstance(data, CalibrationSet):
+        if ignored := [name for name in (*given, *options) if name != "samples"]:
+            raise UserError(
+                f"{', '.join(ignored)}: the samples of a CalibrationSet are drawn already, and only samples="
+                " takes fewer of them; give the data that it was drawn from instead"
+            )
         return data if samples is None else data.take(Amount(samples).samples)
     with unchanged(model.module, model.processor):
         if isinstance(data, str) or hasattr(data, "check_model"):

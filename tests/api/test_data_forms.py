@@ -321,6 +321,8 @@ def test_what_is_not_understood_is_refused(language_model: PrunableModel) -> Non
     refused(language_model, [{"input_ids": ids, "labels": 0 * ids - 100}], "no target for the loss", "-100")
     refused(language_model, TEXTS, "sequence_length=4000", sequence_length=4000)
     refused(language_model, TEXTS, "samples=0", samples=0)
+    drawn = ecoflap.calibrate(language_model, TEXTS, samples=2, sequence_length=4)
+    refused(language_model, drawn, "sequence_length, foo", "samples", sequence_length=2, foo=3)
     refused(language_model, TEXTS, "samples='8'", "whole number", samples="8")
     refused(language_model, TEXTS, "seed='a'", "whole number", seed="a")
     refused(replace(language_model, processor=None), TEXTS, "no tokenizer", "ecoflap.load(model, tokenizer)")
