@@ -1,9 +1,10 @@
-"""Refuse arguments that another step makes, where something else was given."""
+"""Refuse arguments of a step that are of another kind than it takes."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ecoflap.allocate.allocation import check_sparsity
 from ecoflap.errors import UserError
 
 
@@ -21,3 +22,21 @@ def require(value: Any, kind: type, made_by: str) -> None:
     if isinstance(value, type) or not isinstance(value, kind):
         given = getattr(value, "__name__", None) or type(value).__name__
         raise UserError(f"{given} was given where a {kind.__name__} is needed; give what {made_by} returns")
+
+
+def share(sparsity: Any) -> float:
+    """The requested sparsity as a number.
+
+    Raises:
+        UserError: if there is none, or it is no number in [0, 1).
+    """
+    if sparsity is None:
+        raise UserError(
+            "sparsity is missing: the share of the prunable weights to remove, such as sparsity=0.6"
+        )
+    try:
+        found = float(sparsity)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"sparsity={sparsity!r} is not a number, such as sparsity=0.6") from None
+    check_sparsity(found)
+    return found

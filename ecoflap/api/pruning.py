@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from ecoflap.allocate.allocation import Allocation, check_counts, check_sparsity
+from ecoflap.allocate.allocation import Allocation, check_counts
 from ecoflap.allocate.protocol import Allocator
+from ecoflap.api.given import share
 from ecoflap.api.loading import load
 from ecoflap.api.method import Method, choose_method
 from ecoflap.api.parts import named
@@ -137,17 +138,9 @@ def _target(sparsity: float | None, allocation: Any) -> float:
         UserError: if there is none, the two differ, or it is outside [0, 1).
     """
     known = allocation.target if isinstance(allocation, Allocation) else None
-    if sparsity is None and known is None:
-        raise UserError(
-            "sparsity is missing: the share of the prunable weights to remove, such as sparsity=0.6"
-        )
-    try:
-        target = float(known if sparsity is None else sparsity)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise UserError(f"sparsity={sparsity!r} is not a number, such as sparsity=0.6") from None
+    target = share(known if sparsity is None else sparsity)
     if known is not None and abs(target - known) > 1e-9:
         raise UserError(f"the allocation was made for sparsity={known:g}, and sparsity={target:g} was given")
-    check_sparsity(target)
     return target
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.protocol import Allocator, Context
-from ecoflap.api.given import require
+from ecoflap.api.given import require, share
 from ecoflap.api.parts import default, named, part, refuse_options
 from ecoflap.api.result import PruneResult
 from ecoflap.api.unchanged import unchanged
@@ -109,7 +109,8 @@ def allocate(
     if method is None or method == AUTO:
         method = allocation_of(chosen_pruner, scores is None, calibrated=data is not None)
     allocator: Allocator = part("allocation", method, options)
-    allocator.check(sparsity)
+    target = share(sparsity)
+    allocator.check(target)
     check_scores(allocator, scores)
     if data is not None:
         require(data, CalibrationSet, "ecoflap.calibrate")
@@ -125,7 +126,7 @@ def allocate(
     context = Context(chosen_pruner, data, batch_size, seed, tokens)
     with unchanged(model.module):
         model.reopen()
-        return allocator(model, scores, sparsity, context)
+        return allocator(model, scores, target, context)
 
 
 def check_scores(allocator: Allocator, scores: Scores | Scorer | None) -> None:

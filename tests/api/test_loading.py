@@ -250,6 +250,19 @@ def test_what_a_function_or_a_folder_cannot_be_is_refused() -> None:
         ecoflap.load(one.module, one.processor, kind="seq2seq")
 
 
+def test_a_sparsity_is_a_number_in_each_step() -> None:
+    one = llama()
+    model = ecoflap.load(one.module, one.processor)
+    wanted = ecoflap.allocate(model, sparsity=0.5)
+    given: Any
+    for given in ("0.5", torch.tensor(0.5)):
+        assert ecoflap.allocate(model, sparsity=given) == wanted
+    for given, said in ((None, "sparsity is missing"), ("much", "not a number"), (torch.ones(2), "a number")):
+        with pytest.raises(UserError, match=said):
+            ecoflap.allocate(model, sparsity=given)
+        prune_refused(said, sparsity=given)
+
+
 def test_what_other_steps_gave_is_refused() -> None:
     one = llama()
     model = ecoflap.load(one.module, one.processor)
