@@ -44,7 +44,7 @@ def read(data: Any) -> Data:
         first = next(items)
     except StopIteration:
         raise UserError(f"the data ({type(data).__name__}) are empty; give {FORMS}") from None
-    form = _form(first)
+    form = _form(first, "the first")
     length = len(data) if hasattr(data, "__len__") and not isinstance(first, list) else None
     return Data(form, _single(form, chain([first], items)), length)
 
@@ -69,27 +69,31 @@ def _items(data: Any) -> Iterator[Any]:
     return iter(data)
 
 
-def _form(first: Any) -> str:
+def _form(item: Any, where: str) -> str:
     """The form of an item: texts, examples, chats or inputs.
+
+    Args:
+        item: a text, some texts, or a row.
+        where: which one it is, for messages.
 
     Raises:
         UserError: if it is none of them.
     """
-    if isinstance(first, str) or is_texts(first):
+    if isinstance(item, str) or is_texts(item):
         return "texts"
-    if not isinstance(first, Mapping):
-        raise UserError(f"the first of the data is a {type(first).__name__}; give {FORMS}")
-    if has_chat(first):
+    if not isinstance(item, Mapping):
+        raise UserError(f"{where} of the data is a {type(item).__name__}; give {FORMS}")
+    if has_chat(item):
         return "chats"
-    only_tensors = bool(first) and all(isinstance(value, Tensor) for value in first.values())
-    if only_tensors or any(name in first for name in INPUTS):
+    only_tensors = bool(item) and all(isinstance(value, Tensor) for value in item.values())
+    if only_tensors or any(name in item for name in INPUTS):
         return "inputs"
-    known = [*(name for names in COLUMNS.values() for name in names), *CHATS]
-    if any(name in first for name in known):
+    known = [name for names in COLUMNS.values() for name in names]
+    if any(name in item for name in known):
         return "examples"
     raise UserError(
-        f"the first of the data has {', '.join(map(str, first))}, and none of {', '.join(known)} or of the"
-        f" model inputs {', '.join(INPUTS)}; rename the columns"
+        f"{where} of the data has {', '.join(map(str, item)) or 'no columns'}, and none of"
+        f" {', '.join((*known, *CHATS))} or of the model inputs {', '.join(INPUTS)}; rename the columns"
     )
 
 
@@ -97,31 +101,43 @@ def _single(form: str, items: Iterable[Any]) -> Iterator[Any]:
     """Split batches of texts and examples into single ones; leave chats and inputs as they are.
 
     Raises:
-        UserError: if an item has another form than the first.
+        UserError: if an item has another form than the first, or columns of a batch have other lengths.
     """
     for number, item in enumerate(items):
-        texts = isinstance(item, str) or is_texts(item)
-        if (form == "texts") != texts or not (texts or isinstance(item, Mapping)):
+        where = f"item {number}"
+        if (found := _form(item, where)) != form:
             raise UserError(
-                f"item {number} of the data is a {type(item).__name__}, and the first ones are {form}; give"
-                " one form"
+                f"{where} of the data is one of {found}, and the first ones are {form}; give one form"
             )
         if form in ("chats", "inputs"):
             yield item
-        elif texts:
+        elif form == "texts":
             yield from [item] if isinstance(item, str) else item
         else:
-            yield from _rows(item)
+            yield from _rows(item, where)
 
 
-def _rows(columns: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The examples of a batch whose columns are lists; a single example as it is."""
+def _rows(columns: Mapping[str, Any], where: str) -> Iterator[Mapping[str, Any]]:
+    """The examples of a batch whose columns are lists; a single example as it is.
+
+    Raises:
+        UserError: if the columns have other lengths than each other.
+    """
     known = [name for names in COLUMNS.values() for name in names if name in columns]
-    if not all(isinstance(columns[name], list | Tensor) for name in known):
+    if not all(_is_column(columns[name]) for name in known):
         yield columns
         return
-    for row in range(min(len(columns[name]) for name in known)):
+    lengths = {name: len(columns[name]) for name in known}
+    if len(set(lengths.values())) > 1:
+        held = ", ".join(f"{length} in {name}" for name, length in lengths.items())
+        raise UserError(f"{where} of the data is a batch with {held}; give as many of each")
+    for row in range(lengths[known[0]]):
         yield {name: columns[name][row] for name in known}
+
+
+def _is_column(values: Any) -> bool:
+    """Whether these are the values of several examples."""
+    return isinstance(values, list) or (isinstance(values, Tensor) and values.dim() > 0)
 
 
 def _text_of(item: str | Mapping[str, Any]) -> str | None:

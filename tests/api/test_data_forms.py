@@ -295,6 +295,7 @@ class Frame(dict[str, list[str]]):
 
 
 def test_what_is_not_understood_is_refused(language_model: PrunableModel) -> None:
+    ids = torch.ones(1, 5).long()
     refused(language_model, [], "empty")
     refused(language_model, 3, "int", "texts")
     refused(language_model, [3], "int", "texts")
@@ -302,6 +303,16 @@ def test_what_is_not_understood_is_refused(language_model: PrunableModel) -> Non
     refused(language_model, "wikitext2", "pathh", "path", pathh="x")
     refused(language_model, TEXTS, "path", "in memory", path="x")
     refused(language_model, ["the cat", {"text": "dog"}], "item 1", "one form")
+    talk = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    pair = {"text": "the cat", "target": "dog"}
+    refused(language_model, [talk, pair], "item 1", "one of examples", "are chats", "one form")
+    refused(language_model, [{"text": "the cat"}, talk], "item 1", "one of chats", "are examples", "one form")
+    refused(language_model, [{"text": "the cat"}, {"sentence": "dog"}], "item 1", "sentence", "rename")
+    refused(language_model, [{"text": "the cat"}, {}], "item 1", "no columns")
+    refused(language_model, [{"messages": None}], "messages", "rename")
+    refused(language_model, [{"text": "the cat"}, {"input_ids": ids}], "item 1", "one of inputs")
+    batch = {"image": ["a.png"] * 3, "question": ["what ?"] * 2}
+    refused(language_model, batch, "item 0", "3 in image", "2 in question", "as many of each")
     refused(language_model, [{"sentence": "the cat"}], "sentence", "text", "rename")
     refused(language_model, {"train": Dataset.from_dict({"text": TEXTS})}, "data['train']")
     refused(language_model, [{"text": "the cat", "target": "dog"}], "labels")
@@ -316,7 +327,6 @@ def test_what_is_not_understood_is_refused(language_model: PrunableModel) -> Non
     masked = {"input_ids": torch.ones(1, 3).long(), "attention_mask": torch.zeros(1, 3)}
     refused(language_model, [masked], "padding")
     refused(language_model, [{"input_ids": torch.tensor([3])}], "input_ids [1]", "no target for the loss")
-    ids = torch.ones(1, 5).long()
     refused(language_model, [{"input_ids": ids, "labels": ids[:, 1:]}], "input_ids [5]", "labels [4]")
     refused(language_model, [{"input_ids": ids, "labels": 0 * ids - 100}], "no target for the loss", "-100")
     refused(language_model, TEXTS, "sequence_length=4000", sequence_length=4000)
