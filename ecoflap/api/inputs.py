@@ -38,7 +38,10 @@ def samples_of(model: PrunableModel, item: Mapping[str, Any]) -> list[Sample]:
     Raises:
         UserError: if the tensors don't match each other or the model.
     """
-    batch = _batched(_tensors(model, item))
+    tensors = {name: _as_index(name, tensor) for name, tensor in _tensors(model, item).items()}
+    if "labels" in tensors:
+        _check_labels(model, tensors["labels"])
+    batch = _batched(tensors)
     count = len(batch[_leading(batch)])
     joins = _joins(model)
     if odd := [name for name, tensor in batch.items() if tensor.shape[:1] != (count,)]:
@@ -89,6 +92,42 @@ def _tensors(model: PrunableModel, item: Mapping[str, Any]) -> dict[str, Tensor]
             f" that {model.name} takes"
         )
     return found
+
+
+def _as_index(name: str, tensor: Tensor) -> Tensor:
+    """Ids and labels as PyTorch's losses take them, which refuse integers of 32 bits."""
+    whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+    return tensor.long() if whole and name.endswith(("_ids", "labels")) else tensor
+
+
+def _check_labels(model: PrunableModel, labels: Tensor) -> None:
+    """Refuse labels that the model can't put out.
+
+    Raises:
+        UserError: if one is no number of a class, or of a token in the vocabulary.
+    """
+    what, known = _outputs(model)
+    found = labels[labels != IGNORED]
+    if known is None or labels.dtype != torch.long or not found.numel():
+        return
+    if not 0 <= int(found.min()) <= int(found.max()) < known:
+        raise UserError(
+            f"labels of the data hold numbers from {int(found.min())} to {int(found.max())}, and"
+            f" {model.name} has {known} {what}, numbered from 0; give their numbers, or {IGNORED} for no"
+            " target"
+        )
+
+
+def _outputs(model: PrunableModel) -> tuple[str, int | None]:
+    """What the model puts out, and how many there are; None if that is unknown, as for a CLIP."""
+    module: Any = model.module
+    if option_of(module) == "image_classifier":
+        return "classes", getattr(module.config, "num_labels", None)
+    try:
+        weight = getattr(module.get_output_embeddings(), "weight", None)
+    except (AttributeError, NotImplementedError):
+        return "tokens", None
+    return "tokens", None if weight is None else len(weight)
 
 
 def _leading(batch: Mapping[str, Tensor]) -> str:

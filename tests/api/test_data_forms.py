@@ -254,6 +254,20 @@ def test_pictures_with_labels() -> None:
     refused(model, [{"image": picture(0), "label": "circle"}], "'circle'", "label2id")
     for label in (-1, 5):
         refused(model, [{"image": picture(0), "label": label}], f"label {label} ", "5 classes")
+        held = {"pixel_values": pixels, "labels": torch.full((5,), label, dtype=torch.int32)}
+        refused(model, [held], f"labels of the data hold numbers from {label} ", "5 classes")
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_short_integers_are_ids_and_labels_too(language_model: PrunableModel, dtype: torch.dtype) -> None:
+    ids = torch.tensor([ROWS[1]])
+    labels = torch.where(torch.arange(ids.shape[1]) < 4, 0, ids)
+    wanted = ecoflap.calibrate(language_model, [{"input_ids": ids, "labels": labels}])
+    short = [{"input_ids": ids.to(dtype).numpy(), "labels": labels.to(dtype)}]
+    found = ecoflap.calibrate(language_model, short)
+    assert found.fingerprint() == wanted.fingerprint()
+    assert all(tensor.dtype == torch.long for tensor in found.samples[0].values())
+    assert ecoflap.score(language_model, found, "first_order").importance
 
 
 def test_encoder_decoders_read_pairs_or_texts() -> None:
@@ -314,6 +328,9 @@ def test_what_is_not_understood_is_refused(language_model: PrunableModel) -> Non
     batch = {"image": ["a.png"] * 3, "question": ["what ?"] * 2}
     refused(language_model, batch, "item 0", "3 in image", "2 in question", "as many of each")
     refused(language_model, [{"sentence": "the cat"}], "sentence", "text", "rename")
+    for label in (-1, 99):
+        labelled = [{"input_ids": ids, "labels": torch.where(ids == 1, label, -100)}]
+        refused(language_model, labelled, f"from {label} to {label}", "22 tokens", "-100")
     refused(language_model, {"train": Dataset.from_dict({"text": TEXTS})}, "data['train']")
     refused(language_model, [{"text": "the cat", "target": "dog"}], "labels")
     refused(language_model, Frame(), "Frame", "to_dict")
