@@ -8,12 +8,14 @@ import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.request import url2pathname
 
 from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import UserError
 
 Locate = Callable[[Any, Path | None, str], str]
 """(picture as a row has it, folder of relative paths, the row for messages) -> its path, or one in memory."""
+FILE_URL = "file://"
 IN_ROW = "a picture in its row"
 WANTED = 'a path, {"bytes": ..., "path": ...} or a picture of Pillow\'s'
 
@@ -70,7 +72,9 @@ def _held(image: Any, folder: Path | None, where: str) -> Any:
         raise UserError(
             f"image of {where} is the address {text}; download the pictures, and give their paths"
         )
-    return _file(text.removeprefix("file://"), folder, where)
+    if text.startswith(FILE_URL):
+        text = url2pathname(text.removeprefix(FILE_URL))
+    return _file(text, folder, where)
 
 
 def _file(path: str, folder: Path | None, where: str) -> str:

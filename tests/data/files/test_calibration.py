@@ -304,6 +304,18 @@ def test_captions_in_tar_shards(folder: Path) -> None:
     assert found.fingerprint() == wanted.fingerprint()
 
 
+def test_pictures_by_url_in_a_folder_with_a_space_and_an_umlaut(vlm: PrunableModel, folder: Path) -> None:
+    given.write_pictures(folder / "schöne Bilder")
+    wanted = Chat(str(given.write_lines(folder / "a.jsonl", given.columns()))).load(vlm, 0).fingerprint()
+    addressed = [
+        {**row, "image": (folder / "schöne Bilder" / row["image"]).as_uri()} for row in given.columns()
+    ]
+    assert "%20" in addressed[0]["image"]
+    file = given.write_lines(folder / "b.jsonl", addressed)
+    assert Chat(str(file)).load(vlm, 0).fingerprint() == wanted
+    assert len(ecoflap.calibrate(vlm, [{**row, "text": row["question"]} for row in addressed])) == 6
+
+
 def test_labels_in_parquet(folder: Path) -> None:
     torch.manual_seed(0)
     module = hf.ViTForImageClassification(hf.ViTConfig(num_labels=5, **tiny.VISION))
