@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -49,6 +50,11 @@ def load_pruned(
         UserError: if there is no such checkpoint, it is unfinished or damaged, or does not fit the module,
             or ``sparse`` is asked for on another device.
     """
+    if not isinstance(folder, str | PathLike):
+        raise UserError(
+            f"the folder is a {type(folder).__name__}; give the folder that ecoflap.save wrote, or a"
+            " hub id (the model of a PruneResult is in memory already, as result.model)"
+        )
     if sparse:
         if device not in (None, "cpu"):
             raise UserError(

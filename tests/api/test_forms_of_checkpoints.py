@@ -223,6 +223,11 @@ def test_refusals(tmp_path: Path) -> None:
     ecoflap.save(model, tmp_path / "out", form="bitmask")
     with pytest.raises(ecoflap.UserError, match="there is no such folder"):
         ecoflap.load_pruned(tmp_path / "nowhere")
+    with pytest.raises(ecoflap.UserError, match=r"no/where could .*no such folder here, and from the hub: "):
+        ecoflap.load_pruned("no/where")
+    result: Any = ecoflap.prune(model, sparsity=0.5, score="none", pruner="magnitude")
+    with pytest.raises(ecoflap.UserError, match=r"the folder is a PruneResult; .*result\.model"):
+        ecoflap.load_pruned(result)
     (shard,) = (tmp_path / "out").glob("bitmask-*")
     content = bytearray(shard.read_bytes())
     content[-5] ^= 1

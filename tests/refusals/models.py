@@ -162,7 +162,7 @@ CASES: list[Case] = [
     ),
     Case(
         ("model=causal_lm", "model.path=nobody/nothing", *RUN[2:], *TEXT),
-        ("model.path=nobody/nothing", "local folder"),
+        ("model.path=nobody/nothing", "no such folder here, and from the hub: ", "local folder"),
         llama(),
     ),
     Case(

@@ -51,7 +51,7 @@ def from_hub(load: Callable[[], Any], path: str, part: str = "") -> Any:
         raise
     # transformers, the hub and the libraries that they read files with raise errors of every kind.
     except Exception as error:
-        raise UserError(f"{part}model.path={path} {_in_short(error, Path(path).is_dir())}") from error
+        raise UserError(f"{part}model.path={path} {_in_short(error, Path(path))}") from error
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _in_short(error: Exception, local: bool) -> str:
+def _in_short(error: Exception, path: Path) -> str:
     """Why a ``from_pretrained`` call failed, and what to change, in one line."""
     if _unpickled(error):
         return (
@@ -78,8 +78,13 @@ def _in_short(error: Exception, local: bool) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     # The first line may only announce the second.
     said = (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0]).rstrip(".")
-    online = "give a local folder, or a hub id while online (HF_HUB_OFFLINE unset)"
-    return f"could not be loaded: {said}; {'check the files there' if local else online}"
+    if path.is_dir():
+        return f"could not be loaded: {said}; check the files there"
+    here = "" if path.exists() else "there is no such folder here, and from the hub: "
+    return (
+        f"could not be loaded: {here}{said}; give a local folder, or a hub id while online (HF_HUB_OFFLINE"
+        " unset)"
+    )
 
 
 def _unpickled(error: BaseException | None) -> bool:
