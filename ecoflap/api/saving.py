@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ecoflap.api.given import require
 from ecoflap.api.result import PruneResult
+from ecoflap.api.wrapped import refuse_wrapped
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.storage.bitmask.forms import DENSE, check_form
@@ -85,11 +86,12 @@ def _require_masked(result: PruneResult) -> None:
     """Refuse a result whose model has changed since, so that its masks and its record are of another one.
 
     Raises:
-        UserError: if a weight that the masks remove is not zero.
+        UserError: if it has got adapters, or a weight that the masks remove is not zero.
     """
+    refuse_wrapped(result.model)
     for layer in result.prunable.layers:
-        mask, weight = result.masks.get(layer.name), layer.module.weight
-        if mask is not None and not weight.is_meta and bool((weight != 0)[~mask.to(weight.device)].any()):
+        mask, weight = result.masks.get(layer.name), layer.weight.detach()
+        if mask is not None and not weight.is_meta and weight[~mask.to(weight.device)].any():
             raise UserError(
                 f"{layer.name} has weights other than zero where the masks remove them, so the model was"
                 " changed after it was pruned; set them to zero again, or give result.prunable for a"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
@@ -11,6 +13,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
 import ecoflap
+from ecoflap.errors import UserError
 from tests.api.conftest import llama
 from tests.api.test_loading import refused
 
@@ -30,6 +33,16 @@ def test_layers_whose_weights_are_computed_are_refused() -> None:
     refused("layers.1.mlp.up_proj.weight has parametrizations", "remove_parametrizations", model=module)
     parametrize.remove_parametrizations(layer, "weight")
     assert ecoflap.load(module).layers
+
+
+def test_a_result_that_got_adapters_is_not_saved_beside_them(tmp_path: Path) -> None:
+    result = ecoflap.prune(llama().module, sparsity=0.5, score="none", pruner="magnitude")
+    adapted = get_peft_model(result.model, LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(UserError, match=r"self_attn\.q_proj has an adapter .* merge the adapters first"):
+        ecoflap.save(result, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    adapted.unload()
+    ecoflap.save(result, tmp_path / "out")
 
 
 def test_a_convolution_with_a_normalised_weight_is_taken() -> None:
