@@ -92,8 +92,8 @@ def rows(tables: Sequence[MetricTable]) -> Iterator[Row]:
 def uniform_beside(method: Method, table: MetricTable) -> Method | None:
     """The uniform allocation that was run as the method was; None for itself, or if there is none.
 
-    Nothing may differ but score and allocation, and ``propagate``, which ``auto`` chooses by the allocation.
-    Keys that older records lack are not compared.
+    Nothing may differ but score and allocation, and ``propagate``, which ``auto`` chooses by the allocation;
+    one with the same ``propagate`` comes before others. Keys that older records lack are not compared.
     """
     if method.score in ("none", "global"):
         return None
@@ -106,7 +106,10 @@ def uniform_beside(method: Method, table: MetricTable) -> Method | None:
         others = _others(runs[one][0])
         return all(others[key] == own[key] for key in others.keys() & own.keys())
 
-    return next(filter(is_beside, table.cells), None)
+    found = list(filter(is_beside, table.cells))
+    propagate = runs[method][0].config.get("propagate")
+    alike = (one for one in found if runs[one][0].config.get("propagate") == propagate)
+    return next(alike, found[0] if found else None)
 
 
 def _others(run: Run) -> dict[str, str]:

@@ -8,7 +8,11 @@ import pytest
 
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.results import Result, sparsity_section
+from ecoflap.sweeps.report.differences import Difference, rows_of
+from ecoflap.sweeps.report.metrics import make_tables
 from ecoflap.sweeps.report.paired import interval, main, student
+from ecoflap.sweeps.report.runs import read_runs
+from ecoflap.sweeps.report.sections import make_sections
 
 
 def write(
@@ -25,7 +29,7 @@ def write(
 ) -> None:
     """One run per seed."""
     for seed, figure in enumerate(figures):
-        place = folder / f"{coarse}_{pruner}_{sparsity}_{samples}_{seed}"
+        place = folder / f"{coarse}_{pruner}_{sparsity}_{samples}_{propagate}_{seed}"
         place.mkdir(parents=True)
         Result(
             config={
@@ -62,6 +66,21 @@ def test_runs_of_other_settings_are_no_pair(tmp_path: Path, capsys: pytest.Captu
     write(tmp_path, [60.0, 70.0, 80.0], samples=64)
     (row,) = table(tmp_path, capsys)
     assert row[5:10] == ["3", "70.00", "82.00", "+12 ± 2.5", "better"]
+
+
+@pytest.mark.parametrize("method", ["dense", "pruned", "layer"])
+def test_a_uniform_run_of_the_same_propagate_comes_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    """Another one is a pair only where there is none, and then the first in the order of methods."""
+    write(tmp_path, [60.0], propagate="pruned")
+    write(tmp_path, [50.0], propagate="dense")
+    write(tmp_path, [62.0], "in_context", propagate=method)
+    (row,) = table(tmp_path, capsys)
+    assert row[6] == {"dense": "50.00", "pruned": "60.00", "layer": "50.00"}[method]
+    sections = make_sections(read_runs(tmp_path))
+    (of_page,) = (one.uniform for one in rows_of(make_tables(sections)[0]) if one.method.score != "none")
+    assert of_page == Difference(62.0 - float(row[6]))
 
 
 def test_differences_are_taken_seed_by_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
