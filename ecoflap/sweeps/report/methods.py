@@ -26,6 +26,7 @@ PATHS = (
 )
 # The keys that are usually swept come first: of two that vary together only the first is part of the name.
 ORDER = ("score", "allocation", "pruner", "towers", "skip_layers", "calibration", "task", "model")
+SHORT = 6  # characters of a fingerprint in a model's name
 COARSE = {"none": "uniform", "file": "from a file", "global": ""}
 
 
@@ -103,17 +104,38 @@ def name_methods(runs: Sequence[Run]) -> list[Method]:
 
 
 def name_models(runs: Sequence[Run]) -> list[str]:
-    """The model of each run, with the end of its path if runs with that name differ in their weights."""
-    weights, paths = defaultdict(set), defaultdict(set)
+    """The model of each run, with what else tells its weights from others of that name.
+
+    That is the end of its path if the paths differ, and the start of its fingerprint if one path held
+    several weights, such as of a checkpoint that was trained again. Settings such as the dtype, which change
+    the fingerprint too, are left to the methods.
+    """
+    weights, paths, places = defaultdict(set), defaultdict(set), defaultdict(set)
     for run in runs:
-        weights[run.config["model"]["name"]].add(run.result.model.get("fingerprint"))
+        weights[run.config["model"]["name"]].add(_fingerprint(run))
         paths[run.config["model"]["name"]].add(_weights(run))
+        places[_place(run)].add(_fingerprint(run))
     names = []
     for run in runs:
-        name, path = run.config["model"]["name"], _weights(run)
-        ambiguous = min(len(weights[name]), len(paths[name])) > 1
-        names.append(f"{name} ({short_paths(paths[name])[path]})" if ambiguous else name)
+        name, path, apart = run.config["model"]["name"], _weights(run), []
+        if min(len(weights[name]), len(paths[name])) > 1:
+            apart.append(short_paths(paths[name])[path])
+        if len(places[_place(run)] - {""}) > 1:
+            apart.append(_fingerprint(run)[:SHORT] or "unknown weights")
+        names.append(f"{name} ({', '.join(apart)})" if apart else name)
     return names
+
+
+def _fingerprint(run: Run) -> str:
+    """The fingerprint of a run's dense weights; empty if its record has none."""
+    return str(run.result.model.get("fingerprint") or "")
+
+
+def _place(run: Run) -> str:
+    """The model that a run asked for: its paths and its settings."""
+    settings = flatten(run.config["model"], "model.")
+    named = {key: shown(value) for key, value in settings.items() if not is_path(key, value)}
+    return json.dumps([_weights(run), named], sort_keys=True)
 
 
 def _weights(run: Run) -> str:

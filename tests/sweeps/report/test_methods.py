@@ -10,6 +10,7 @@ import pytest
 from ecoflap.storage.results import sparsity_section
 from ecoflap.sweeps.report.methods import Method, differences, name_methods, name_models
 from ecoflap.sweeps.report.runs import Run, read_runs
+from ecoflap.sweeps.report.sections import make_sections
 from tests.sweeps.report.conftest import write_run
 
 GLOBAL = {"_target_": "ecoflap.prune.whole_model.GlobalMagnitude", "name": "global_magnitude"}
@@ -153,6 +154,31 @@ def test_one_name_for_several_weights_is_told_apart_by_its_path(tmp_path: Path) 
     runs = sorted(read_runs(tmp_path), key=lambda run: run.name)
     assert name_models(runs) == ["causal_lm (a)", "causal_lm (b)", "causal_lm (a)"]
     assert name_models(runs[::2]) == ["causal_lm"] * 2
+
+
+def test_weights_that_replaced_others_at_one_path_are_another_model(tmp_path: Path) -> None:
+    """They share no row, as if they were seeds; a dtype changes the fingerprint too, but is a setting."""
+    kinds = [("3fa2c1ee", {}), ("b0077777", {}), ("3fa2c1ee", {}), ("dddddddd", {"model__dtype": "float32"})]
+    for seed, (weights, changes) in enumerate(kinds):
+        record = {"model": {"name": "tiny", "fingerprint": weights, "parameters": 1, "prunable": 1}}
+        write_run(tmp_path, str(seed), 1.0, record=record, seed=seed, **changes)
+    runs = sorted(read_runs(tmp_path), key=lambda run: run.name)
+    assert name_models(runs) == ["tiny (3fa2c1)", "tiny (b00777)", "tiny (3fa2c1)", "tiny"]
+    assert name_models(runs[1:]) == ["tiny (b00777)", "tiny (3fa2c1)", "tiny"]
+    assert name_models([runs[0], runs[2], runs[3]]) == ["tiny"] * 3
+    sections = make_sections(runs[:3])
+    assert [(one.model, [run.seed for run in one.runs]) for one in sections] == [
+        ("tiny (3fa2c1)", [0, 2]),
+        ("tiny (b00777)", [1]),
+    ]
+
+
+def test_a_path_and_its_several_weights_are_both_named(tmp_path: Path) -> None:
+    for seed, (path, weights) in enumerate([("/a", "1111111"), ("/a", "2222222"), ("/b", "3333333")]):
+        record = {"model": {"name": "tiny", "fingerprint": weights, "parameters": 1, "prunable": 1}}
+        write_run(tmp_path, str(seed), 1.0, record=record, seed=seed, model__path=path)
+    runs = sorted(read_runs(tmp_path), key=lambda run: run.name)
+    assert name_models(runs) == ["tiny (a, 111111)", "tiny (a, 222222)", "tiny (b)"]
 
 
 def test_the_same_weights_in_another_place_are_the_same_model(tmp_path: Path) -> None:
