@@ -17,13 +17,13 @@ from ecoflap.storage.checkpoint import write_checkpoint
 from ecoflap.storage.file_names import ALLOCATION, BITMASK_INDEX, CARD, RECIPE, RESULT, SCORES, WEIGHTS_INDEX
 from ecoflap.storage.files import beside, write_json
 from ecoflap.storage.masks import FILE_NAME as MASKS
-from ecoflap.storage.saved_model import WEIGHTS
+from ecoflap.storage.saved_model import weight_files
 from ecoflap.storage.sharing.card import has_own_card
 from ecoflap.storage.sharing.describe import describe
 
 INDEXES = (WEIGHTS_INDEX, BITMASK_INDEX)
-REPLACED = (*INDEXES, *WEIGHTS, MASKS, RESULT, RECIPE, ALLOCATION, SCORES)
-"""Patterns of the files of an earlier checkpoint that do not stay beside other weights; indexes first."""
+BESIDE = (MASKS, RESULT, RECIPE, ALLOCATION, SCORES)
+"""Files of an earlier checkpoint that, as its weights, do not stay beside other weights."""
 
 
 def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DENSE) -> Path:
@@ -116,9 +116,9 @@ def _move(partial: Path, final: Path) -> None:
         (partial / CARD).unlink(missing_ok=True)
     else:
         (final / CARD).unlink(missing_ok=True)
-    for pattern in REPLACED:
-        for old in final.glob(pattern):
-            old.unlink(missing_ok=True)
+    replaced = [final / name for name in INDEXES] + weight_files(final) + [final / name for name in BESIDE]
+    for old in replaced:
+        old.unlink(missing_ok=True)
     for file in sorted(partial.iterdir(), key=lambda file: file.name in INDEXES):
         if file.is_dir():
             shutil.copytree(file, final / file.name, dirs_exist_ok=True)

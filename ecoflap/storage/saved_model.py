@@ -14,6 +14,7 @@ from ecoflap.storage.file_names import (
     WEIGHTS_FILE,
     WEIGHTS_INDEX,
 )
+from ecoflap.storage.files import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 LAVIS = "model.pth"
 WEIGHTS = (WEIGHTS_INDEX, WEIGHTS_FILE, "model-*.safetensors", BITMASK_INDEX, BITMASK_SHARDS)
-"""Patterns of the files with weights, except in LAVIS' format."""
+"""Patterns of the files with weights, except in LAVIS' format; an index may list others."""
 
 
 class Checkpoint:
@@ -128,6 +129,19 @@ def model_folder(folder: Path) -> Path:
     raise UserError(f"{folder} is of a run that saved no model; run it again with model.save=true")
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files with weights in a checkpoint folder, and their indexes, sorted; not those in LAVIS' format.
+
+    Of names that an index lists, only safetensors in the folder itself count, so that none leads out of it.
+    """
+    index = read_json(folder / WEIGHTS_INDEX)
+    listed = index.get("weight_map") if isinstance(index, dict) else None
+    names = {str(name) for name in listed.values()} if isinstance(listed, dict) else set()
+    plain = (name for name in names if Path(name).name == name and name.endswith(".safetensors"))
+    found = {path for pattern in WEIGHTS for path in folder.glob(pattern)}
+    return sorted(found | {folder / name for name in plain if (folder / name).is_file()})
+
+
 def weight_bytes(folder: Path) -> int:
     """Bytes of the files with weights in a checkpoint folder."""
-    return sum(path.stat().st_size for pattern in WEIGHTS for path in Path(folder).glob(pattern))
+    return sum(path.stat().st_size for path in weight_files(Path(folder)))

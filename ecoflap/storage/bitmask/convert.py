@@ -18,7 +18,7 @@ from ecoflap.storage.bitmask.shards import ShardReader, found_shard, is_coded, w
 from ecoflap.storage.disk_space import writing
 from ecoflap.storage.file_names import WEIGHTS_FILE, WEIGHTS_INDEX
 from ecoflap.storage.files import flush, replacing, write_json
-from ecoflap.storage.saved_model import LAVIS, WEIGHTS, Checkpoint
+from ecoflap.storage.saved_model import LAVIS, Checkpoint, weight_files
 from ecoflap.storage.sharing.card import adapt_card
 from ecoflap.storage.stored_tensor import stored_tensors, write_in_parts
 
@@ -149,11 +149,11 @@ def _prepare(target: Path, files: set[str]) -> None:
 
 def _copy_others(folder: Path, target: Path) -> None:
     """Copy all but the weights."""
-    weights = {path.name for pattern in WEIGHTS for path in folder.glob(pattern)}
+    weights = weight_files(folder)
     for path in folder.iterdir():
         if path.is_dir():
             shutil.copytree(path, target / path.name)
-        elif path.name not in weights:
+        elif path not in weights:
             shutil.copy(path, target / path.name)
 
 

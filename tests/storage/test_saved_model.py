@@ -1,0 +1,73 @@
+"""The files of a saved model: shards that are named otherwise than save_pretrained names them now."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import transformers as hf
+
+import ecoflap
+from ecoflap.cli.command import main
+from ecoflap.storage.saved_model import weight_bytes, weight_files
+from tests.api.conftest import llama
+from tests.api.test_forms_of_checkpoints import check_same
+
+
+@pytest.fixture
+def renamed(tmp_path: Path) -> Path:
+    """A model whose shards are named as those of some models on the hub."""
+    folder, index = tmp_path / "model", tmp_path / "model" / "model.safetensors.index.json"
+    llama().module.save_pretrained(folder, max_shard_size="10KB")
+    content = json.loads(index.read_text())
+    assert len(set(content["weight_map"].values())) > 1
+    for name, file in content["weight_map"].items():
+        other = file.removesuffix(".safetensors").replace("model-", "model.safetensors-") + ".safetensors"
+        content["weight_map"][name] = other
+        if (folder / file).exists():
+            (folder / file).rename(folder / other)
+    index.write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("form", ["dense", "coded"])
+def test_shards_of_other_names_are_not_copied_beside_what_they_become(
+    renamed: Path, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["convert", str(renamed), str(out), "--to", form]) == 0
+    assert not list(out.glob("model.safetensors-*"))
+    shards = sum(path.stat().st_size for path in renamed.glob("*.safetensors"))
+    listed = (renamed / "model.safetensors.index.json").stat().st_size
+    assert f"of the {shards + listed:,} before" in capsys.readouterr().out
+    original = hf.AutoModelForCausalLM.from_pretrained(renamed)
+    check_same(ecoflap.load_pruned(out, device="cpu"), original)
+
+
+def test_shards_of_other_names_are_replaced_by_a_save(renamed: Path) -> None:
+    one = llama()
+    ecoflap.save(ecoflap.load(one.module, one.processor), renamed)
+    assert [path.name for path in renamed.glob("*.safetensors*")] == ["model.safetensors"]
+    check_same(hf.AutoModelForCausalLM.from_pretrained(renamed), one.module)
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "sub/../../other.safetensors", "{}", "config.json"])
+def test_an_index_names_no_weights_outside_its_folder(tmp_path: Path, name: str) -> None:
+    """Nor other files in it: what it names is deleted when a model is saved there."""
+    folder, outside = tmp_path / "model", tmp_path / "other.safetensors"
+    (folder / "sub").mkdir(parents=True)
+    outside.write_text("of others")
+    (folder / "config.json").write_text("{}")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": name.format(outside)}}))
+    assert weight_files(folder) == [index]
+    one = llama()
+    ecoflap.save(ecoflap.load(one.module, one.processor), folder)
+    assert outside.read_text() == "of others"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": ["model.safetensors"]}'])
+def test_a_damaged_index_names_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    assert weight_bytes(tmp_path) == len(text)
