@@ -35,6 +35,10 @@ class CalibrationSet:
         """The first ``count`` samples."""
         return replace(self, samples=self.samples[:count])
 
+    def repeat(self, count: int) -> CalibrationSet:
+        """As many samples as ``count``: from the first one again if there are fewer."""
+        return replace(self, samples=[self.samples[place % len(self)] for place in range(count)])
+
     def batches(self, size: int) -> list[dict[str, Tensor]]:
         """The samples in batches of at most ``size``, each of one shape.
 

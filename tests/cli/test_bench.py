@@ -22,8 +22,10 @@ from ecoflap.storage.results.bench import read_bench
 from ecoflap.storage.saved_model import weight_bytes
 from ecoflap.sweeps.bench import forms, speed
 from ecoflap.sweeps.bench.measure import measure
+from ecoflap.sweeps.report import cost
 from tests.cli import forked
 from tests.cli.conftest import on_text
+from tests.data.caption_folders import one_of_each, shown_at
 
 QUICK = ("--repeats", "2", "--batch-size", "1", "2", "--tokens", "3")
 
@@ -260,3 +262,21 @@ def test_a_run_without_calibration_has_no_passes_to_time(language_runs: tuple[Pa
     model = forms.dense(run, torch.device("cpu")).load()
     with pytest.raises(UserError, match="no calibration set"):
         speed._passing(model, None, "images")
+
+
+def test_fewer_samples_than_the_batch_size_fill_the_batch(tmp_path: Path) -> None:
+    """Else the speed would be of passes that are smaller than it counts."""
+    for picture in one_of_each("train")[:3]:
+        file = tmp_path / "few" / f"{picture.target}.png"
+        shown_at(file, picture)
+        file.with_suffix(".txt").write_text(f"a {picture.target}")
+    data = ["model=clip_mini", "calibration=captioned_folder", f"calibration.path={tmp_path / 'few'}"]
+    steps = ["pruner=magnitude", "score=none", "allocation=water_filling", "steps=[allocate,prune]"]
+    folder = prune(tmp_path / "run", *data, *steps)
+    run = forms.read_run(folder)
+    model = forms.dense(run, torch.device("cpu")).load()
+    workload = speed.workload_for(model, run.record.config["calibration"], tokens=1)
+    rows = [len(next(iter(batch.values()))) for batch in workload.prepare(7)]
+    assert sum(rows) == 7
+    three, six = (cost.measure([folder], size, repeats=1)[0].operations for size in (3, 6))
+    assert six == pytest.approx(2 * three, rel=0.01)

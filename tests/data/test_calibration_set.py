@@ -32,6 +32,13 @@ def test_no_batch_is_split_more_than_needed() -> None:
     ]
 
 
+def test_fewer_samples_than_wanted_repeat() -> None:
+    calibration = tiny.samples("opt")
+    twice = [*calibration.samples, *calibration.samples]
+    assert calibration.repeat(12).samples == [*twice, *calibration.samples[:2]]
+    assert calibration.repeat(2).samples == list(calibration.samples[:2])
+
+
 def test_take() -> None:
     calibration = tiny.samples("opt")
     assert calibration.take(2).samples == calibration.samples[:2]

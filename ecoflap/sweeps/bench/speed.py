@@ -77,11 +77,11 @@ def _writing(model: PrunableModel, tokens: int) -> Workload:
 
 
 def _passing(model: PrunableModel, calibration: Any, unit: str) -> Workload:
-    """A forward pass of calibration samples of one shape, with the loss."""
+    """A forward pass of calibration samples, with the loss; fewer than the batch size are repeated."""
 
     def prepare(size: int) -> list[dict[str, Tensor]]:
         loader = replace(build("calibration", OmegaConf.create(calibration)), samples=size)
-        batches: list[dict[str, Tensor]] = loader.load(model, seed=SEED).batches(size)
+        batches: list[dict[str, Tensor]] = loader.load(model, seed=SEED).repeat(size).batches(size)
         return batches
 
     def run(model: PrunableModel, batches: list[dict[str, Tensor]]) -> None:

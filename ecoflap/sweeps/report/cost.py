@@ -4,7 +4,7 @@
 
 The runs must have saved their models (``model.save=true``), and be of one model and one data set. All models
 are measured in turn in one process, on the same samples, so that other load on the machine affects all alike.
-A pass computes the loss, including targets.
+A pass computes the loss, including targets. Where there are fewer samples than the batch size, they repeat.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def measure(runs: Sequence[Path], batch_size: int, repeats: int) -> list[Cost]:
             raise FileNotFoundError(f"{run} saved no model; run it again with model.save=true")
         models[str(run)] = _load(record.config, run / record.checkpoint)
     loader = replace(build("calibration", _node(records[0].config["calibration"])), samples=batch_size)
-    batches = loader.load(models["dense"], seed=0).batches(batch_size)
+    batches = loader.load(models["dense"], seed=0).repeat(batch_size).batches(batch_size)
     times: dict[str, list[float]] = {name: [] for name in models}
     for repeat in track(range(repeats + 1), "measure", total=repeats + 1):
         for name, model in models.items():
