@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,20 @@ def find_records(folder: Path) -> list[Path]:
     return sorted(found - copies)
 
 
+def find_copies(results: Mapping[Path, Result]) -> dict[Path, Path]:
+    """{record in the folder of a saved model: record of the run that saved it}, of those that are both there.
+
+    A model's folder is such a copy where it was moved, copied or converted to.
+    """
+    runs = {path: result for path, result in results.items() if result.checkpoint != "."}
+    return {
+        path: run
+        for path in results.keys() - runs.keys()
+        for run in runs
+        if replace(runs[run], checkpoint=".") == results[path]
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """A finished run.
@@ -74,7 +88,8 @@ class Result:
         sparsity: The figures of ``sparsity_section``, from the zeros counted in the pruned weights.
         steps: Step -> ``{"seconds": float, "peak_memory_bytes": int, "cached": bool}``, in the order they
             ran; ``cached`` if its result was read from the cache.
-        checkpoint: Folder of the saved model relative to the run's folder, or None if none was saved.
+        checkpoint: Folder of the saved model relative to the record's, ``.`` beside the model itself, or None
+            if none was saved.
         scores: The scores of the coarse stage with their standard errors, or None without scores.
         allocation: ``granularity`` and ``details`` of the allocation, or None without one; its counts are in
             ``sparsity``.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ecoflap.console.progress import ArgumentParser, complain
 from ecoflap.storage.file_names import RESULT
-from ecoflap.storage.results.record import Result, find_records
+from ecoflap.storage.results.record import Result, find_copies, find_records
 
 # A column is a task and the first of these metrics that it has.
 COLUMNS = {
@@ -67,26 +67,31 @@ def main(arguments: list[str] | None = None) -> int:
 def collect(records: Iterable[Path]) -> dict[str, Row]:
     """Collect the rows of the table by name, the dense model's first.
 
-    Figures of captioning and retrieval models belong to the run whose towers were transferred to them.
+    Figures of captioning and retrieval models belong to the run whose towers were transferred to them, also
+    from a copy of its model.
 
     Raises:
         ValueError: if a record can't be read.
     """
+    results = {path: Result.read(path) for path in records}
+    copies = find_copies(results)
+    places = {path: (path.parent / (result.checkpoint or "")).resolve() for path, result in results.items()}
+    copied = {places[copy]: places[run] for copy, run in copies.items()}
     names: dict[Path, str] = {}
     found: dict[Path | None, Row] = defaultdict(dict)
-    for path in records:
-        result = Result.read(path)
-        if not result.of_a_run:
+    for path, result in results.items():
+        if not result.of_a_run or path in copies:
             continue
         dense = figures(result.metrics.get("dense", {}))
         if "pruned" in result.metrics:
-            checkpoint = (path.parent / (result.checkpoint or "")).resolve()
+            checkpoint = places[path]
             names[checkpoint] = _name(result)
             found[checkpoint] |= figures(result.metrics["pruned"])
             found[None] |= dense
         else:
             source = result.config["model"].get("vision_from")
-            found[None if source is None else Path(source).resolve()] |= dense
+            origin = None if source is None else Path(source).resolve()
+            found[None if origin is None else copied.get(origin, origin)] |= dense
     rows = {DENSE: found[None]} if found.get(None) else {}
     for checkpoint_of, row in found.items():
         if row and checkpoint_of is not None:

@@ -11,7 +11,7 @@ from typing import Any
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import JOBS, RESULT
 from ecoflap.storage.files import read_json
-from ecoflap.storage.results.record import Result, find_records
+from ecoflap.storage.results.record import Result, find_copies, find_records
 
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 NEEDED = ("model.name", "pruner.name", "score.name", "sparsity", "seed")
@@ -112,7 +112,10 @@ def short_paths(paths: Iterable[str]) -> dict[str, str]:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Every run below a folder, oldest first; records of ``ecoflap.save`` are left out, and named on stderr.
+    """Every run below a folder, oldest first.
+
+    Left out, and named on stderr, are records of ``ecoflap.save``, and those beside a copy of a run's model,
+    such as one that was converted, if the run is there too.
 
     Raises:
         UserError: if there is no result record of a run below the folder, one can't be read, or one lacks
@@ -133,7 +136,11 @@ def read_runs(folder: Path) -> list[Run]:
         )
     for path in from_python:
         print(f"left out: {path} is of ecoflap.save, and a report shows runs", file=sys.stderr)
-    return [_run(path, folder, result) for path, result in results.items() if path not in from_python]
+    copies = find_copies(results)
+    for path in sorted(copies):
+        print(f"left out: {path} is beside a copy of the model of {copies[path].parent}", file=sys.stderr)
+    left_out = {*from_python, *copies}
+    return [_run(path, folder, result) for path, result in results.items() if path not in left_out]
 
 
 def read_unfinished(folder: Path) -> list[Unfinished]:

@@ -7,7 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from ecoflap.cli.command import main
 from ecoflap.errors import UserError
 from ecoflap.storage.files import write_json
 from ecoflap.sweeps.report.blip2_table import collect
@@ -111,6 +114,48 @@ def test_models_pruned_from_python_are_left_out(tmp_path: Path, capsys: pytest.C
     with pytest.raises(UserError, match=r"no run below .*saved: ecoflap\.save wrote"):
         read_runs(tmp_path / "saved")
     assert list(collect([saved])) == list(collect([]))
+
+
+@pytest.fixture
+def converted(tmp_path: Path) -> Path:
+    """A folder with a run that saved its model in ``run``, and the model in another form in ``small``."""
+    tasks = {"vqav2": {"accuracy": 60.0}, "vqa": {"accuracy": float("nan")}}
+    path = write_run(tmp_path, "run", tasks, record={"checkpoint": "checkpoint"})
+    (path.parent / "checkpoint").mkdir()
+    save_file({"a": torch.zeros(64, 64)}, path.parent / "checkpoint" / "model.safetensors")
+    write_json(
+        path.parent / "checkpoint" / "result.json", {**json.loads(path.read_text()), "checkpoint": "."}
+    )
+    assert main(["convert", str(path.parent), str(tmp_path / "small"), "--to", "coded"]) == 0
+    os.utime(tmp_path / "small" / "result.json")
+    return tmp_path
+
+
+def test_a_converted_model_is_no_run(converted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is newer, but lacks what the run left in its folder; alone it stands for the run."""
+    capsys.readouterr()
+    assert main(["report", str(converted)]) == 0
+    said = capsys.readouterr().err
+    assert f"left out: {converted}/small/result.json is beside a copy of the model of {converted}/run" in said
+    assert "the newer one" not in said
+    assert [run.name for run in read_runs(converted)] == ["run"]
+    (converted / "run").rename(converted.with_name("elsewhere"))
+    assert [run.name for run in read_runs(converted)] == ["small"]
+
+
+def test_another_run_in_the_folder_of_a_model_is_shown(converted: Path) -> None:
+    """Its record is not that of the run beside it."""
+    record = json.loads((converted / "small" / "result.json").read_text())
+    write_json(converted / "small" / "result.json", {**record, "config": {**record["config"], "seed": 1}})
+    assert [run.name for run in read_runs(converted)] == ["run", "small"]
+
+
+def test_figures_of_towers_from_a_converted_model_are_its_run_s(converted: Path) -> None:
+    measured = {"metrics": {"dense": {"nocaps": {"cider": 100.0}}}}
+    source = str(converted / "small")
+    write_run(converted, "captions", {}, record=measured, model__vision_from=source)
+    rows = collect(sorted(converted.glob("*/result.json")))
+    assert rows == {"wanda/zeroth_order/s0.5/seed0": {"VQAv2": 60.0, "CIDEr": 100.0}}
 
 
 def test_a_record_that_cannot_be_used_is_named(tmp_path: Path) -> None:
