@@ -23,6 +23,7 @@ from ecoflap.storage.bitmask.forms import form_of
 from ecoflap.storage.checkpoint import save_checkpoint
 from ecoflap.storage.file_names import BLOCKS, RESULT
 from ecoflap.storage.results import LayerCount, Result, environment, sparsity_section
+from ecoflap.storage.saved_model import usual_dtype
 from ecoflap.storage.sharing.describe import describe
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def describe_model(model: PrunableModel, fingerprint: str) -> dict[str, Any]:
     return {
         "name": model.name,
         "fingerprint": fingerprint,
+        "dtype": usual_dtype(model.module.parameters()),
         "parameters": model.parameter_count(),
         "prunable": sum(layer.size for layer in model.layers),
         "block_weights": model.block_weights(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,6 +129,14 @@ def model_folder(folder: Path) -> Path:
     if (folder / CHECKPOINT).is_dir():
         return folder / CHECKPOINT
     raise UserError(f"{folder} is of a run that saved no model; run it again with model.save=true")
+
+
+def usual_dtype(tensors: Iterable[Tensor]) -> str:
+    """The dtype of most of the numbers in some tensors, as in ``model.dtype``; empty if there are none."""
+    counts = Counter[str]({"": 0})
+    for tensor in tensors:
+        counts[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+    return max(counts, key=lambda dtype: counts[dtype])
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -73,6 +73,7 @@ def test_a_run_leaves_a_result_that_verifies(text_run: list[str], tmp_path: Path
     assert finished.returncode == 0, finished.stderr
     record = json.loads((folder / "result.json").read_text())
     assert record["schema"] == 1
+    assert record["model"]["dtype"] == "float32"
     assert record["steps"].keys() >= {"load", "calibrate", "score", "allocate", "prune", "evaluate"}
     assert list((folder / "wandb").glob("offline-run-*/files/media/images/allocation_*.png"))
     assert "perplexity" in finished.stdout

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import transformers as hf
 
 import ecoflap
 from ecoflap.cli.command import main
-from ecoflap.storage.saved_model import weight_bytes, weight_files
+from ecoflap.storage.saved_model import usual_dtype, weight_bytes, weight_files
 from tests.api.conftest import llama
 from tests.api.test_forms_of_checkpoints import check_same
 
@@ -65,6 +66,13 @@ def test_an_index_names_no_weights_outside_its_folder(tmp_path: Path, name: str)
     one = llama()
     ecoflap.save(ecoflap.load(one.module, one.processor), folder)
     assert outside.read_text() == "of others"
+
+
+def test_the_dtype_of_a_model_is_that_of_most_of_its_numbers() -> None:
+    wide, narrow = torch.zeros(3), torch.zeros(2, dtype=torch.float16)
+    assert usual_dtype([narrow, wide]) == "float32"
+    assert usual_dtype([narrow, wide, narrow]) == "float16"
+    assert usual_dtype([]) == ""
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": ["model.safetensors"]}'])

@@ -80,8 +80,8 @@ class Result:
         config: The resolved config, as plain dicts and lists. Secrets are redacted when it is written.
         versions: Library -> version, from ``environment()``.
         git: ``{"commit": str, "dirty": bool}`` of the project's checkout, or None outside one.
-        model: ``name``, ``fingerprint`` (hash of the dense weights), ``parameters``, ``prunable`` and
-            ``block_weights`` (counts).
+        model: ``name``, ``fingerprint`` (hash of the dense weights), ``dtype`` (of most weights; older
+            records lack it), ``parameters``, ``prunable`` and ``block_weights`` (counts).
         data: Fingerprints of the calibration set and of other data.
         metrics: ``{"dense": {task: {metric: float}}, "pruned": {...}, "finetuned": {...}}``; the first metric
             of the first task is the headline.

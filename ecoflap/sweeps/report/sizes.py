@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
+from ecoflap.storage.saved_model import Checkpoint, usual_dtype
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.runs import Run
 from ecoflap.sweeps.report.sections import Section
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 2}
-"""Bytes of a weight; of ``auto`` those that most published checkpoints have."""
+BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+"""Bytes of a weight."""
 
 
 class Size(NamedTuple):
@@ -32,11 +34,12 @@ class Size(NamedTuple):
 
 
 def sizes_of(section: Section) -> list[Size]:
-    """The sizes by sparsity; structured pruning, which keeps no zeros, has none."""
+    """The sizes by sparsity; without structured pruning, which keeps no zeros, and unknown dtypes."""
     sizes = [
-        _size(method, sparsity, [run for run in runs if run.sparsity == sparsity])
+        size
         for method, runs in section.by_method.items()
         for sparsity in sorted({run.sparsity for run in _masked(runs)})
+        if (size := _size(method, sparsity, [run for run in runs if run.sparsity == sparsity])) is not None
     ]
     alike: dict[tuple[Any, ...], list[str]] = {}
     for size in sorted(sizes, key=lambda size: size.sparsity):
@@ -48,15 +51,29 @@ def _masked(runs: list[Run]) -> Iterator[Run]:
     return (run for run in runs if run.realised is not None and run.result.sparsity.get("layers"))
 
 
-def _size(method: Method, sparsity: float, runs: list[Run]) -> Size:
+def _size(method: Method, sparsity: float, runs: list[Run]) -> Size | None:
     run = next(_masked(runs))
+    width = next((found for one in runs if (found := BYTES.get(_dtype(one))) is not None), None)
+    if width is None:
+        return None
     layers = run.result.sparsity["layers"].values()
-    width = BYTES.get(run.config["model"].get("dtype", "auto"), BYTES["auto"])
     weights, zeros = (sum(layer[key] for layer in layers) for key in ("size", "zeros"))
     dense = width * run.result.model["parameters"]
     bitmask = dense - width * zeros + weights / 8
     saved = max((size for one in runs if (size := _on_disk(one)) is not None), default=None)
     return Size((method.label,), sparsity, dense / 1e6, bitmask / 1e6, None if saved is None else saved / 1e6)
+
+
+def _dtype(run: Run) -> str:
+    """The dtype of a run's weights; of older records, ``auto`` is what its checkpoint has, if it is there."""
+    named = run.result.model.get("dtype") or run.config["model"].get("dtype") or "auto"
+    if named != "auto" or run.result.checkpoint is None:
+        return str(named)
+    try:
+        with Checkpoint(run.folder / run.result.checkpoint) as checkpoint:
+            return usual_dtype(checkpoint.shapes().values())
+    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError):  # damaged
+        return "auto"
 
 
 def _on_disk(run: Run) -> int | None:

@@ -72,7 +72,13 @@ def write_run(
         "config": config,
         "versions": {"torch": "2.6.0"},
         "git": {"commit": "0123456789abcdef", "dirty": False},
-        "model": {"name": config["model"]["name"], "fingerprint": "f", "parameters": 2000, "prunable": 1000},
+        "model": {
+            "name": config["model"]["name"],
+            "fingerprint": "f",
+            "dtype": config["model"].get("dtype", "bfloat16"),
+            "parameters": 2000,
+            "prunable": 1000,
+        },
         "data": {},
         "metrics": {"dense": {} if dense is None else measured(dense), "pruned": measured(pruned)},
         "sparsity": sparsity_section(
