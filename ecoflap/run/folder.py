@@ -37,6 +37,7 @@ from ecoflap.storage.lease import Lease
 from ecoflap.storage.results import Result
 from ecoflap.storage.results.environment import redact, versions
 from ecoflap.storage.results.identity import differences, run_id
+from ecoflap.storage.results.record import read_result
 
 log = logging.getLogger(__name__)
 
@@ -158,9 +159,8 @@ def finished(folder: Path, config: Mapping[str, Any]) -> Result | None:
     Raises:
         UserError: if it belongs to another config.
     """
-    try:
-        result = Result.read(folder / RESULT)
-    except (FileNotFoundError, ValueError):
+    result = read_result(folder)
+    if result is None:
         return None
     if differing := differences(result.config, redact(config)):
         shown = "; ".join(differing[:3]) + ("; ..." if len(differing) > 3 else "")

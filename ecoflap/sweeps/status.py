@@ -24,10 +24,11 @@ from typing import Any
 from ecoflap.console.pace import in_words
 from ecoflap.console.progress import ArgumentParser, complain, table
 from ecoflap.errors import UserError
-from ecoflap.storage.file_names import JOBS, LEASE, STATUS
+from ecoflap.storage.file_names import JOBS, LEASE, RESULT, STATUS
 from ecoflap.storage.files import read_json
 from ecoflap.storage.installation import checkout
 from ecoflap.storage.lease import DEAD_AFTER, is_held
+from ecoflap.storage.results.record import read_result
 
 FAILED = ("failed", "died")
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED")
@@ -83,15 +84,15 @@ def read(folder: Path) -> list[Line]:
     """
     listed = _listed(folder)
     jobs: dict[str, Mapping[str, Any]] = {str(job["number"]): job for job in listed if job["number"] >= 0}
-    if (folder / STATUS).is_file():
+    if (folder / STATUS).is_file() or read_result(folder) is not None:
         return [_line(folder, {}, {})]
     jobs |= {
         status.parent.name: {} for status in folder.glob(f"*/{STATUS}") if status.parent.name not in jobs
     }
     if not jobs:
         raise UserError(
-            f"{folder} holds neither a run nor a sweep: there is no {STATUS} and no {JOBS}; give a folder"
-            " below outputs/"
+            f"{folder} holds neither a run nor a sweep: there is no {STATUS}, no sound {RESULT} and no"
+            f" {JOBS}; give a folder below outputs/"
         )
     slurm = slurm_states([job["id"] for job in jobs.values() if job.get("id")])
     names = sorted(jobs, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
@@ -112,11 +113,15 @@ def _line(run: Path, job: Mapping[str, Any], slurm: Mapping[str, str]) -> Line:
     end = time.time() if state == "running" else status.get("updated", 0)
     seconds = end - status["started"] if "started" in status else None
     reason = status.get("reason") if state in ("failed", "stopped") else None
+    lost = state == "stopped" and status["state"] == "done"
+    if lost:
+        reason = f"its {RESULT} is missing or damaged; --rerun-failed runs it again"
     if state == "died":
         killed = f"killed ({queued})" if queued else "killed"
         reason = f"{killed}, the last sign of life at step {status.get('step', 'none')}"
     left = _left_of_step(status) if state == "running" else None
-    return Line(run.name, state, status.get("step", "") + done, seconds, overrides, reason, left)
+    step = "done" if state == "done" else "" if lost else status.get("step", "")
+    return Line(run.name, state, step + done, seconds, overrides, reason, left)
 
 
 def _left_of_step(status: Mapping[str, Any]) -> float | None:
@@ -129,12 +134,17 @@ def _left_of_step(status: Mapping[str, Any]) -> float | None:
 
 
 def _state(run: Path, status: Mapping[str, Any], queued: str) -> str:
-    """The state of a run, from its status file, its lease, and Slurm's state of its job."""
-    ended_badly = queued.startswith(ENDED_BADLY)
+    """The state of a run, from its result, its status file, its lease, and Slurm's state of its job.
+
+    It is done if its result can be read, which is what leaves it alone when the sweep is started again.
+    """
+    ended_badly, held = queued.startswith(ENDED_BADLY), is_held(run / LEASE, DEAD_AFTER * 2)
+    if not (held and status.get("state") == "running") and read_result(run) is not None:
+        return "done"
     if not status:
         return "died" if ended_badly else "queued"
-    state: str = status["state"]
-    if state != "done" and not is_held(run / LEASE, DEAD_AFTER * 2):
+    state: str = "stopped" if status["state"] == "done" else status["state"]
+    if not held:
         if queued in WAITING:
             return "queued"  # anew: it was preempted, or is run again
         if state == "running":

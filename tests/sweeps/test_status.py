@@ -13,14 +13,18 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from ecoflap.run.folder import Status, claimed
+from ecoflap.run.folder import Status, claimed, finished
 from ecoflap.storage.files import write_json
 from ecoflap.storage.lease import Lease
 from ecoflap.sweeps import status
+from tests.sweeps.report.conftest import write_run
 
 
 def write(folder: Path, **values: Any) -> None:
+    """The status of a run, and if it is done, its result."""
     now = time.time()
+    if values.get("state") == "done":
+        write_run(folder.parent, folder.name, 70.0)
     write_json(folder / "status.json", {**vars(Status()), "started": now - 100, "updated": now, **values})
 
 
@@ -109,8 +113,42 @@ def test_one_run(tmp_path: Path) -> None:
     with claimed(tmp_path, {"sparsity": 0.5}, resume=True):
         (line,) = status.read(tmp_path)
         assert line.state == "running"
+        write_run(tmp_path.parent, tmp_path.name, 70.0)
+        assert status.read(tmp_path)[0].state == "running", "it has yet to close"
     (line,) = status.read(tmp_path)
     assert line.state == "done"
+
+
+@pytest.mark.parametrize("text", [None, "{"])
+def test_a_run_with_a_result_is_done_whatever_its_status(sweep: Path, text: str | None) -> None:
+    """As for one that is started again, which leaves it alone."""
+    for number in range(4):
+        write_run(sweep, str(number), 70.0)
+        if text is None:
+            (sweep / str(number) / "status.json").unlink()
+        else:
+            (sweep / str(number) / "status.json").write_text(text)
+    assert [line.state for line in status.read(sweep)] == ["done"] * 4 + ["queued"]
+    assert [(line.state, line.where) for line in status.read(sweep / "0")] == [("done", "done")]
+    write(sweep / "2", state="failed", step="track", reason="the tracker is gone")
+    assert status.read(sweep)[2].state == "done"
+
+
+@pytest.mark.parametrize("text", [None, "{"])
+def test_a_run_whose_result_is_lost_is_not_done(
+    sweep: Path, text: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is run again, as one that was stopped."""
+    result = sweep / "0" / "result.json"
+    if text is None:
+        result.unlink()
+    else:
+        result.write_text(text)
+    line = status.read(sweep)[0]
+    assert (line.state, line.where) == ("stopped", "")
+    assert finished(sweep / "0", {}) is None
+    assert status.main([str(sweep)]) == 1
+    assert "its result.json is missing or damaged; --rerun-failed" in capsys.readouterr().out
 
 
 def test_an_interrupted_run_is_no_failure(tmp_path: Path) -> None:

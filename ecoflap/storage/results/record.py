@@ -166,6 +166,14 @@ class Result:
         return cls(**{field.name: {**record, **decoded}[field.name] for field in dataclasses.fields(cls)})
 
 
+def read_result(folder: Path) -> Result | None:
+    """The record of a run that has finished in a folder; None if it is missing or damaged."""
+    try:
+        return Result.read(folder / RESULT)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def _parse(path: Path) -> dict[str, Any]:
     """The JSON object of a file, checked to be a result record that this version can read."""
     try:
