@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,10 +35,12 @@ class Picture:
     key: str = ""
 
     @classmethod
-    def of(cls, image: str, captions: list[str], split: str, domain: str | None = None) -> Picture:
-        """A picture whose key is its file."""
+    def of(
+        cls, image: str, captions: list[str], split: str, domain: str | None = None, key: str | None = None
+    ) -> Picture:
+        """A picture whose key is COCO's number, else the given one, else its file."""
         number = coco_number(image)
-        return cls(image, tuple(captions), split, domain, image if number is None else str(number))
+        return cls(image, tuple(captions), split, domain, (key or image) if number is None else str(number))
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,9 @@ def _folder(file: Path, root: Path) -> Iterator[Picture]:
     for name, texts in _captions(file):
         captions[name] += [texts] if isinstance(texts, str) else texts
     for name, texts in captions.items():
-        yield Picture.of(str(place / name), texts, place.parts[0] if place.parts else "train")
+        split = place.parts[0] if place.parts else "train"
+        key = os.path.relpath(file.parent / name, root)  # the same however the list writes it
+        yield Picture.of(str(place / name), texts, split, key=key)
 
 
 def _captions(file: Path) -> Iterator[tuple[str, list[str]]]:

@@ -201,6 +201,17 @@ def test_refusals(
         source(path).pictures("task")
 
 
+@pytest.mark.parametrize("written", ["../test/q0.jpg", "./../test//q0.jpg", "{root}/test/q0.jpg"])
+def test_a_picture_of_another_split_is_known_however_it_is_written(tmp_path: Path, written: str) -> None:
+    for split, name in (("train", written.format(root=tmp_path)), ("test", "q0.jpg")):
+        (tmp_path / split).mkdir()
+        row = json.dumps({"file_name": name, "text": "a circle"})
+        (tmp_path / split / "metadata.jsonl").write_text(row)
+    folders.shown_at(tmp_path / "test" / "q0.jpg", folders.one_of_each("test")[0])
+    with pytest.raises(UserError, match=r"1 of its pictures are in another split too, such as test/q0\.jpg"):
+        Captions(str(tmp_path)).check_data("calibration")
+
+
 def test_calibration_refuses_what_is_measured(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"calibration\.split=test: models are measured on these"):
         Captions(str(tmp_path), "coco", "test")
