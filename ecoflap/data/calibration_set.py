@@ -12,6 +12,8 @@ from torch import Tensor
 from ecoflap.data.batch import Sample
 from ecoflap.errors import UserError
 
+Shapes = tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]
+
 
 @dataclass(frozen=True)
 class CalibrationSet:
@@ -59,11 +61,12 @@ class CalibrationSet:
         return digest.hexdigest()
 
 
-def by_shape(samples: Iterable[Sample]) -> dict[tuple[tuple[int, ...], ...], list[Sample]]:
-    """{shapes of its tensors: samples}, in the order in which they come."""
-    groups: dict[tuple[tuple[int, ...], ...], list[Sample]] = {}
+def by_shape(samples: Iterable[Sample]) -> dict[Shapes, list[Sample]]:
+    """{shapes and names of its tensors: samples}, in the order in which they come."""
+    groups: dict[Shapes, list[Sample]] = {}
     for sample in samples:
-        groups.setdefault(tuple(tuple(tensor.shape) for tensor in sample.values()), []).append(sample)
+        shapes = tuple(tuple(tensor.shape) for tensor in sample.values())
+        groups.setdefault((shapes, tuple(sample)), []).append(sample)
     return groups
 
 

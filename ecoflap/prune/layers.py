@@ -146,12 +146,13 @@ def _prune_together(
     results = solve_layers(layers, dense, statistic, pruner, counts, parts, row_weights)
     pieces: dict[Layer, Piece] = {}
     for layer, view, before, pruned in zip(layers, views, dense, results, strict=True):
-        if not torch.isfinite(pruned.weight).all():
+        stored = pruned.weight.to(view.dtype)
+        if not torch.isfinite(stored).all():
             raise NumericalError(
-                f"{layer.name}: pruning made weights that are not finite; use more calibration samples or a"
-                " larger pruner.damping"
+                f"{layer.name}: pruning made weights that are not finite in {view.dtype}; use more"
+                " calibration samples or a larger pruner.damping"
             )
-        view.copy_(pruned.weight + 0.0)  # no negative zeros: a bitmask checkpoint would store them
+        view.copy_(stored + 0.0)  # no negative zeros: a bitmask checkpoint would store them
         energies = None
         if statistic is not None and not statistic.assumed:
             error = statistic.output_energy(view.float() - before.float())

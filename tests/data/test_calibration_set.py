@@ -24,6 +24,16 @@ def test_batches_are_of_one_shape_and_hold_every_sample_once(size: int) -> None:
         assert all(torch.equal(row[name], sample[name]) for name in sample)
 
 
+def test_samples_of_other_names_share_no_batch() -> None:
+    tokens = torch.arange(3)
+    one, other = ({"input_ids": tokens, name: tokens} for name in ("labels", "attention_mask"))
+    batches = CalibrationSet("names", (one, other, one)).batches(8)
+    assert [(set(batch), len(batch["input_ids"])) for batch in batches] == [
+        ({"input_ids", "attention_mask"}, 1),
+        ({"input_ids", "labels"}, 2),
+    ]
+
+
 def test_no_batch_is_split_more_than_needed() -> None:
     assert [len(batch["input_ids"]) for batch in tiny.samples("opt", lengths=(5, 7, 5, 7, 5)).batches(2)] == [
         2,

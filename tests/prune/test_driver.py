@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.input_statistics import InputStatistics
-from ecoflap.blocks.statistics import MeanSquare
+from ecoflap.blocks.statistics import MeanSquare, Statistic
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.loader import prunable
+from ecoflap.ops import Keep
 from ecoflap.prune.driver import prune
 from ecoflap.prune.magnitude import Magnitude
 from ecoflap.prune.protocol import LayerPruner, Pruned
@@ -127,6 +128,18 @@ def test_infinite_weights_name_the_layer(pruner: LayerPruner) -> None:
         model.module.blocks[0].up.weight[1, 2] = math.inf
     with pytest.raises(NumericalError, match=r"^blocks\.0\.up\.weight: .*(not finite|infinite)"):
         prune(model, data(), pruner, uniform(model), 2)
+
+
+def test_a_corrected_weight_that_half_precision_cannot_hold_names_the_layer() -> None:
+    class Growing(Magnitude):
+        def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
+            found = super().__call__(weight, statistic, keep)
+            return found._replace(weight=found.weight.float() * 1e6)
+
+    model = toy()
+    model.module.half()
+    with pytest.raises(NumericalError, match=r"^blocks\.0\.up\.weight: .*not finite in torch\.float16"):
+        prune(model, data(), Growing(), uniform(model), 2)
 
 
 def test_output_that_overflows_names_the_block() -> None:
