@@ -178,7 +178,7 @@ def _initialise(device: str) -> None:
         return
     backend = "cpu:gloo,cuda:nccl" if accelerated and torch.cuda.is_available() else "gloo"
     if _store is None:
-        _store = next(rendezvous("env://", timeout=START))[0]
+        _store = _meet()
     distributed.init_process_group(
         backend,
         store=distributed.PrefixStore(_key("group"), _store),
@@ -186,6 +186,24 @@ def _initialise(device: str) -> None:
         world_size=int(os.environ["WORLD_SIZE"]),
     )
     _words = distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def _meet() -> distributed.Store:
+    """The store of the first process, which all of them connect to.
+
+    Raises:
+        UserError: if another program listens at its port, or a process does not come in time.
+    """
+    try:
+        store: distributed.Store = next(rendezvous("env://", timeout=START))[0]
+    except RuntimeError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"the processes of the run can't meet at {place}, which is MASTER_ADDR:MASTER_PORT"
+            f" ({str(error).splitlines()[0]}); choose another port, for torchrun by --master-port, and see"
+            " that all processes start"
+        ) from None
+    return store
 
 
 def _key(name: str) -> str:

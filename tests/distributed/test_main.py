@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -112,6 +113,18 @@ def test_more_processes_than_samples_are_refused(text_run: list[str], tmp_path: 
     assert all(one.returncode for one in ended)
     assert "error: 7 processes share 6 calibration samples" in ended[0].stderr
     assert "Traceback" not in "".join(one.stderr for one in ended)
+
+
+def test_a_port_that_is_taken_is_named(text_run: list[str], tmp_path: Path) -> None:
+    first, _ = environments(2)
+    with socket.socket() as other:
+        other.bind(("", int(first["MASTER_PORT"])))
+        other.listen()
+        ended = forked.start([*text_run, f"hydra.run.dir={tmp_path / 'run'}"], forked.ROOT, first).finished()
+    assert ended.returncode == 2
+    assert f"can't meet at 127.0.0.1:{first['MASTER_PORT']}" in ended.stderr
+    assert "choose another port" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_the_error_of_one_process_is_that_of_the_run(text_run: list[str], tmp_path: Path) -> None:
