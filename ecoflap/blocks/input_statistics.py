@@ -23,6 +23,11 @@ from ecoflap.models.core.layers import Layer
 ROUTED = re.compile(r"experts\.\d+\.")  # names of layers that read the tokens that a router sends them
 
 
+def is_routed(layer: Layer) -> bool:
+    """Whether a layer reads the tokens that a router sends it, in an order of its own."""
+    return layer.is_expert or ROUTED.search(layer.name) is not None
+
+
 class InputsComplete(BaseException):
     """Ends the run of a block once the inputs of all its layers are known.
 
@@ -192,8 +197,7 @@ def counted_inputs(
     rows = tuple(inputs.shape[:-1])
     alike = (mask for mask in counted if rows in (mask.shape, (mask.numel(),), (1, mask.numel())))
     mask = next(alike, None)
-    unknown = layer.is_expert or ROUTED.search(layer.name) is not None
-    if mask is None or unknown or any(inputs is other for other in foreign):
+    if mask is None or is_routed(layer) or any(inputs is other for other in foreign):
         return tokens
     return tokens[mask.flatten()]
 
