@@ -9,7 +9,8 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn
 
 from ecoflap.sweeps.check import check_jobs
-from ecoflap.sweeps.jobs import finished_values, numbered, raise_failures, record_jobs
+from ecoflap.sweeps.jobs import finished_values, numbered, raise_failures
+from ecoflap.sweeps.submitted import record_jobs
 
 
 class InProcessLauncher(BasicLauncher):

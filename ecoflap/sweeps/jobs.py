@@ -1,4 +1,4 @@
-"""The jobs of a sweep: their configs and folders, which have finished, and ``jobs.json``."""
+"""The jobs of a sweep: their configs and folders, and which have finished."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ecoflap.errors import NumericalError, SweepFailed, UserError
-from ecoflap.storage.file_names import JOBS, RESULT
+from ecoflap.storage.file_names import RESULT
 
 
 class Job(NamedTuple):
@@ -107,21 +107,6 @@ def _finished_value(context: HydraContext, config: DictConfig, job: Job) -> floa
         values: Any = OmegaConf.to_container(settle(own), resolve=True)
     result = finished(folder, values)
     return None if result is None else result.headline()
-
-
-def record_jobs(folder: Path, launcher: str, ids: Sequence[tuple[Job, str | None]]) -> None:
-    """Write ``jobs.json`` for ``ecoflap status``; jobs of an earlier submission stay in it.
-
-    Args:
-        folder: the folder of the sweep.
-        launcher: the name of the launcher.
-        ids: (job, its id in the queue; None without a queue).
-    """
-    from ecoflap.storage.files import read_json, write_json
-
-    known = {job["number"]: job for job in (read_json(folder / JOBS) or {}).get("jobs", [])}
-    known |= {job.number: {"number": job.number, "overrides": job.overrides, "id": id} for job, id in ids}
-    write_json(folder / JOBS, {"launcher": launcher, "jobs": [known[number] for number in sorted(known)]})
 
 
 def raise_failures(config: DictConfig, jobs: Sequence[Job], returns: Sequence[JobReturn]) -> None:

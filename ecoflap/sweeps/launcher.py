@@ -30,8 +30,9 @@ from ecoflap.errors import UserError, require_positive
 from ecoflap.run.import_path import beside, config_folders
 from ecoflap.storage.installation import checkout, conf_folder
 from ecoflap.sweeps.check import check_jobs
-from ecoflap.sweeps.jobs import Job, finished_values, numbered, raise_failures, record_jobs
+from ecoflap.sweeps.jobs import Job, finished_values, numbered, raise_failures
 from ecoflap.sweeps.scoring import scoring_jobs
+from ecoflap.sweeps.submitted import record_jobs
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,6 @@ Exit code 0: no run has failed. 1: a run failed or died. 2: wrong usage.
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,13 +22,12 @@ from ecoflap.console.progress import ArgumentParser, complain, table
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import JOBS, LEASE, RESULT, STATUS
 from ecoflap.storage.files import read_json
-from ecoflap.storage.installation import checkout
 from ecoflap.storage.lease import DEAD_AFTER, is_held
 from ecoflap.storage.results.record import read_result
+from ecoflap.sweeps.rerun import rerun
+from ecoflap.sweeps.submitted import ENDED_BADLY, WAITING, slurm_states, submitted_jobs
 
 FAILED = ("failed", "died")
-WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED")
-ENDED_BADLY = ("FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
 
 
 @dataclass(frozen=True)
@@ -82,8 +77,9 @@ def read(folder: Path) -> list[Line]:
     Raises:
         UserError: if the folder holds neither a sweep nor a run.
     """
-    listed = _listed(folder)
-    jobs: dict[str, Mapping[str, Any]] = {str(job["number"]): job for job in listed if job["number"] >= 0}
+    jobs: dict[str, Mapping[str, Any]] = {
+        str(job["number"]): job for job in submitted_jobs(folder) if job["number"] >= 0
+    }
     if (folder / STATUS).is_file() or read_result(folder) is not None:
         return [_line(folder, {}, {})]
     jobs |= {
@@ -97,12 +93,6 @@ def read(folder: Path) -> list[Line]:
     slurm = slurm_states([job["id"] for job in jobs.values() if job.get("id")])
     names = sorted(jobs, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
     return [_line(folder / name, jobs[name], slurm) for name in names]
-
-
-def _listed(folder: Path) -> list[dict[str, Any]]:
-    """The jobs of a sweep; none in the folder of a single run."""
-    jobs: list[dict[str, Any]] = (read_json(folder / JOBS) or {}).get("jobs", [])
-    return jobs
 
 
 def _line(run: Path, job: Mapping[str, Any], slurm: Mapping[str, str]) -> Line:
@@ -160,27 +150,6 @@ def _overrides(run: Path) -> list[str]:
     return [str(override) for override in OmegaConf.load(file)] if file.is_file() else []
 
 
-def slurm_states(ids: Sequence[str]) -> dict[str, str]:
-    """{job: state} from Slurm's accounting and its queue; empty without Slurm."""
-    if not ids:
-        return {}
-    commands = (
-        ["sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(ids)],
-        ["squeue", "-h", "-r", "-o", "%i|%T", "-j", ",".join(ids)],
-    )
-    found: dict[str, str] = {}
-    for command in commands:
-        if shutil.which(command[0]) is None:
-            continue
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        found |= {
-            job: state
-            for job, _, state in (line.partition("|") for line in answer.stdout.split("\n"))
-            if state
-        }
-    return found
-
-
 def show(folder: Path, lines: Sequence[Line]) -> None:
     """Print the runs, the number of runs in each state, and the time left; what all runs share once."""
     several = len(lines) > 1
@@ -216,72 +185,3 @@ def time_left(lines: Sequence[Line]) -> str:
     mean = sum(took) / len(took)
     rest = sum(max(mean - seconds, 0.0) for seconds in running) + queued * mean
     return f"; about {in_words(rest / len(running))} left"
-
-
-def _in_slurm(folder: Path) -> list[str]:
-    """The ids of a sweep's jobs that wait in Slurm's queue or run."""
-    states = slurm_states([job["id"] for job in _listed(folder) if job.get("id")])
-    return [job for job, state in states.items() if state in (*WAITING, "CONFIGURING", "RUNNING")]
-
-
-def rerun(folder: Path) -> int:
-    """Start a sweep or a run again, with its command in its working directory; returns the exit code.
-
-    Raises:
-        UserError: if Hydra did not record the command, the run is one of a sweep, or Slurm still has jobs
-            of it.
-    """
-    from omegaconf import OmegaConf
-
-    sweep, run = folder / "multirun.yaml", folder / ".hydra" / "hydra.yaml"
-    file = sweep if sweep.is_file() else run
-    if not file.is_file():
-        raise UserError(
-            f"{folder} has no {sweep.name} and no .hydra/hydra.yaml, so the command that started it is not"
-            " known"
-        )
-    if file == run and (folder.resolve().parent / sweep.name).is_file():
-        raise UserError(
-            f"{folder} is one run of a sweep; give {folder.resolve().parent}, where finished runs are left"
-            " alone"
-        )
-    if alive := _in_slurm(folder):
-        raise UserError(
-            f"{folder}: Slurm has {len(alive)} of its jobs in the queue or at work, such as {alive[0]}, which"
-            " would be submitted twice; wait for them, or cancel them with scancel"
-        )
-    hydra = OmegaConf.load(file).hydra
-    if OmegaConf.select(hydra, "job.config_name", default="config") != "config":
-        raise UserError(
-            f"{folder} was started from a recipe (--config FILE); give the same command again, with"
-            f" hydra.run.dir={folder}"
-        )
-    # Without resume=false, which would repeat finished runs.
-    overrides, started_in = hydra.overrides, Path(hydra.runtime.cwd)
-    place = "hydra.sweep.dir" if file == sweep else "hydra.run.dir"
-    given = [
-        str(one)
-        for one in [*overrides.task, *overrides.hydra]
-        if not str(one).startswith((place, "hydra.mode", "resume="))
-    ]
-    folders = [
-        f"--config-dir={source.path}"
-        for source in hydra.runtime.config_sources
-        if source.provider == "command-line"
-    ]
-    command = [
-        sys.executable,
-        *_program(),
-        *(["-m"] if file == sweep else []),
-        *folders,
-        *given,
-        f"{place}={folder.resolve()}",
-    ]
-    print(json.dumps(command))
-    return subprocess.run(command, cwd=started_in if started_in.is_dir() else None, check=False).returncode
-
-
-def _program() -> list[str]:
-    """Python's arguments to start a run: ``main.py`` of the checkout, or the installed package."""
-    project = checkout()
-    return ["-m", "ecoflap", "run"] if project is None else [str(project / "main.py")]

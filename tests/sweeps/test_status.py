@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from ecoflap.run.folder import Status, claimed, finished
 from ecoflap.storage.files import write_json
 from ecoflap.storage.lease import Lease
-from ecoflap.sweeps import status
+from ecoflap.sweeps import rerun, status
+from ecoflap.sweeps.submitted import slurm_states
 from tests.sweeps.report.conftest import write_run
 
 
@@ -182,16 +183,16 @@ def test_a_sweep_is_started_again_as_it_was(
     OmegaConf.save(kept, tmp_path / "sweep" / "0" / ".hydra" / "hydra.yaml")
     started: list[Any] = []
     monkeypatch.setattr(
-        status.subprocess,
+        rerun.subprocess,
         "run",
         lambda command, **how: started.append((command[2:], how["cwd"])) or Namespace(returncode=0),
     )
     monkeypatch.chdir("/")
     write_json(tmp_path / "sweep" / "jobs.json", {"jobs": [{"number": 0, "overrides": [], "id": "7_0"}]})
-    monkeypatch.setattr(status, "slurm_states", lambda ids: dict.fromkeys(ids, "PENDING"))
+    monkeypatch.setattr(rerun, "slurm_states", lambda ids: dict.fromkeys(ids, "PENDING"))
     assert status.main([str(tmp_path / "sweep"), "--rerun-failed"]) == 2
     assert "1 of its jobs in the queue or at work, such as 7_0" in capsys.readouterr().err
-    monkeypatch.setattr(status, "slurm_states", lambda ids: dict.fromkeys(ids, "FAILED"))
+    monkeypatch.setattr(rerun, "slurm_states", lambda ids: dict.fromkeys(ids, "FAILED"))
     assert status.main([str(tmp_path / "sweep"), "--rerun-failed"]) == 0
     expected = [
         "-m",
@@ -207,4 +208,4 @@ def test_a_sweep_is_started_again_as_it_was(
 
 def test_without_slurm_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.devnull)
-    assert status.slurm_states(["1", "2"]) == {}
+    assert slurm_states(["1", "2"]) == {}

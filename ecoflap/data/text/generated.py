@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ecoflap.data.example import refuse_nan
 from ecoflap.data.text.options import TextOptions, TokenFileOptions
 from ecoflap.distributed.collectives import from_process
 from ecoflap.errors import UserError
@@ -72,6 +73,9 @@ def with_generated(
         model: the dense model.
         drawn: rows of one length.
         seed: seed of the sampling.
+
+    Raises:
+        NumericalError: if the model's logits are NaN.
     """
     if not options.generated:
         return list(drawn)
@@ -102,6 +106,7 @@ def _continued(model: PrunableModel, prompts: Tensor, length: int) -> Tensor:
         repetition_penalty=1.0,
         num_beams=1,
         use_cache=True,
+        logits_processor=[refuse_nan],
         pad_token_id=0,  # of no use, as all rows end together; transformers would warn of a missing one
     )
     return written.to(prompts)

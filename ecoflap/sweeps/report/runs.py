@@ -10,8 +10,8 @@ from typing import Any
 
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import JOBS, RESULT
-from ecoflap.storage.files import read_json
 from ecoflap.storage.results.record import Result, find_copies, find_records
+from ecoflap.sweeps.submitted import submitted_jobs
 
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 NEEDED = ("model.name", "pruner.name", "score.name", "sparsity", "seed")
@@ -150,7 +150,7 @@ def read_unfinished(folder: Path) -> list[Unfinished]:
     overrides = {
         listing.parent / str(job["number"]): job["overrides"]
         for listing in folder.rglob(JOBS)
-        for job in (read_json(listing) or {}).get("jobs", [])
+        for job in submitted_jobs(listing.parent)
         if job["number"] >= 0
     }
     overrides |= {path.parents[1]: OmegaConf.load(path) for path in folder.rglob(str(OVERRIDES))}

@@ -14,7 +14,7 @@ from torch import Tensor
 from ecoflap.data.text.calibration import Text, TokenFile
 from ecoflap.data.text.generated import PROMPT
 from ecoflap.distributed.processes import rank
-from ecoflap.errors import UserError
+from ecoflap.errors import NumericalError, UserError
 from ecoflap.finetune.training_set import read_everything
 from ecoflap.models.core.prunable import PrunableModel
 from tests import tiny
@@ -123,3 +123,11 @@ def test_a_model_that_does_not_continue_texts(model: PrunableModel, rows: TokenF
     ):
         rows.check_model(headless)
     replace(rows, generated=0).check_model(headless)
+
+
+def test_a_model_whose_logits_are_nan(model: PrunableModel, rows: TokenFile) -> None:
+    module: Any = model.module
+    with torch.no_grad():
+        module.lm_head.weight[3] = torch.nan
+    with pytest.raises(NumericalError, match="generates from logits that are not finite"):
+        rows.load(model, seed=0)

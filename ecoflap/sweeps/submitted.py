@@ -1,0 +1,58 @@
+"""The jobs that a sweep has submitted: ``jobs.json``, and the state of each in Slurm."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ecoflap.storage.file_names import JOBS
+from ecoflap.storage.files import read_json, write_json
+
+if TYPE_CHECKING:  # ecoflap status --help loads no Hydra
+    from ecoflap.sweeps.jobs import Job
+
+WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED")
+ENDED_BADLY = ("FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
+
+
+def submitted_jobs(folder: Path) -> list[dict[str, Any]]:
+    """What ``jobs.json`` says of each job, {number, overrides, id}; empty in the folder of a single run."""
+    jobs: list[dict[str, Any]] = (read_json(folder / JOBS) or {}).get("jobs", [])
+    return jobs
+
+
+def record_jobs(folder: Path, launcher: str, ids: Sequence[tuple[Job, str | None]]) -> None:
+    """Write ``jobs.json`` for ``ecoflap status``; jobs of an earlier submission stay in it.
+
+    Args:
+        folder: the folder of the sweep.
+        launcher: the name of the launcher.
+        ids: (job, its id in the queue; None without a queue).
+    """
+    known = {job["number"]: job for job in submitted_jobs(folder)}
+    known |= {job.number: {"number": job.number, "overrides": job.overrides, "id": id} for job, id in ids}
+    write_json(folder / JOBS, {"launcher": launcher, "jobs": [known[number] for number in sorted(known)]})
+
+
+def slurm_states(ids: Sequence[str]) -> dict[str, str]:
+    """{job: state} from Slurm's accounting and its queue; empty without Slurm."""
+    if not ids:
+        return {}
+    commands = (
+        ["sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(ids)],
+        ["squeue", "-h", "-r", "-o", "%i|%T", "-j", ",".join(ids)],
+    )
+    found: dict[str, str] = {}
+    for command in commands:
+        if shutil.which(command[0]) is None:
+            continue
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        found |= {
+            job: state
+            for job, _, state in (line.partition("|") for line in answer.stdout.split("\n"))
+            if state
+        }
+    return found
