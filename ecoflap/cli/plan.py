@@ -100,7 +100,8 @@ def show(config: DictConfig) -> float | None:
     from ecoflap.run.plan.preflight import skeleton
     from ecoflap.run.show import show_layers, show_model
     from ecoflap.run.steps.devices import wanted_by
-    from ecoflap.run.steps.memory import needs_without_data, show_needs_without_data
+    from ecoflap.run.steps.memory import needs_without_data
+    from ecoflap.run.steps.memory_table import show_needs_without_data
 
     install_logging()
     if message := invocation.submits_without_sweep():

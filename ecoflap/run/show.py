@@ -12,7 +12,7 @@ from ecoflap.console.progress import table
 from ecoflap.console.telemetry import peak_memory_bytes
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.towers import Skipped
+from ecoflap.models.core.skipped import Skipped
 from ecoflap.prune.report import BlockReport
 from ecoflap.run.alike import joined
 from ecoflap.run.invocation import runs_in_sequence

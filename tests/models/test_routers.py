@@ -9,7 +9,8 @@ import transformers
 from torch import nn
 
 from ecoflap.models.core.routers import routers
-from ecoflap.models.core.towers import Skipped, find_towers, select, skipped_weights
+from ecoflap.models.core.skipped import Skipped, skipped_weights
+from ecoflap.models.core.towers import find_towers, select
 from tests.models.meta import architecture, tree
 
 # In each class, the parts of a block that decide; everything else that is linear is a layer.

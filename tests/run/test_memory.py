@@ -28,7 +28,8 @@ from ecoflap.prune.reap import REAP
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.upop import UPop
 from ecoflap.prune.wanda import Wanda
-from ecoflap.run.steps.memory import Need, memory_plan, show_needs, weights_in_use, what_helps
+from ecoflap.run.steps.memory import Need, memory_plan, weights_in_use
+from ecoflap.run.steps.memory_table import show_needs, what_helps
 from ecoflap.run.steps.sample_cost import sample_cost
 from ecoflap.score.first_order import FirstOrder
 from ecoflap.score.local import Local

@@ -21,7 +21,8 @@ from ecoflap.models.core.expert_slices import ExpertSlice, all_slices, refresh
 from ecoflap.models.core.experts import reopen
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.preparation import preparation, without_origin
-from ecoflap.models.core.towers import MATCHED, Block, Selection, Skipped, Tower
+from ecoflap.models.core.skipped import MATCHED, Skipped
+from ecoflap.models.core.towers import Block, Selection, Tower
 from ecoflap.models.offload.placement import Placement, is_placeholder, placeholder
 from ecoflap.storage.cache.code import function_hash
 from ecoflap.storage.stored_tensor import raw

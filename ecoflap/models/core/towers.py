@@ -1,4 +1,4 @@
-"""Find the towers of a model in its module tree, and report which weights are left dense and why.
+"""Find the towers of a model in its module tree, and select the layers to prune.
 
 Block paths differ between releases of transformers, so nothing is hard-coded: a tower is a list of modules
 that hold linear weights.
@@ -7,18 +7,15 @@ that hold linear weights.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from ecoflap.errors import UserError, did_you_mean, nearest, written
-from ecoflap.models.core.layers import Layer, is_linear, is_plain, weights_of
+from ecoflap.models.core.layers import Layer, weights_of
 from ecoflap.models.core.routers import routers
 from ecoflap.models.core.tower_names import LEFT_DENSE, READS, kind_of, name_towers
-
-MATCHED = "matches skip_layers"
 
 
 @dataclass(unsafe_hash=True)
@@ -54,21 +51,6 @@ class Tower:
     def layers(self) -> list[Layer]:
         """The layers of all blocks, in order."""
         return [layer for block in self.blocks for layer in block.layers]
-
-
-@dataclass
-class Skipped:
-    """A weight of two or more dimensions that is not pruned, or not in all of its experts.
-
-    Attributes:
-        name: the parameter's name in the model.
-        size: number of weights that are not pruned.
-        reason: why it is not pruned.
-    """
-
-    name: str
-    size: int
-    reason: str
 
 
 def block_lists(module: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
@@ -230,62 +212,3 @@ def _without(tower: Tower, patterns: Sequence[str]) -> Tower:
 
     blocks = [replace(block, layers=tuple(filter(is_kept, block.layers))) for block in tower.blocks]
     return replace(tower, blocks=tuple(blocks))
-
-
-def skipped_weights(module: nn.Module, every: Sequence[Tower], chosen: Sequence[Tower]) -> list[Skipped]:
-    """Each weight of two or more dimensions that is not pruned, with the reason.
-
-    Args:
-        module: the model.
-        every: all of its towers.
-        chosen: the towers to prune, without skipped layers.
-    """
-    pruned, of_layers = Counter[int](), Counter[int]()
-    for sizes, towers in ((pruned, chosen), (of_layers, every)):
-        for layer in (layer for tower in towers for layer in tower.layers):
-            sizes[id(layer.parameter)] += layer.size
-    tower_of = {id(layer.parameter): tower.name for tower in every for layer in tower.layers}
-    chosen_names = {tower.name for tower in chosen}
-    of_routers = set(routers(module))
-    owners: dict[int, nn.Module] = {}
-    for child in module.modules():
-        for parameter in child.parameters(recurse=False):
-            owners.setdefault(id(parameter), child)
-    result = []
-    for name, parameter in module.named_parameters():
-        size = parameter.numel() - pruned[id(parameter)]
-        if parameter.ndim < 2 or not size:
-            continue
-        tower, owner = tower_of.get(id(parameter)), owners[id(parameter)]
-        if size < parameter.numel() and pruned[id(parameter)] == of_layers[id(parameter)]:
-            reason = "experts that compute nothing"
-        elif tower is not None:
-            reason = MATCHED if tower in chosen_names else f"tower {tower} is left dense"
-        else:
-            reason = "router" if owner in of_routers else _no_layer(name, parameter, owner)
-        result.append(Skipped(name, size, reason))
-    return result
-
-
-def _no_layer(name: str, parameter: nn.Parameter, owner: nn.Module) -> str:
-    """Why a weight is not a layer of any tower.
-
-    Args:
-        name: the parameter's name in the model.
-        parameter: the weight.
-        owner: the module that it is a parameter of.
-    """
-    kind = type(owner).__name__
-    if isinstance(owner, nn.Embedding):
-        return "embedding"
-    if isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return "convolution"
-    if is_linear(owner) and not is_plain(owner):
-        return f"forward of {kind} isn't the plain product"
-    if any(Layer(name, reader).parameter is parameter for reader in weights_of(owner).values()):
-        return "outside the blocks"
-    if name.endswith("_bias"):
-        return "biases of experts"
-    if parameter.ndim == 3 and "expert" in f"{name} {kind}".lower():
-        return "experts in one 3-D tensor"
-    return f"parameter of {kind}"

@@ -14,7 +14,8 @@ from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.attention import open_attention
 from ecoflap.models.core.experts import open_experts
 from ecoflap.models.core.prunable import Loss, PrunableModel
-from ecoflap.models.core.towers import Selection, find_towers, select, skipped_weights
+from ecoflap.models.core.skipped import skipped_weights
+from ecoflap.models.core.towers import Selection, find_towers, select
 from ecoflap.models.loading.checkpoint_folder import stored_dtype, weight_files
 from ecoflap.models.loading.device import check_fits, resolve_dtype
 from ecoflap.models.loading.hub import (

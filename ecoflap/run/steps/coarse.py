@@ -29,7 +29,8 @@ from ecoflap.run.plan import Plan, few_samples
 from ecoflap.run.show import show_allocation, show_model
 from ecoflap.run.state import RunState
 from ecoflap.run.steps.keys import allocate_key, computed_by, scores_key
-from ecoflap.run.steps.memory import keep_states, memory_plan, show_needs
+from ecoflap.run.steps.memory import keep_states, memory_plan
+from ecoflap.run.steps.memory_table import show_needs
 from ecoflap.run.steps.sample_cost import sample_cost
 from ecoflap.run.stored_calibration import stored_calibration
 from ecoflap.score.scores import Scores
