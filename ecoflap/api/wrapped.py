@@ -6,6 +6,8 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from ecoflap.errors import UserError
 from ecoflap.models.core.layers import is_linear
@@ -53,16 +55,22 @@ def _refuse_computed(name: str, child: nn.Module) -> None:
     Raises:
         UserError: if it is one.
     """
+    here = f'model.get_submodule("{name}")'
     for hook in child._forward_pre_hooks.values():
         if isinstance(hook, BasePruningMethod):
             tensor = hook._tensor_name
             raise UserError(
                 f"{name}.{tensor} is masked by torch.nn.utils.prune, and a checkpoint would lack it; call"
-                f' torch.nn.utils.prune.remove(model.get_submodule("{name}"), "{tensor}") first'
+                f' torch.nn.utils.prune.remove({here}, "{tensor}") first'
+            )
+        if is_linear(child) and isinstance(hook, WeightNorm | SpectralNorm):
+            remove = "remove_weight_norm" if isinstance(hook, WeightNorm) else "remove_spectral_norm"
+            raise UserError(
+                f"{name}.weight is computed by a {type(hook).__name__} before each forward, and a checkpoint"
+                f" would lack it; call torch.nn.utils.{remove}({here}) first"
             )
     if is_linear(child) and is_parametrized(child, "weight"):
         raise UserError(
             f"{name}.weight has parametrizations, and a checkpoint would lack it; call"
-            f' torch.nn.utils.parametrize.remove_parametrizations(model.get_submodule("{name}"), "weight")'
-            " first"
+            f' torch.nn.utils.parametrize.remove_parametrizations({here}, "weight") first'
         )

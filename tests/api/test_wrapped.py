@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.utils as torch_utils
 import transformers as hf
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch.nn.utils import parametrize
@@ -32,6 +33,15 @@ def test_layers_whose_weights_are_computed_are_refused() -> None:
     parametrize.register_parametrization(layer, "weight", torch.nn.Identity())
     refused("layers.1.mlp.up_proj.weight has parametrizations", "remove_parametrizations", model=module)
     parametrize.remove_parametrizations(layer, "weight")
+    assert ecoflap.load(module).layers
+    torch_utils.weight_norm(layer)
+    refused("layers.1.mlp.up_proj.weight is computed by a WeightNorm", "remove_weight_norm(", model=module)
+    torch_utils.remove_weight_norm(layer)
+    torch_utils.spectral_norm(layer)
+    refused(
+        "layers.1.mlp.up_proj.weight is computed by a SpectralNorm", "remove_spectral_norm(", model=module
+    )
+    torch_utils.remove_spectral_norm(layer)
     assert ecoflap.load(module).layers
 
 
