@@ -27,8 +27,9 @@ from ecoflap.data.files.fitting import (
 from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.data.sources import picture_sources
 from ecoflap.data.text.bos import bos_token
-from ecoflap.data.text.calibration import Text, tokenize, windows
+from ecoflap.data.text.calibration import Text
 from ecoflap.data.text.prefix import GivenText, PrefixText
+from ecoflap.data.text.reading import tokenize, windows
 from ecoflap.data.text.source import MOST_BYTES
 from ecoflap.errors import UserError, require_positive, require_seed
 from ecoflap.models.core.encoding import encode_all, pad_together

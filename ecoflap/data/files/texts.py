@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.text.bos import bos_token
-from ecoflap.data.text.calibration import Text, tokenize, windows
+from ecoflap.data.text.calibration import Text
 from ecoflap.data.text.prefix import GivenText
+from ecoflap.data.text.reading import tokenize, windows
 from ecoflap.data.text.source import MOST_BYTES
 from ecoflap.models.core.protocols import Encodes
 from ecoflap.models.core.prunable import PrunableModel

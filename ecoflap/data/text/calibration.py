@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
@@ -16,98 +14,11 @@ from ecoflap.data.sources import file_source
 from ecoflap.data.text.bos import begin, bos_token, check_bos
 from ecoflap.data.text.generated import check_generated, require_generates, with_generated
 from ecoflap.data.text.options import DocumentsOptions, TextOptions, TokenFileOptions
+from ecoflap.data.text.reading import check_characters, read_token_rows, tokenize, windows
 from ecoflap.data.text.source import TextSource
-from ecoflap.errors import UserError, did_you_mean, require_positive
+from ecoflap.errors import UserError, require_positive
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
-
-
-def tokenize(tokenizer: Any, text: str) -> Tensor:
-    """The text as one row of token ids, [tokens], without special tokens."""
-    return tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0]
-
-
-def windows(
-    tokens: Tensor, length: int, option: str, stride: int | None = None, bos: int | None = None
-) -> Tensor:
-    """Cut a text [tokens] into rows [rows, length]; the remainder is dropped.
-
-    Args:
-        tokens: the token ids of the text.
-        length: tokens per row.
-        option: the config group, for the message.
-        stride: tokens between the starts of two rows; None for rows that do not overlap.
-        bos: the token that each row begins with, in addition to ``length - 1`` tokens of the text; None for
-            none.
-
-    Raises:
-        UserError: if the text is shorter than one row.
-    """
-    own = length - (bos is not None)
-    if len(tokens) < own:
-        raise UserError(
-            f"{option}.sequence_length={length} is more than the {len(tokens)} tokens of the text; give a"
-            " longer text or a smaller length"
-        )
-    return begin(tokens.unfold(0, own, stride or own), bos)
-
-
-def check_characters(texts: Iterable[str], length: int, option: str) -> None:
-    """Refuse texts that are too short for any window, as a token has at least one byte.
-
-    Raises:
-        UserError: if no text can have a window.
-    """
-    longest = max((len(text.encode()) for text in texts), default=0)
-    if longest < length:
-        raise UserError(
-            f"{option}.sequence_length={length} is more than the {longest} bytes of the longest text; give a"
-            " longer text or a smaller length"
-        )
-
-
-def read_token_rows(path: str, key: str, option: str) -> Tensor:
-    """Read an integer tensor [rows, tokens] from a safetensors file.
-
-    Raises:
-        UserError: if there is no such file or tensor, or it has a wrong type or rank.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(
-            f"{option}.path={path}: there is no such file; give a safetensors file with an integer tensor"
-            " [rows, tokens]"
-        )
-    try:
-        with safe_open(file, "pt") as content:
-            keys = list(content.keys())
-            if key not in keys:
-                raise UserError(f"{option}.key={key}: {path} has no such tensor; {did_you_mean(key, keys)}")
-            tokens = content.get_tensor(key)
-    except SafetensorError as error:
-        raise UserError(f"{option}.path={path} is not a safetensors file ({error})") from None
-    if (
-        tokens.ndim != 2
-        or tokens.numel() == 0
-        or tokens.is_floating_point()
-        or tokens.is_complex()
-        or tokens.dtype == torch.bool
-    ):
-        raise UserError(
-            f"{option}.key={key} is {tokens.dtype} {list(tokens.shape)}; token ids are an integer tensor"
-            " [rows, tokens]"
-        )
-    if tokens.shape[1] < 2:
-        raise UserError(
-            f"{option}.key={key} has rows of one token; a language model is measured on the next token, so a"
-            " row needs two or more"
-        )
-    tokens = tokens.long()  # unsigned 16-bit ids, a common format, know no minimum
-    if int(tokens.min()) < 0:
-        raise UserError(f"{option}.key={key} holds ids from {int(tokens.min())} on; token ids are 0 or more")
-    return tokens
 
 
 def require_readable(model: PrunableModel, rows: Tensor, key: str, option: str) -> None:

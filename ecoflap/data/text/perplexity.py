@@ -14,15 +14,9 @@ from torch.nn.functional import cross_entropy
 
 from ecoflap.data.sources import file_source
 from ecoflap.data.text.bos import bos_token, check_bos
-from ecoflap.data.text.calibration import (
-    check_characters,
-    read_token_rows,
-    require_language_model,
-    require_readable,
-    tokenize,
-    windows,
-)
+from ecoflap.data.text.calibration import require_language_model, require_readable
 from ecoflap.data.text.options import TextPerplexityOptions, TokenPerplexityOptions
+from ecoflap.data.text.reading import check_characters, read_token_rows, tokenize, windows
 from ecoflap.data.text.source import TextSource
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.evaluate.inputs import error_of_mean, parts
