@@ -27,9 +27,9 @@ HOOKS = (
 def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
     """Restore what steps change of a model, even if they are interrupted; enable gradients meanwhile.
 
-    Restored are training modes, gradients, hooks, the classes and attributes of modules, the tokenizer's
-    padding side, and the state of PyTorch's random numbers. Numbers of experts, which belong to the weights,
-    stay as they are. A step cleans up after itself as well, but a
+    Restored are training modes, gradients, hooks, the classes and attributes of modules, their buffers that
+    are in no checkpoint, the tokenizer's padding side, and the state of PyTorch's random numbers. Numbers of
+    experts, which belong to the weights, stay as they are. A step cleans up after itself as well, but a
     notebook keeps the traceback of an interrupted step, and with it the generators whose hooks are still set.
     """
     slices = list(all_slices(module))
@@ -57,16 +57,28 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
             tokenizer.padding_side = side
 
 
-State = tuple[type, dict[str, Any], dict[str, dict[int, Any]]]
+State = tuple[type, dict[str, Any], dict[str, dict[int, Any]], dict[str, Any]]
 
 
 def _state(child: nn.Module) -> State:
-    """The class of a module, its attributes, and its hooks."""
+    """The class of a module, its attributes, its hooks, and the buffers that are no weights."""
     hooks = {name: dict(getattr(child, name)) for name in HOOKS if hasattr(child, name)}
-    return type(child), dict(vars(child)), hooks
+    return type(child), dict(vars(child)), hooks, _computed_buffers(child)
 
 
-def _restore(child: nn.Module, kind: type, own: dict[str, Any], hooks: dict[str, dict[int, Any]]) -> None:
+def _computed_buffers(child: nn.Module) -> dict[str, Any]:
+    """The buffers that are in no checkpoint, such as the frequencies of dynamic rotary embeddings."""
+    buffers, computed = getattr(child, "_buffers", {}), getattr(child, "_non_persistent_buffers_set", ())
+    return {name: buffers[name] for name in computed if name in buffers}
+
+
+def _restore(
+    child: nn.Module,
+    kind: type,
+    own: dict[str, Any],
+    hooks: dict[str, dict[int, Any]],
+    buffers: dict[str, Any],
+) -> None:
     child.__class__ = kind
     for name in set(vars(child)) - set(own):
         del child.__dict__[name]
@@ -76,3 +88,5 @@ def _restore(child: nn.Module, kind: type, own: dict[str, Any], hooks: dict[str,
         present = getattr(child, name)
         present.clear()
         present.update(known)
+    if buffers:
+        child._buffers.update(buffers)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
@@ -27,7 +28,7 @@ from torch import nn
 import ecoflap
 from ecoflap.prune.wanda import Wanda
 from ecoflap.score.zeroth_order import ZerothOrder
-from tests import experts
+from tests import experts, tiny
 from tests.api.conftest import Given, llama
 from tests.cli.conftest import ROOT
 
@@ -94,6 +95,20 @@ def test_one_call_leaves_nothing_behind(given: Given) -> None:
     ecoflap.prune(given.module, given.processor, given.data, sparsity=0.5, **QUICK)
     assert_equal(of_model(given.module, given.processor), before[0])
     assert_equal(of_process(), before[1])
+
+
+def test_rotary_embeddings_that_grow_with_the_input_are_as_before() -> None:
+    """Where transformers would reset them, as the attribute beside the frequencies tells it."""
+    torch.manual_seed(0)
+    sizes = {**tiny.LLAMA, "max_position_embeddings": 16}
+    config = hf.LlamaConfig(**sizes, rope_scaling={"rope_type": "dynamic", "factor": 4.0})
+    module, short = hf.LlamaForCausalLM(config).eval(), torch.arange(8)[None]
+    with torch.no_grad():
+        before = module(short).logits
+    long = [{"input_ids": torch.randint(20, (48,))} for _ in range(4)]
+    ecoflap.prune(module, data=long, sparsity=0.0, allocation="water_filling", score="none")
+    with torch.no_grad():
+        assert torch.equal(module(short).logits, before)
 
 
 def test_no_trace_of_opened_experts_is_left() -> None:
