@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.errors import UserError, did_you_mean
+from ecoflap.models.loading.conversion import saved_form
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.loading.hub import checkpoint_folder, from_hub, require_folder
 from ecoflap.models.loading.pretrained_weights import load_weights
@@ -90,11 +91,18 @@ def _restore_wide(module: nn.Module, folder: Path) -> None:
     if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
         return  # pickled, by others
     with Checkpoint(folder) as checkpoint:
-        stored = checkpoint.shapes()
-        for name, tensor in _tensors(module).items():
-            like = stored.get(name)
+        stored, own = checkpoint.shapes(), _tensors(module)
+        for name, in_file in _names_in_file(module, own).items():
+            like, tensor = stored.get(in_file), own[name]
             if like is not None and like.is_floating_point() and like.itemsize > tensor.itemsize:
-                tensor.data = checkpoint.read(name).to(tensor.device)
+                tensor.data = checkpoint.read(in_file).to(tensor.device)
+
+
+def _names_in_file(module: nn.Module, own: dict[str, Tensor]) -> dict[str, str]:
+    """The names that tensors of a module have in its checkpoint, without those that are saved in parts."""
+    on_meta = {name: tensor.detach().to("meta") for name, tensor in own.items()}
+    in_file = {id(tensor): name for name, tensor in saved_form(module, on_meta).items()}
+    return {name: in_file[id(tensor)] for name, tensor in on_meta.items() if id(tensor) in in_file}
 
 
 def _class_of(path: str, config: Any) -> Any:

@@ -110,6 +110,19 @@ def test_tied_weights_negative_zeros_and_dtypes(dtype: torch.dtype, form: str, t
     assert loaded.generation_config.pad_token_id == 3
 
 
+@pytest.mark.parametrize("form", ["dense", *SPARSE])
+def test_wide_tensors_whose_names_in_the_file_are_others(form: str, tmp_path: Path) -> None:
+    """Such as Mixtral's routers."""
+    model = build("mixtral")
+    module: Any = model.module.to(torch.bfloat16)
+    for layer in module.model.layers:
+        layer.mlp.gate.weight.data = torch.randn(layer.mlp.gate.weight.shape) / 3
+    ecoflap.save(model, tmp_path / "out", form=form)
+    loaded = ecoflap.load_pruned(tmp_path / "out", device="cpu")
+    check_same(loaded, module)
+    assert loaded.model.layers[0].mlp.gate.weight.dtype == torch.float32
+
+
 @pytest.mark.parametrize("form", SPARSE)
 def test_merged_experts_come_back(form: str, tmp_path: Path) -> None:
     """Their names and shapes in the checkpoint are others than in the model."""
