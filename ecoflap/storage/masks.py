@@ -146,6 +146,7 @@ class MaskFile:
                 f"{path} cannot be read as a mask file ({error}): it is damaged or not ours; prune again to"
                 " write it anew"
             ) from error
+        self._path = path
         metadata: dict[str, str] = self._file.metadata() or {}
         if metadata.get("format") != FORMAT:
             raise ValueError(
@@ -159,9 +160,22 @@ class MaskFile:
         self._last: tuple[str, Tensor] | None = None
 
     def __getitem__(self, name: str) -> Tensor:
-        """The bool mask of one tensor of the checkpoint, in its shape; the last one stays in memory."""
+        """The bool mask of one tensor of the checkpoint, in its shape; the last one stays in memory.
+
+        Raises:
+            ValueError: if the file names its tensors otherwise than its shapes.
+        """
+        from safetensors import SafetensorError
+
         if self._last is None or self._last[0] != name:
-            self._last = name, unpack(self._file.get_tensor(name), self.shapes[name])
+            try:
+                packed = self._file.get_tensor(name)
+            except SafetensorError as error:
+                raise ValueError(
+                    f"{self._path} is damaged: it lacks the mask of {name} ({error}); prune again to write it"
+                    " anew"
+                ) from error
+            self._last = name, unpack(packed, self.shapes[name])
         return self._last[1]
 
     def places(self, layer: str) -> list[Rows]:

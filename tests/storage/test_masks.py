@@ -54,6 +54,15 @@ def test_files_that_are_not_masks(tmp_path: Path) -> None:
         load_masks(tmp_path / "broken")
 
 
+def test_a_damaged_name_of_a_tensor(tmp_path: Path) -> None:
+    save_masks(tmp_path / "masks", {"layer.weight": torch.ones(2, 3, dtype=torch.bool)})
+    whole = (tmp_path / "masks").read_bytes()
+    place = whole.rindex(b"layer.weight")
+    (tmp_path / "masks").write_bytes(whole[:place] + b"m" + whole[place + 1 :])
+    with pytest.raises(ValueError, match=r"is damaged: it lacks the mask of layer\.weight"):
+        load_masks(tmp_path / "masks")
+
+
 def test_one_mask_at_a_time(tmp_path: Path) -> None:
     save_masks(
         tmp_path / "masks", {"a": torch.ones(2, 3, dtype=torch.bool), "b": torch.zeros(4, dtype=torch.bool)}
