@@ -7,12 +7,14 @@ calibrate on nothing else and begin each row with the BOS token. Here a row begi
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import cycle, islice
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from ecoflap.data.example import refuse_nan
 from ecoflap.data.text.options import TextOptions, TokenFileOptions
@@ -94,19 +96,28 @@ def with_generated(
 def _continued(model: PrunableModel, prompts: Tensor, length: int) -> Tensor:
     """Rows [rows, length] that begin with the prompts [rows, tokens]."""
     module: Any = model.module
-    written: Tensor = module.generate(
-        input_ids=prompts.to(model.device),
-        attention_mask=torch.ones_like(prompts, device=model.device),
-        min_new_tokens=length - prompts.shape[1],
-        max_new_tokens=length - prompts.shape[1],
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        num_beams=1,
-        use_cache=True,
-        logits_processor=[refuse_nan],
-        pad_token_id=0,  # of no use, as all rows end together; transformers would warn of a missing one
-    )
+    with _without_options(module):
+        written: Tensor = module.generate(
+            input_ids=prompts.to(model.device),
+            attention_mask=torch.ones_like(prompts, device=model.device),
+            min_new_tokens=length - prompts.shape[1],
+            max_new_tokens=length - prompts.shape[1],
+            do_sample=True,
+            top_k=0,
+            use_cache=True,
+            logits_processor=[refuse_nan],
+        )
     return written.to(prompts)
+
+
+@contextmanager
+def _without_options(module: Any) -> Iterator[None]:
+    """Generate without the options that come with a checkpoint, such as a temperature or forbidden tokens."""
+    own = module.generation_config
+    end = getattr(module.config, "eos_token_id", None) if own.eos_token_id is None else own.eos_token_id
+    # No row needs the padding, as all end together; transformers would warn that it is missing.
+    module.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=0)
+    try:
+        yield
+    finally:
+        module.generation_config = own

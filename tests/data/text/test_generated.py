@@ -34,6 +34,8 @@ def model() -> PrunableModel:
     module.generation_config.temperature = 0.1
     module.generation_config.top_k = 1
     module.generation_config.repetition_penalty = 3.0
+    module.generation_config.no_repeat_ngram_size = 1
+    module.generation_config.suppress_tokens = list(range(4, 20))
     return PrunableModel(
         "tiny", built.module, built.every_tower, built.towers, (), built.loss_function, Letters()
     )
