@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ecoflap.api.given import require
 from ecoflap.api.result import PruneResult
@@ -44,8 +45,9 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
         The folder.
 
     Raises:
-        UserError: if there is no such form, the model has no ``save_pretrained``, weights that the masks
-            remove are no longer zero, the folder is a file, or the disk is full.
+        UserError: if there is no such form, the model has no ``save_pretrained``, its embeddings are tied
+            and its config says that they aren't, weights that the masks remove are no longer zero, the folder
+            is a file, or the disk is full.
     """
     loaded = model.prunable if isinstance(model, PruneResult) else model
     require(loaded, PrunableModel, "ecoflap.load or ecoflap.prune")
@@ -60,6 +62,7 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
             f"{loaded.name} has no save_pretrained; save its state_dict() and the masks of the result"
             " yourself"
         )
+    _refuse_tied_by_hand(loaded.module)
     if isinstance(model, PruneResult):
         _require_masked(model)
     final.mkdir(parents=True, exist_ok=True)
@@ -80,6 +83,25 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
             f"the checkpoint in {final} could not be replaced ({error}); the new one is in {partial}"
         ) from error
     return final
+
+
+def _refuse_tied_by_hand(module: Any) -> None:
+    """Refuse an output embedding that is the input's while the config says that they are two.
+
+    transformers saves it once, and draws the other anew when the checkpoint is loaded.
+
+    Raises:
+        UserError: if it is one.
+    """
+    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    if head is None or head.weight is not module.get_input_embeddings().weight:
+        return
+    if not getattr(module.config.get_text_config(decoder=True), "tie_word_embeddings", True):
+        raise UserError(
+            f"the output embedding of {type(module).__name__} is its input embedding, and its config says"
+            " that they are two, so that the checkpoint would lack one; set"
+            " model.config.tie_word_embeddings=True, or give each a weight of its own"
+        )
 
 
 def _require_masked(result: PruneResult) -> None:

@@ -227,6 +227,18 @@ def test_a_model_that_was_trained_on_keeps_its_zeros_or_is_saved_without_masks(t
     assert not (tmp_path / "changed" / "masks.safetensors").exists()
 
 
+def test_embeddings_that_were_tied_by_hand(tmp_path: Path) -> None:
+    given = llama()
+    module: Any = given.module
+    module.lm_head.weight = module.model.embed_tokens.weight
+    with pytest.raises(UserError, match=r"output embedding .* set model\.config\.tie_word_embeddings=True"):
+        ecoflap.save(ecoflap.load(module, given.processor), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    module.config.tie_word_embeddings = True
+    ecoflap.save(ecoflap.load(module, given.processor), tmp_path / "out")
+    check_same(ecoflap.load_pruned(tmp_path / "out", device="cpu"), module)
+
+
 def test_refusals(tmp_path: Path) -> None:
     one = llama()
     model = ecoflap.load(one.module, one.processor)
