@@ -94,7 +94,8 @@ def _refuse_tied_by_hand(module: Any) -> None:
         UserError: if it is one.
     """
     head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
-    if head is None or head.weight is not module.get_input_embeddings().weight:
+    weight = getattr(head, "weight", None)
+    if weight is None or weight is not getattr(module.get_input_embeddings(), "weight", None):
         return
     if not getattr(module.config.get_text_config(decoder=True), "tie_word_embeddings", True):
         raise UserError(
