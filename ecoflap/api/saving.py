@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ecoflap.api.given import require
 from ecoflap.api.result import PruneResult
 from ecoflap.api.wrapped import refuse_wrapped
@@ -18,6 +20,7 @@ from ecoflap.storage.checkpoint import write_checkpoint
 from ecoflap.storage.file_names import ALLOCATION, BITMASK_INDEX, CARD, RECIPE, RESULT, SCORES, WEIGHTS_INDEX
 from ecoflap.storage.files import beside, write_json
 from ecoflap.storage.masks import FILE_NAME as MASKS
+from ecoflap.storage.results.sparsity import read_layers
 from ecoflap.storage.saved_model import weight_files
 from ecoflap.storage.sharing.card import has_own_card
 from ecoflap.storage.sharing.describe import describe
@@ -109,9 +112,11 @@ def _require_masked(result: PruneResult) -> None:
     """Refuse a result whose model has changed since, so that its masks and its record are of another one.
 
     Raises:
-        UserError: if it has got adapters, or a weight that the masks remove is not zero.
+        UserError: if it has got adapters, a weight that the masks remove is not zero, or more are zero than
+            were counted.
     """
     refuse_wrapped(result.model)
+    counted = read_layers(result.record.sparsity)
     for layer in result.prunable.layers:
         mask, weight = result.masks.get(layer.name), layer.weight.detach()
         if mask is not None and not weight.is_meta and weight[~mask.to(weight.device)].any():
@@ -120,6 +125,15 @@ def _require_masked(result: PruneResult) -> None:
                 " changed after it was pruned; set them to zero again, or give result.prunable for a"
                 " checkpoint without masks and record"
             )
+        if layer.name in counted and not weight.is_meta and _zeros(weight) > counted[layer.name].zeros:
+            raise UserError(
+                f"{layer.name} has more zeros than this result counted, so the model was pruned further;"
+                " save the result of the last pruning, or result.prunable without masks and record"
+            )
+
+
+def _zeros(weight: Tensor) -> int:
+    return weight.numel() - int(weight.count_nonzero())
 
 
 def _write_record(result: PruneResult, folder: Path) -> None:

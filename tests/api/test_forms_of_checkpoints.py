@@ -227,6 +227,16 @@ def test_a_model_that_was_trained_on_keeps_its_zeros_or_is_saved_without_masks(t
     assert not (tmp_path / "changed" / "masks.safetensors").exists()
 
 
+def test_a_result_whose_model_was_pruned_further(tmp_path: Path) -> None:
+    one = llama()
+    first = ecoflap.prune(one.module, sparsity=0.5, score="none", pruner="magnitude")
+    last = ecoflap.prune(one.module, sparsity=0.7, score="none", pruner="magnitude")
+    with pytest.raises(UserError, match=r"q_proj.weight has more zeros than this result counted"):
+        ecoflap.save(first, tmp_path / "out")
+    ecoflap.save(last, tmp_path / "out")
+    assert verify(tmp_path / "out") == []
+
+
 def test_embeddings_that_were_tied_by_hand(tmp_path: Path) -> None:
     given = llama()
     module: Any = given.module
