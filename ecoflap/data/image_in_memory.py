@@ -7,7 +7,7 @@ from typing import Any
 
 
 class ImageInMemory(str):
-    """An image in memory where a path is expected; as a string, it is a hash of its pixels.
+    """An image in memory where a path is expected; as a string, it is a hash of what it shows.
 
     Attributes:
         image: the Pillow image.
@@ -17,9 +17,15 @@ class ImageInMemory(str):
 
     def __new__(cls, image: Any) -> ImageInMemory:
         """Wrap a Pillow image."""
-        shown = f"{image.mode} {image.size}".encode() + image.tobytes()
-        self = super().__new__(
-            cls, f"an image in memory {hashlib.blake2b(shown, digest_size=16).hexdigest()}"
-        )
+        self = super().__new__(cls, f"an image in memory {_digest(image)}")
         self.image = image
         return self
+
+
+def _digest(image: Any) -> str:
+    """A hash of what an image shows: its pixels, the colours of their indices, and what is transparent."""
+    found = hashlib.blake2b(f"{image.mode} {image.size}".encode(), digest_size=16)
+    found.update(image.tobytes())
+    found.update(bytes(image.getpalette(None) or ()))
+    found.update(repr(image.info.get("transparency")).encode())
+    return found.hexdigest()

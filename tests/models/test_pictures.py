@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image, ImageDraw
 
+from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import UserError
-from ecoflap.models.core.pictures import load_image
+from ecoflap.models.core.pictures import Pixels, load_image
 
 
 def test_sixteen_bits_of_grey_become_eight(tmp_path: Path) -> None:
-    from PIL import Image
-
     Image.fromarray(np.array([[0, 1000, 30000, 65535]], dtype=np.uint16)).save(tmp_path / "grey.png")
     assert np.asarray(load_image(str(tmp_path / "grey.png"))).tolist() == [
         [[value] * 3 for value in (0, 3, 117, 255)]
@@ -21,8 +23,6 @@ def test_sixteen_bits_of_grey_become_eight(tmp_path: Path) -> None:
 
 
 def test_eight_bits_in_thirty_two_stay_what_they_are(tmp_path: Path) -> None:
-    from PIL import Image
-
     Image.fromarray(np.array([[0, 3, 117, 255]], dtype=np.int32)).save(tmp_path / "grey.tiff")
     assert np.asarray(load_image(str(tmp_path / "grey.tiff"))).tolist() == [
         [[value] * 3 for value in (0, 3, 117, 255)]
@@ -30,8 +30,6 @@ def test_eight_bits_in_thirty_two_stay_what_they_are(tmp_path: Path) -> None:
 
 
 def damaged(folder: Path) -> dict[str, Path]:
-    from PIL import Image
-
     Image.new("RGB", (8, 8), "red").save(folder / "whole.png")
     content = (folder / "whole.png").read_bytes()
     (folder / "cut.png").write_bytes(content[: len(content) // 2])
@@ -46,3 +44,31 @@ def test_a_damaged_picture_is_named(tmp_path: Path, name: str) -> None:
     file = damaged(tmp_path)[name]
     with pytest.raises(UserError, match=rf"the picture .*{name}\.png cannot be read"):
         load_image(str(file))
+
+
+def circle(colour: str) -> Any:
+    """A picture of two colours whose pixels are indices of them."""
+    picture = Image.new("RGB", (16, 16), "white")
+    ImageDraw.Draw(picture).ellipse((3, 3, 12, 12), fill=colour)
+    return picture.quantize(2)
+
+
+def clear(index: int) -> Any:
+    """A picture with one transparent colour."""
+    picture = circle("red")
+    picture.info["transparency"] = index
+    return picture
+
+
+@pytest.mark.parametrize("pair", [(circle("red"), circle("blue")), (clear(0), clear(1))])
+def test_pictures_in_memory_differ_by_their_palettes(pair: tuple[Any, Any]) -> None:
+    one, other = pair
+    assert one.tobytes() == other.tobytes()
+    assert ImageInMemory(one) != ImageInMemory(other)
+    assert ImageInMemory(one) == ImageInMemory(one.copy())
+
+
+def test_pictures_of_other_colours_have_other_pixels() -> None:
+    pixels = Pixels(lambda image: torch.tensor(np.asarray(image)))
+    red, blue = pixels([ImageInMemory(circle(colour)) for colour in ("red", "blue")])
+    assert not red.equal(blue)
