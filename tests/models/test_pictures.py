@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
 from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import UserError
@@ -72,3 +73,26 @@ def test_pictures_of_other_colours_have_other_pixels() -> None:
     pixels = Pixels(lambda image: torch.tensor(np.asarray(image)))
     red, blue = pixels([ImageInMemory(circle(colour)) for colour in ("red", "blue")])
     assert not red.equal(blue)
+
+
+def test_a_file_that_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+
+    def prepare(image: Any) -> Any:
+        read.append(image)
+        return torch.tensor(image.getpixel((0, 0)))
+
+    pixels = Pixels(prepare)
+    for folder, colour in (("a", "red"), ("b", "blue")):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8), colour).save(tmp_path / folder / "one.png")
+        monkeypatch.chdir(tmp_path / folder)
+        assert pixels(["one.png"])[0].tolist() == list(ImageColor.getrgb(colour))
+    assert pixels(["one.png", str(tmp_path / "b" / "one.png")])[0].tolist() == [0, 0, 255]
+    assert len(read) == 2
+    Image.new("RGB", (8, 8), "lime").save("one.png")
+    os.utime("one.png", ns=(1, 1))  # clocks of file systems may be too coarse for a test
+    assert pixels(["one.png"])[0].tolist() == [0, 255, 0]
+    Path("one.png").unlink()
+    with pytest.raises(UserError, match=r"the picture one\.png cannot be read"):
+        pixels(["one.png"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def _eight_bits(picture: Any) -> Any:
 
 
 class Pixels:
-    """Pixel values by path; the last few hundred images are cached."""
+    """Pixel values by path; those of the last few hundred images are cached, until their files change."""
 
     def __init__(self, prepare: Callable[[Any], Tensor]) -> None:
         """Start with an empty cache.
@@ -62,7 +63,7 @@ class Pixels:
             prepare: turns an RGB image into pixel values [3, height, width].
         """
         self.prepare = prepare
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     @classmethod
     def of(cls, image_processor: Any) -> Pixels:
@@ -74,9 +75,21 @@ class Pixels:
         return torch.stack([self._one(path) for path in paths])
 
     def _one(self, path: str) -> Tensor:
-        if path not in self._kept:
-            self._kept[path] = self.prepare(load_image(path))
+        key = _identity(path)
+        if key not in self._kept:
+            self._kept[key] = self.prepare(load_image(path))
             if len(self._kept) > CACHED:
                 self._kept.popitem(last=False)
-        self._kept.move_to_end(path)
-        return self._kept[path]
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+
+def _identity(path: str) -> Hashable:
+    """What tells an image from all others: its hash in memory; of a file its place, time and size."""
+    if isinstance(path, ImageInMemory):
+        return path
+    try:
+        file = os.stat(path)
+    except OSError:
+        return path  # load_image says what is wrong with it
+    return os.path.realpath(path), file.st_mtime_ns, file.st_size
