@@ -16,10 +16,21 @@ class ImageInMemory(str):
     image: Any
 
     def __new__(cls, image: Any) -> ImageInMemory:
-        """Wrap a Pillow image."""
+        """Wrap a Pillow image; see ``upright``."""
+        image = upright(image)
         self = super().__new__(cls, f"an image in memory {_digest(image)}")
         self.image = image
         return self
+
+
+def upright(image: Any) -> Any:
+    """An image as its camera was held, which EXIF says; one that was not opened from a file stays as it is.
+
+    ``datasets`` and transformers turn pictures likewise.
+    """
+    from PIL import ImageFile, ImageOps
+
+    return ImageOps.exif_transpose(image) if isinstance(image, ImageFile.ImageFile) else image
 
 
 def _digest(image: Any) -> str:

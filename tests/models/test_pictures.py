@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageColor, ImageDraw
+from PIL import ExifTags, Image, ImageColor, ImageDraw
 
+from ecoflap.data.files.pictures import locate
 from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import UserError
 from ecoflap.models.core.pictures import Pixels, load_image
@@ -96,3 +98,26 @@ def test_a_file_that_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.M
     Path("one.png").unlink()
     with pytest.raises(UserError, match=r"the picture one\.png cannot be read"):
         pixels(["one.png"])
+
+
+def sideways(folder: Path) -> Path:
+    """A photo of a camera held upright: red at the left as it is stored, at the top as it is shown."""
+    picture, exif = Image.new("RGB", (16, 8), "blue"), Image.Exif()
+    picture.paste("red", (0, 0, 8, 8))
+    exif[ExifTags.Base.Orientation] = 6
+    picture.save(folder / "photo.jpg", exif=exif, quality=100)
+    return folder / "photo.jpg"
+
+
+def test_a_photo_is_turned_as_its_camera_was(tmp_path: Path) -> None:
+    file = sideways(tmp_path)
+    wanted = np.asarray(datasets.Image().decode_example({"path": str(file), "bytes": None}))
+    assert wanted.shape == (16, 8, 3)
+    assert wanted[0, 0, 0] > 200 > wanted[-1, 0, 0]
+    for row in (str(file), file.read_bytes(), {"bytes": file.read_bytes()}, Image.open(file)):
+        assert np.array_equal(np.asarray(load_image(locate(row, None, "the row"))), wanted)
+    made = Image.open(file).convert("RGB")  # a program may have turned it, and keeps the EXIF of the file
+    assert load_image(locate(made, None, "the row")).size == (16, 8)
+    stored = Image.open(file)
+    flat = Image.frombytes("RGB", stored.size, stored.tobytes())
+    assert locate(Image.open(file), None, "the row") != locate(flat, None, "the row")

@@ -25,7 +25,7 @@ def locate(image: Any, folder: Path | None, where: str) -> str:
 
     Args:
         image: a path, bytes, a dict with ``bytes`` or ``path`` as ``datasets`` stores pictures, a data URL,
-            or a picture of Pillow's.
+            or a picture of Pillow's, which is turned as its EXIF says only if ``Image.open`` gave it.
         folder: what relative paths start from; None for the working directory, and paths that are looked at
             later.
         where: the row, for messages.

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ecoflap.data.image_in_memory import ImageInMemory
+from ecoflap.data.image_in_memory import ImageInMemory, upright
 from ecoflap.errors import UserError
 
 CACHED = 512  # images
 
 
 def load_image(path: str) -> Any:
-    """Read an RGB image, from a file or from memory.
+    """Read an RGB image, from a file (turned as its EXIF says) or from memory.
 
     Raises:
         UserError: if the file is missing or not an image.
@@ -29,7 +29,7 @@ def load_image(path: str) -> Any:
         if isinstance(path, ImageInMemory):
             return _in_colour(path.image)
         with Image.open(path) as file:
-            return _in_colour(file)
+            return _in_colour(upright(file))
     # Damaged files make Pillow raise OSError, SyntaxError, struct.error, DecompressionBombError and others.
     except Exception as error:
         raise UserError(
