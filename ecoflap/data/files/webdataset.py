@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -96,10 +97,15 @@ def _values(found: Mapping[str, bytes], where: str, key: str) -> dict[str, Any]:
         raise UserError(f"{where}: its JSON or text can't be read ({error}); mend the shard") from None
     pictures = [
         {"bytes": found[ending], "path": f"{key}{ending}"}
-        for ending in sorted(found)
+        for ending in sorted(found, key=_numbered)
         if ending.endswith(PICTURES)
     ]
     if pictures:
         values = {name: value for name, value in values.items() if name not in ("image", "images")}
         values["images"] = pictures
     return values
+
+
+def _numbered(ending: str) -> list[str | int]:
+    """What endings are sorted by: the numbers in them by their values, as 2 comes before 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", ending)]

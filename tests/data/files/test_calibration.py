@@ -304,6 +304,13 @@ def test_captions_in_tar_shards(folder: Path) -> None:
     assert found.fingerprint() == wanted.fingerprint()
 
 
+def test_pictures_of_a_sample_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = [*(f"s.{number}.png" for number in range(12)), "s.png"]
+    members = {name: given.png(0) for name in sorted(names)} | {"s.txt": b"a"}
+    rows = WebDataset().open([given.write_shard(tmp_path / "0.tar", members)])
+    assert [image["path"] for image in rows.read([0])[0].values["images"]] == names
+
+
 def test_pictures_by_url_in_a_folder_with_a_space_and_an_umlaut(vlm: PrunableModel, folder: Path) -> None:
     given.write_pictures(folder / "schöne Bilder")
     wanted = Chat(str(given.write_lines(folder / "a.jsonl", given.columns()))).load(vlm, 0).fingerprint()
