@@ -10,10 +10,12 @@ import torch
 import transformers
 from torch import Tensor
 
+from ecoflap.data.conversation import Conversation, Turn
 from ecoflap.data.easy_vqa.calibration import read_questions
 from ecoflap.data.example import Example, Generation
 from ecoflap.models.core.chats import continuation
 from ecoflap.models.families.blip2.generation import Blip2Interface
+from ecoflap.models.families.language.interface import LanguageInterface
 from ecoflap.models.loading.loader import generated_tokens
 from tests import tiny
 
@@ -78,3 +80,93 @@ def test_an_answer_has_the_tokens_that_it_has_behind_its_prompt() -> None:
     assert continuation(Prepending(), ":", " yes") == [ord(letter) for letter in "_yes"]
     assert continuation(Prepending(), "\n", "yes") == [ord(letter) for letter in "yes"]
     assert continuation(Prepending(), "", " yes") == [ord(letter) for letter in "_yes"]
+
+
+TURN = "{% for m in messages %}"
+TEMPLATES = {
+    "gemma": (
+        TURN + "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}"
+        "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+        "<end_of_turn>",
+    ),
+    "phi": (
+        TURN + "<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+        "<|end|>",
+    ),
+    "deepseek": (
+        TURN + "{% if m.role == 'user' %}<|User|>{{ m.content }}{% else %}<|Assistant|>{{ m.content }}<eos>"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}<|Assistant|>{% endif %}",
+        "<eos>",
+    ),
+    "llama 2": (
+        TURN
+        + "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content | trim }} <eos>"
+        "{% endif %}{% endfor %}",
+        "<eos>",
+    ),
+    "no beginning of an answer": (TURN + "<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}", "<|end|>"),
+    "thoughts": (
+        TURN + "<|{{ m.role }}|>{% if m.role == 'assistant' and 'think' not in m.content %}<think></think>\n"
+        "{% endif %}{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}",
+        "<|end|>",
+    ),
+}
+SPECIAL = ["<start_of_turn>", "<end_of_turn>", "<|end|>", "<|user|>", "<|assistant|>", "<|User|>"]
+
+
+def talker(template: str) -> Any:
+    """A tokenizer of bytes with a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>")
+    tokenizer.add_special_tokens({"additional_special_tokens": [*SPECIAL, "<|Assistant|>"]})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def chat(*said: str) -> Conversation:
+    return Conversation(
+        tuple(Turn(("user", "assistant")[place % 2], (text,)) for place, text in enumerate(said))
+    )
+
+
+def both(tokenizer: Any, conversation: Conversation) -> tuple[str, str]:
+    """All tokens of a conversation, and its labels, as texts."""
+    sample = LanguageInterface(tokenizer).encode_conversation(conversation)
+    labels = sample["labels"][sample["labels"] != -100]
+    assert sample["input_ids"][-len(labels) :].equal(labels)
+    return tokenizer.decode(sample["input_ids"]), tokenizer.decode(labels)
+
+
+@pytest.mark.parametrize("answer", ["it waits", "<think>a bus</think>it waits", " it waits\n"])
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_a_conversation_is_what_the_chat_template_makes_of_it(kind: str, answer: str) -> None:
+    template, end = TEMPLATES[kind]
+    tokenizer = talker(template)
+    said = ("what does the bus do ?", "wait", "and now ?", answer)
+    messages = [{"role": turn.role, "content": turn.text} for turn in chat(*said).turns]
+    whole = tokenizer.apply_chat_template(messages, tokenize=False)
+    text, labels = both(tokenizer, chat(*said))
+    assert text == whole[: whole.rindex(end)] + end
+    assert "assistant" not in labels
+    assert labels.strip().startswith(answer.strip())
+    assert labels.endswith(end)
+
+
+def test_a_template_that_cannot_be_asked_leaves_a_space_and_the_end_of_text() -> None:
+    silent = "{% for m in messages if m.role == 'user' %}{{ m.content }}:{% endfor %}"
+    assert both(talker(silent), chat("what ?", "it waits")) == ("what ?: it waits<eos>", " it waits<eos>")
+    plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    assert both(talker(plain), chat("what ?", "it waits")) == (
+        "user: what ?\nassistant: it waits<eos>",
+        " it waits<eos>",
+    )
+    strict = TEMPLATES["gemma"][0].replace(
+        TURN, "{% if messages[-1].role == 'assistant' %}{{ raise_exception('no') }}{% endif %}" + TURN
+    )
+    assert both(talker(strict), chat("what ?", "it waits"))[1] == "it waits<eos>"

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ecoflap.data.conversation import Conversation
 from ecoflap.errors import UserError
+
+QUESTION, ANSWER = "@QUESTION@", "@ANSWER@"
+
+
+class Frame(NamedTuple):
+    """What a chat template puts around an answer.
+
+    Attributes:
+        opening: between its beginning of an answer and the answer; None if it can't be told.
+        closing: all behind the answer.
+    """
+
+    opening: str | None
+    closing: str
 
 
 def has_template(processor: Any) -> bool:
@@ -44,6 +58,41 @@ def templated(
             " out"
         ) from None
     return text
+
+
+def frame(
+    processor: Any, asked: dict[str, Any], said: dict[str, Any], options: Mapping[str, Any] | None = None
+) -> Frame:
+    """What the chat template puts around the answer to one question.
+
+    Args:
+        processor: a processor or tokenizer with a chat template.
+        asked: the question, as a message.
+        said: a message whose text is ``ANSWER``.
+        options: of the template.
+
+    Raises:
+        UserError: if the template refuses them.
+    """
+    prompt = templated(processor, [asked], options)
+    whole = templated(processor, [asked, said], options, begins_answer=False)
+    before, answer, closing = whole.rpartition(ANSWER)
+    if not answer:
+        return Frame(None, "")
+    return Frame(before.removeprefix(prompt) if before.startswith(prompt) else None, closing)
+
+
+def end_token(tokenizer: Any, closing: str) -> int | None:
+    """The special token that begins what a chat template puts behind an answer; None if none does.
+
+    Some models end their turns with another token than the end of text: Gemma 3 with ``<end_of_turn>``.
+    """
+    begun = closing.lstrip()
+    tokens = tokenizer(begun, add_special_tokens=False)["input_ids"]
+    added = tokenizer.added_tokens_decoder.get(tokens[0]) if tokens else None
+    if added is None or not added.special or not begun.startswith(added.content):  # may be an unknown word
+        return None
+    return int(tokens[0])
 
 
 def joined(conversation: Conversation) -> str:

@@ -12,9 +12,10 @@ from torch.nn.utils.rnn import pad_sequence
 from ecoflap.data.batch import Sample
 from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Example, Generation
-from ecoflap.models.core.chats import as_texts, has_template, joined, templated, written
+from ecoflap.models.core.chats import has_template, joined, written
 from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.language.chat import encoded
 
 
 class LanguageInterface:
@@ -35,15 +36,17 @@ class LanguageInterface:
     def encode_conversation(self, conversation: Conversation) -> Sample:
         """Tokens of the turns and the last answer, whose tokens alone are labels.
 
-        The turns are put in the tokenizer's chat template; where it has none, they stand a line each.
+        The turns are what the tokenizer's chat template makes of them; without one, they stand a line each.
 
         Raises:
             UserError: if the template refuses the turns.
         """
-        chats = has_template(self.tokenizer)
-        text = templated(self.tokenizer, as_texts(conversation)) if chats else joined(conversation)
-        asked: list[int] = self.tokenizer(text, add_special_tokens=not chats)["input_ids"]
-        answer = written(self.tokenizer, text, conversation.target, self.tokenizer.eos_token_id)
+        if has_template(self.tokenizer):
+            asked, answer = encoded(self.tokenizer, conversation)
+        else:
+            text = joined(conversation)
+            asked = self.tokens(text)
+            answer = written(self.tokenizer, text, conversation.target, self.tokenizer.eos_token_id)
         return {
             "input_ids": torch.tensor(asked + answer),
             "labels": torch.tensor([IGNORED] * len(asked) + answer),

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ecoflap.errors import UserError
-from ecoflap.models.core.chats import has_template, templated
-
-QUESTION, ANSWER = "@QUESTION@", "@ANSWER@"
+from ecoflap.models.core.chats import ANSWER, QUESTION, end_token, frame, has_template, templated
 
 
 def chat_prompt(processor: Any, options: Mapping[str, Any]) -> str:
@@ -37,16 +35,9 @@ def chat_prompt(processor: Any, options: Mapping[str, Any]) -> str:
 
 
 def end_of_answer(processor: Any, options: Mapping[str, Any]) -> int | None:
-    """The special token that the chat template writes behind an answer; None if it writes none.
-
-    Some models end their turns with another token than the end of text: Gemma 3 with ``<end_of_turn>``.
-    """
-    tokenizer = processor.tokenizer
-    messages = [_asked(), {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}]
-    _, answer, behind = templated(processor, messages, options, begins_answer=False).partition(ANSWER)
-    tokens = tokenizer(behind.lstrip(), add_special_tokens=False)["input_ids"] if answer else []
-    added = tokenizer.added_tokens_decoder.get(tokens[0]) if tokens else None
-    return int(tokens[0]) if added is not None and added.special else None
+    """The special token that the chat template writes behind an answer; None if it writes none."""
+    said = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
+    return end_token(processor.tokenizer, frame(processor, _asked(), said, options).closing)
 
 
 def _asked() -> dict[str, Any]:
