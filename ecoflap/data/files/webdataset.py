@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ecoflap.data.files.rows import Row
-from ecoflap.data.folder import parse_json
+from ecoflap.data.folder import UTF8, parse_json
 from ecoflap.data.sources import PICTURES
 from ecoflap.errors import UserError
 
@@ -88,10 +88,10 @@ def _values(found: Mapping[str, bytes], where: str, key: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     try:
         if ".json" in found:
-            values |= parse_json(found[".json"].decode("utf-8"))
+            values |= parse_json(found[".json"].decode(UTF8))
         for ending, column in TEXTS.items():
             if ending in found:
-                text = found[ending].decode("utf-8").strip()
+                text = found[ending].decode(UTF8).strip()
                 values[column] = int(text) if column == "label" else text
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: its JSON or text can't be read ({error}); mend the shard") from None

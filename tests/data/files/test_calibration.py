@@ -311,6 +311,12 @@ def test_pictures_of_a_sample_are_in_the_order_of_their_numbers(tmp_path: Path) 
     assert [image["path"] for image in rows.read([0])[0].values["images"]] == names
 
 
+def test_a_byte_order_mark_in_a_shard_is_no_text(tmp_path: Path) -> None:
+    members = {"0.txt": "a café".encode("utf-8-sig"), "1.json": '{"caption": "a café"}'.encode("utf-8-sig")}
+    rows = WebDataset().open([given.write_shard(tmp_path / "0.tar", members)])
+    assert [row.values for row in rows.read([0, 1])] == [{"caption": "a café"}] * 2
+
+
 def test_pictures_by_url_in_a_folder_with_a_space_and_an_umlaut(vlm: PrunableModel, folder: Path) -> None:
     given.write_pictures(folder / "schöne Bilder")
     wanted = Chat(str(given.write_lines(folder / "a.jsonl", given.columns()))).load(vlm, 0).fingerprint()
