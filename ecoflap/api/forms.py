@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ecoflap.data.files.chat import CHATS, has_chat
 from ecoflap.data.files.columns import COLUMNS, is_texts
+from ecoflap.data.folder import half_character
 from ecoflap.errors import UserError
 
 INPUTS = ("input_ids", "pixel_values", "inputs_embeds", "input_features", "input_values")
@@ -46,7 +47,7 @@ def read(data: Any) -> Data:
         raise UserError(f"the data ({type(data).__name__}) are empty; give {FORMS}") from None
     form = _form(first, "the first")
     length = len(data) if hasattr(data, "__len__") and not isinstance(first, list) else None
-    return Data(form, _single(form, chain([first], items)), length)
+    return Data(form, _readable(form, _single(form, chain([first], items))), length)
 
 
 def _items(data: Any) -> Iterator[Any]:
@@ -115,6 +116,23 @@ def _single(form: str, items: Iterable[Any]) -> Iterator[Any]:
             yield from [item] if isinstance(item, str) else item
         else:
             yield from _rows(item, where)
+
+
+def _readable(form: str, rows: Iterable[Any]) -> Iterator[Any]:
+    """Rows whose texts are of whole characters.
+
+    Raises:
+        UserError: if a text holds half of one.
+    """
+    names = (*CHATS, *COLUMNS["text"], *COLUMNS["target"])
+    for number, row in enumerate(rows):
+        texts = [row.get(name) for name in names] if form in ("examples", "chats") else row
+        if form != "inputs" and (half := half_character(texts)) is not None:
+            raise UserError(
+                f"row {number} of the data has a text with half of a character, {half}; take it out, such as"
+                ' by text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
+            )
+        yield row
 
 
 def _rows(columns: Mapping[str, Any], where: str) -> Iterator[Mapping[str, Any]]:

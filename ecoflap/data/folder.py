@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ JSON_ENDINGS = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.
 """Of the names of files of JSON, in small letters."""
 NOT_UTF8 = "is not text in UTF-8; convert it to UTF-8, or give another file"
 ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def require_files(folder: str | None, wanted: str, option: str, name: str, obtain: str) -> Path:
@@ -117,22 +119,41 @@ def require_no_nul(text: str, where: str) -> str:
     return text
 
 
+def half_character(value: Any) -> str | None:
+    """The first half of a surrogate pair in the texts of a value, escaped; None if there is none.
+
+    It is no character, and neither UTF-8 nor tokenizers take it. JSON has one where a text was cut within an
+    emoji.
+    """
+    if isinstance(value, str):
+        found = SURROGATE.search(value)
+        return None if found is None else f"\\u{ord(found.group()):04x}"
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return next((half for part in parts if (half := half_character(part)) is not None), None)
+
+
 def parse_json(text: str) -> Any:
     """Parse JSON.
 
     Raises:
-        ValueError: if it is no JSON, or a string in it holds an escaped NUL.
+        ValueError: if it is no JSON, or a string in it holds an escaped NUL or half of a surrogate pair.
     """
     if ESCAPED_NUL.search(text):
         raise ValueError("a text in it holds a NUL, \\u0000")
-    return json.loads(text)
+    parsed = json.loads(text)
+    if ESCAPED_SURROGATE.search(text):
+        for number, entry in enumerate(parsed if isinstance(parsed, list) else [parsed], 1):
+            if (half := half_character(entry)) is not None:
+                place = f"entry {number}: " if isinstance(parsed, list) else ""
+                raise ValueError(f"{place}a text in it holds half of a character, {half}; take it out")
+    return parsed
 
 
 def read_json(file: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: if it is no JSON, or holds a NUL.
+        UserError: if ``parse_json`` refuses it.
     """
     content = read_text(file)
     try:

@@ -100,6 +100,11 @@ TEXTS: list[Case] = [
         text("text.jsonl", JSON_TEXT + b'{"text": "cat\\u0000dog"}\n'),
     ),
     Case(
+        (*TEXT, "calibration.path={tmp}/text.jsonl"),
+        ("line 301", "holds half of a character, \\ud83d; take it out"),
+        text("text.jsonl", JSON_TEXT + b'{"text": "cat\\ud83d"}\n'),
+    ),
+    Case(
         (*TEXT, "calibration.path={tmp}/text.jsonl.gz"),
         ("{tmp}/text.jsonl.gz can't be read", "download it again"),
         compressed(bytes(range(97, 123)) * 999, 50),

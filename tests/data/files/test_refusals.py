@@ -53,6 +53,10 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "columns": ({"prompt": "what ?", "picture": "0.png"}, r"has prompt, picture, and none of .*text_column"),
     "two pictures": ({"images": ["0.png", "1.png"], "caption": "a"}, "has 2 pictures"),
     "list": ({"image": "0.png", "answer": ["a", "b"]}, r"target of .* is a list; give a str, such as 'a'"),
+    "half an emoji": (
+        turns(("user", "what ?"), ("assistant", "a \ud83d")),
+        r"half of a character, \\ud83d; take",
+    ),
     "data url": ({"image": "data:image/png;base64,%%", "caption": "a"}, "damaged data URL"),
 }
 
@@ -77,6 +81,27 @@ def test_a_question_without_an_answer_is_no_caption(folder: Path, row: dict[str,
     assert len(ecoflap.calibrate(model, "chat", path=str(captioned))) == 1
 
 
+HALF = "a \ud83d"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ["the cat", HALF],
+        [{"text": "the cat"}, {"text": HALF}],
+        {"text": ["the cat", HALF]},
+        [turns(("user", "what ?"), ("assistant", said)) for said in ("a cat", HALF)],
+        [turns(("user", [{"type": "text", "text": said}]), ANSWER) for said in ("a cat", HALF)],
+    ],
+)
+def test_half_a_character_in_memory(data: Any) -> None:
+    one = llama()
+    with pytest.raises(
+        UserError, match=r"row 1 of the data has .* half of a character, \\ud83d; take it out"
+    ):
+        ecoflap.calibrate(ecoflap.load(one.module, one.processor), data)
+
+
 def write(name: str, content: bytes) -> Callable[[Path], Path]:
     def made(folder: Path) -> Path:
         (folder / name).write_bytes(content)
@@ -97,6 +122,16 @@ FILES: dict[str, tuple[type[RowsCalibration], Callable[[Path], Any], str]] = {
     "latin-1": (Chat, write("a.jsonl", LATIN), r"a\.jsonl, line 1 is not text in UTF-8; convert it to UTF-8"),
     "latin-1 list": (Chat, write("a.json", b"[" + LATIN + b"]"), "is not text in UTF-8; convert it to UTF-8"),
     "broken list": (Chat, write("a.json", b'[{"a": 1'), "can't be read as JSON"),
+    "half an emoji": (
+        Chat,
+        write("a.json", b'[{"text": "\\ud83d\\ude00 \\\\ud83d"},\n{"text": "\\uDE00"}]'),
+        r"entry 2: a text in it holds half of a character, \\ude00",
+    ),
+    "half an emoji in a shard": (
+        WebDataset,
+        lambda folder: given.write_shard(folder / "a.tar", {"0.json": b'{"caption": "\\ud83d"}'}),
+        r"sample 0: .*half of a character, \\ud83d",
+    ),
     "one object": (Chat, write("a.json", b'{\n"train": [],\n"test": []}'), "one object with train, test"),
     "list of lists": (Chat, write("a.json", b"[[1]]"), "entry 1 is a list; a row is an object"),
     "broken gzip": (Chat, write("a.jsonl.gz", b"x"), "can't be unpacked"),
