@@ -15,6 +15,8 @@ CHATS = ("conversations", "messages")
 IMAGES = ("image", "images")
 IMAGE = "<image>"
 """Where a picture of the row stands in a text."""
+CONTENTS = ("value", "content", "tool_calls")
+"""What a turn has beside its role; one that calls tools may have no content."""
 ROLES = {
     "system": "system",
     "developer": "system",
@@ -112,6 +114,11 @@ def _turn(turn: Mapping[str, Any], where: str, number: int) -> _Parts:
     """
     role = turn.get("from", turn.get("role"))
     content = turn.get("value", turn.get("content"))
+    if role is not None and content is None and any(name in turn for name in CONTENTS):
+        raise UserError(
+            f"{where}, turn {number}, of the role {role}, has no content, as turns that call tools; only"
+            " turns with content are read: write the call as its content, or take the turn or the row out"
+        )
     if role is None or content is None:
         raise UserError(
             f"{where}, turn {number} has {', '.join(map(str, turn)) or 'nothing'}; a turn has from and value,"

@@ -22,7 +22,7 @@ def named(row: Row, given: Mapping[str, str | None]) -> Mapping[str, Any]:
         given: {kind: the column that an option names, or None}.
 
     Raises:
-        UserError: if it lacks such a column, or has none that is known.
+        UserError: if it lacks such a column, or has none that is known, or only empty ones.
     """
     values = dict(row.values)
     for kind, column in given.items():
@@ -36,6 +36,13 @@ def named(row: Row, given: Mapping[str, str | None]) -> Mapping[str, Any]:
         values[KINDS[kind][0]] = row.values[column]
     every = [*CHATS, *(name for names in COLUMNS.values() for name in names)]
     if all(values.get(name) is None for name in every):
+        renamed = {KINDS[kind][0]: column for kind, column in given.items() if column is not None}
+        if empty := [renamed.get(name, name) for name in every if name in values]:
+            raise UserError(
+                f"{row.where}: the value of {', '.join(empty)} is null; give a value, take the row out, or"
+                " name another column with calibration.text_column=NAME, target_column, image_column or"
+                " chat_column"
+            )
         raise UserError(
             f"{row.where} has {', '.join(map(str, row.values)) or 'no columns'}, and none of"
             f" {', '.join(every)}; name its columns with calibration.text_column=NAME, target_column,"

@@ -32,6 +32,7 @@ def turns(*said: tuple[str, Any]) -> dict[str, Any]:
 
 
 ANSWER = ("assistant", "circle")
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "count"}}]}
 ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "missing picture": (
         {**given.llava_chats(1)[0], "image": "gone.png"},
@@ -51,6 +52,13 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
         r"1 places for pictures .* 2 pictures",
     ),
     "columns": ({"prompt": "what ?", "picture": "0.png"}, r"has prompt, picture, and none of .*text_column"),
+    "null": ({"text": None, "id": 3}, r"the value of text is null; give a value, take the row out, or name"),
+    "tool call": (
+        {"messages": [{"role": "user", "content": "what ?"}, CALL, {"role": "tool", "content": "3"}]},
+        "turn 2, of the role assistant, has no content, as turns that call tools; .* write the call as its",
+    ),
+    "tool call without content": ({"messages": [{"role": "assistant", "tool_calls": []}]}, "has no content"),
+    "null of LLaVA": ({"conversations": [{"from": "gpt", "value": None}]}, "turn 1, of the role gpt, has no"),
     "two pictures": ({"images": ["0.png", "1.png"], "caption": "a"}, "has 2 pictures"),
     "list": ({"image": "0.png", "answer": ["a", "b"]}, r"target of .* is a list; give a str, such as 'a'"),
     "half an emoji": (
@@ -180,6 +188,9 @@ def test_columns_that_options_name(folder: Path) -> None:
     ).first("calibration")
     with pytest.raises(UserError, match=r"calibration\.text_column=promt: .*line 1 has prompt"):
         Chat(file, text_column="promt").check_data("calibration")
+    empty = str(given.write_lines(folder / "c.jsonl", [{"prompt": None}]))
+    with pytest.raises(UserError, match="line 1: the value of prompt is null"):
+        Chat(empty, text_column="prompt").check_data("calibration")
 
 
 def loaded(model: PrunableModel, folder: Path, row: dict[str, Any], **options: Any) -> None:
