@@ -12,7 +12,7 @@ from PIL import Image
 
 from ecoflap.data.conversation import Conversation, Picture, Turn
 from ecoflap.data.easy_vqa.calibration import read_questions
-from ecoflap.data.example import Generation
+from ecoflap.data.example import Example, Generation
 from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import UserError
 from ecoflap.models.core.pictures import load_image
@@ -168,3 +168,27 @@ def test_a_template_without_answers_leaves_the_end_of_text() -> None:
         tokenizer=words, chat_template="asked", apply_chat_template=lambda *_, **__: "asked @QUESTION@"
     )
     assert VlmInterface(None, processor, None).end is None
+
+
+@pytest.mark.parametrize(("spaces", "opening"), [("", ""), (" ", " "), ("\n", "\n"), ("so: ", None)])
+def test_the_spaces_before_an_answer_are_those_of_the_template(spaces: str, opening: str | None) -> None:
+    words = built("qwen3_vl")[1].tokenizer
+
+    def put(messages: list[dict[str, Any]], **_: Any) -> str:
+        return "@QUESTION@<|bot|>" + (f"{spaces}@ANSWER@" if len(messages) > 1 else "")
+
+    processor = SimpleNamespace(tokenizer=words, chat_template="asked", apply_chat_template=put)
+    found = VlmInterface(SimpleNamespace(config=SimpleNamespace(model_type="")), processor, None)
+    assert found.opening == opening
+    question = {"input_ids": torch.tensor([[1]])}
+    sample = found._answered(question, "what ?<|bot|>", "it waits", found.opening)
+    expected = (" " if opening is None else opening) + "it waits"
+    labels = words(expected, add_special_tokens=False)["input_ids"]
+    last = [] if words.eos_token_id is None else [words.eos_token_id]
+    assert sample["labels"][0, 1:].tolist() == labels + last
+
+
+def test_a_caption_goes_on_behind_its_first_words() -> None:
+    name = "qwen3_vl"
+    sample = interface(name).encode(Example("a bus", "waits", QUESTION.image, bare=True))
+    assert built(name)[1].tokenizer.decode(sample["input_ids"][0]).rpartition("a bus")[2].startswith(" waits")

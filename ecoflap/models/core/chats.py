@@ -113,14 +113,18 @@ def continuation(tokenizer: Any, before: str, text: str) -> list[int]:
     return list(both[len(first) :] if both[: len(first)] == first else alone)
 
 
-def written(tokenizer: Any, before: str, target: str, last: int | None) -> list[int]:
-    """The tokens of an answer behind a prompt: a space if the prompt ends in none, words, and the end token.
+def written(
+    tokenizer: Any, before: str, target: str, last: int | None, opening: str | None = None
+) -> list[int]:
+    """The tokens of an answer behind a prompt: the spaces before it, words, and the end token.
 
     Args:
         tokenizer: of the model.
         before: the prompt, or its last character.
         target: the answer.
         last: the token that ends an answer; None for none.
+        opening: the spaces; None for one if the prompt ends in none.
     """
-    space = "" if before[-1:].isspace() else " "
-    return continuation(tokenizer, before[-1:], space + target) + ([] if last is None else [last])
+    if opening is None:
+        opening = "" if before[-1:].isspace() else " "
+    return continuation(tokenizer, before[-1:], opening + target) + ([] if last is None else [last])

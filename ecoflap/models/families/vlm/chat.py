@@ -34,10 +34,14 @@ def chat_prompt(processor: Any, options: Mapping[str, Any]) -> str:
     return text.replace("{", "{{").replace("}", "}}").replace(QUESTION, "{}")
 
 
-def end_of_answer(processor: Any, options: Mapping[str, Any]) -> int | None:
-    """The special token that the chat template writes behind an answer; None if it writes none."""
+def around_answer(processor: Any, options: Mapping[str, Any]) -> tuple[str | None, int | None]:
+    """(spaces, special token) that the chat template writes before and behind an answer.
+
+    The spaces are None if it writes more than spaces, or can't be asked; the token is None if it writes none.
+    """
     said = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
-    return end_token(processor.tokenizer, frame(processor, _asked(), said, options).closing)
+    opening, closing = frame(processor, _asked(), said, options)
+    return None if (opening or "").strip() else opening, end_token(processor.tokenizer, closing)
 
 
 def _asked() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ecoflap.errors import UserError, did_you_mean
 from ecoflap.models.core.chats import templated, written
 from ecoflap.models.core.pictures import load_image
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.families.vlm.chat import chat_prompt, end_of_answer
+from ecoflap.models.families.vlm.chat import around_answer, chat_prompt
 from ecoflap.models.loading.loader import generated_tokens
 
 WRITTEN = {"attention_mask": 1, "mm_token_type_ids": 0, "moe_mm_token_type_ids": 0}
@@ -63,7 +63,7 @@ class VlmInterface:
         check_image_options(processor, self.images)
         self.is_chat, self.chat = prompt is None, dict(chat or {})
         self.prompt = chat_prompt(processor, self.chat) if prompt is None else prompt
-        self.end = end_of_answer(processor, self.chat) if prompt is None else None
+        self.opening, self.end = around_answer(processor, self.chat) if prompt is None else (None, None)
 
     def encode(self, example: Example) -> Sample:
         """Inputs and labels of one question, with the leading dimension that the processor gives.
@@ -72,7 +72,9 @@ class VlmInterface:
         that a Q-Former reads, what the processor writes after a prompt) can see the answer.
         """
         text = self._ask(example)
-        return self._answered(dict(self._inputs(load_image(example.image or ""), text)), text, example.target)
+        question = dict(self._inputs(load_image(example.image or ""), text))
+        begun = example.bare and example.text  # the answer goes on behind its first words
+        return self._answered(question, text, example.target, None if begun else self.opening)
 
     def encode_conversation(self, conversation: Conversation) -> Sample:
         """Inputs and labels of one conversation, as ``encode`` has them; labels are of the last answer alone.
@@ -82,7 +84,7 @@ class VlmInterface:
                 conversation.
         """
         question, text = self._asked(conversation)
-        return self._answered(question, text, conversation.target)
+        return self._answered(question, text, conversation.target, self.opening)
 
     def reply(self, model: PrunableModel, conversation: Conversation, generation: Generation) -> str:
         """What the model writes instead of the last answer of a conversation.
@@ -138,19 +140,21 @@ class VlmInterface:
                 " take such rows out, or set calibration.turns=first"
             ) from error
 
-    def _answered(self, question: dict[str, Any], text: str, target: str) -> Sample:
+    def _answered(self, question: dict[str, Any], text: str, target: str, opening: str | None) -> Sample:
         """A question's inputs with the tokens of its answer behind them, and labels.
 
         Args:
             question: the processor's outputs.
             text: what it made them of.
             target: the answer.
+            opening: see ``written``.
         """
         tokenizer = self.processor.tokenizer
         if not writes_after_prompt(self.module):
             return {**question, "labels": tokenizer(target, return_tensors="pt")["input_ids"]}
         last = tokenizer.eos_token_id if self.end is None else self.end
-        answer = torch.tensor([written(tokenizer, "\n" if self._is_paligemma else text, target, last)])
+        before = "\n" if self._is_paligemma else text
+        answer = torch.tensor([written(tokenizer, before, target, last, opening)])
         asked = question["input_ids"]
         fills = {**WRITTEN, "token_type_ids": int(self._is_paligemma)}
         longer = {
