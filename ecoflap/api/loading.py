@@ -16,7 +16,7 @@ from ecoflap.models.core.prunable import Loss, PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.loading.hub import read_settings, require_folder
-from ecoflap.models.loading.kinds import MAPPINGS, option_of, options_for
+from ecoflap.models.loading.kinds import MAPPINGS, option_for, option_of, options_for
 from ecoflap.models.loading.loader import prunable
 from ecoflap.models.sparse.linear import SparseLinear
 from ecoflap.run.saved_loader import recorded_node
@@ -109,11 +109,7 @@ def _prepare(
         if option is None and callable(loss):
             return prunable(type(module).__name__, module, processor, loss, selection, options.get("towers"))
         if option is None:
-            kinds = ", ".join(READ_WITHOUT_PROCESSOR)
-            raise UserError(
-                f"{type(module).__name__} is no model of a known kind; say which with kind=, one of {kinds},"
-                " ..., or give loss=, a function of (module, batch, copies)"
-            )
+            raise _unknown_kind(type(module).__name__, "give")
         loader = _named_loader(option, IN_MEMORY, options)
         if not hasattr(loader, "from_module"):
             raise UserError(f"kind={option} takes no model in memory; give a folder or a hub id instead")
@@ -129,6 +125,20 @@ def _prepare(
     finally:
         for child, mode in training:
             child.training = mode
+
+
+def _unknown_kind(what: str, give: str) -> UserError:
+    """The error of a model whose kind neither its class nor its config tells.
+
+    Args:
+        what: the model.
+        give: how a model with a loss of its own is given.
+    """
+    kinds = ", ".join(READ_WITHOUT_PROCESSOR)
+    return UserError(
+        f"{what} is no model of a known kind; say which with kind=, one of {kinds}, ..., or {give} loss=, a"
+        " function of (module, batch, copies)"
+    )
 
 
 def _refuse_other_kind(module: nn.Module, kind: str) -> None:
@@ -203,13 +213,11 @@ def _loader(path: str, kind: str | None, options: dict[str, Any]) -> Any:
         folder = require_folder(path)
         if (recorded := recorded_node(Path(folder))) is not None:
             return built("model", {**recorded, **options})
-        model_type = read_settings(folder, options.get("revision")).get("model_type")
-        kinds = options_for(str(model_type))
-        if not kinds:
-            raise UserError(
-                f"{path} is a {model_type}, which no option of model loads; say how it is loaded with kind="
-            )
-        kind = kinds[0]
+        settings = read_settings(folder, options.get("revision"))
+        kind = option_for(settings)
+        if kind is None:
+            what = next(iter(settings.get("architectures") or [settings.get("model_type")]))
+            raise _unknown_kind(f"{path} holds a {what}, which", "load it with transformers and give")
     return _named_loader(kind, path, options)
 
 

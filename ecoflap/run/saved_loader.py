@@ -8,7 +8,7 @@ from typing import Any
 
 from ecoflap.errors import UserError
 from ecoflap.models.loading.checkpoint_folder import local_settings
-from ecoflap.models.loading.kinds import options_for
+from ecoflap.models.loading.kinds import option_for
 from ecoflap.models.loading.options import PretrainedOptions
 from ecoflap.run import registry
 from ecoflap.run.moved import current_place
@@ -71,9 +71,10 @@ def _fitting(folder: Path) -> tuple[str, type]:
     Raises:
         UserError: if there is none.
     """
-    kind = str(local_settings(folder).get("model_type"))
-    choice = next(iter(options_for(kind)), None)
+    settings = local_settings(folder)
+    choice = option_for(settings)
     for target, options in registry.PARTS["model"].items():
         if issubclass(options, PretrainedOptions) and registry.defaults(options)["name"] == choice:
             return target, options
-    raise UserError(f"{folder} holds a {kind}, which no option of model loads; load it as it was saved")
+    what = next(iter(settings.get("architectures") or [settings.get("model_type")]))
+    raise UserError(f"{folder} holds a {what}, which no option of model loads; load it as it was saved")

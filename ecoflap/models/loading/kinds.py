@@ -1,8 +1,8 @@
-"""Which option of ``model`` loads which kind of checkpoint, by the ``model_type`` of its config.json."""
+"""Which option of ``model`` loads which kind of checkpoint, by what its config.json says of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -37,13 +37,30 @@ def options_for(kind: str) -> list[str]:
 
 def option_of(module: Any) -> str | None:
     """The choice of ``model`` for a model in memory, by its class or a base class; None if there is none."""
+    kind = getattr(getattr(module, "config", None), "model_type", None)
+    return _option_of_class([base.__name__ for base in type(module).__mro__], kind)
+
+
+def option_for(settings: Mapping[str, Any]) -> str | None:
+    """The choice of ``model`` for a checkpoint, by its config.json; None if there is none.
+
+    The class that wrote it tells, as many a ``model_type`` has several. A config.json that names no class is
+    of the first option for its type, but of a vision-language model if it describes a vision tower.
+    """
+    kind, classes = settings.get("model_type"), settings.get("architectures")
+    if classes:
+        return _option_of_class(classes[:1], kind)
+    options = options_for(str(kind))
+    return "vlm" if "vlm" in options and "vision_config" in settings else next(iter(options), None)
+
+
+def _option_of_class(names: Sequence[str], kind: str | None) -> str | None:
+    """The choice of ``model`` for a class, by its name and those of its bases; None if there is none."""
     from transformers.models.auto import modeling_auto
 
-    names = [kind.__name__ for kind in type(module).__mro__]
     own = next((OWN_CLASSES[name] for name in names if name in OWN_CLASSES), None)
     if own is not None:
         return own
-    kind = getattr(getattr(module, "config", None), "model_type", None)
     for option, mapping in MAPPINGS.items():
         classes = getattr(modeling_auto, mapping, {}).get(kind, ())
         if {classes} & set(names) if isinstance(classes, str) else set(classes) & set(names):

@@ -1,0 +1,85 @@
+"""What a model is taken for, in memory and in its folder: that which its class is made for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+
+import ecoflap
+from ecoflap.errors import UserError
+from ecoflap.models.loading.kinds import option_for
+from tests import tiny
+from tests.api.conftest import llama, word_tokenizer
+from tests.api.test_loading import OPTIONS
+from tests.vlms.folders import MODELS
+
+
+def saved(module: Any, folder: Path) -> Path:
+    module.save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("family", [family for family in OPTIONS if family in tiny.FAMILIES])
+def test_the_kind_of_a_folder_is_told_by_the_class_that_wrote_it(family: str, tmp_path: Path) -> None:
+    tiny.build(family).module.save_pretrained(tmp_path)
+    assert option_for(settings(tmp_path)) == OPTIONS[family]
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_vl", "mllama"])
+def test_a_folder_with_a_vision_tower_is_loaded_with_it(name: str, tmp_path: Path) -> None:
+    module, _ = MODELS[name].build()
+    MODELS[name].save(tmp_path)
+    loaded = ecoflap.load(tmp_path, device="cpu")
+    assert type(loaded.module) is type(module)
+    assert "vision" in {tower.name for tower in loaded.towers}
+    assert loaded.module.state_dict().keys() == module.state_dict().keys()
+
+
+def test_an_encoder_decoder_of_a_type_with_a_decoder_alone_is_loaded_whole(tmp_path: Path) -> None:
+    module = hf.BartForConditionalGeneration(tiny.bart_config())
+    loaded = ecoflap.load(saved(module, tmp_path), device="cpu")
+    weights = loaded.module.state_dict()
+    assert type(loaded.module) is hf.BartForConditionalGeneration
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("make", "config"),
+    [
+        (hf.BertForMaskedLM, lambda: hf.BertConfig(**tiny.TEXT)),
+        (hf.LlamaForSequenceClassification, lambda: llama().module.config),
+    ],
+)
+def test_a_folder_of_another_task_is_refused_as_in_memory(make: Any, config: Any, tmp_path: Path) -> None:
+    folder = saved(make(config()), tmp_path)
+    words = rf"{make.__name__}.* is no model of a known kind; say which with kind=, one of causal_lm, "
+    with pytest.raises(UserError, match=words):
+        ecoflap.load(folder, device="cpu")
+    with pytest.raises(UserError, match=words):
+        ecoflap.load(make(config()), word_tokenizer())
+
+
+def test_a_kind_that_is_named_wins(tmp_path: Path) -> None:
+    folder = saved(hf.BertForMaskedLM(hf.BertConfig(**tiny.TEXT)), tmp_path)
+    named = ecoflap.load(folder, kind="causal_lm", device="cpu")
+    assert type(named.module) is hf.BertLMHeadModel
+
+
+def test_a_folder_that_names_no_class_is_told_by_its_type(tmp_path: Path) -> None:
+    folder = saved(llama().module, tmp_path)
+    kept = {name: value for name, value in settings(folder).items() if name != "architectures"}
+    (folder / "config.json").write_text(json.dumps(kept))
+    assert type(ecoflap.load(folder, device="cpu").module) is hf.LlamaForCausalLM
+    assert option_for({"model_type": "gemma3", "vision_config": {}}) == "vlm"
+    assert option_for({"model_type": "bart", "architectures": None}) == "causal_lm"
