@@ -12,9 +12,11 @@ import transformers as hf
 
 import ecoflap
 from ecoflap.errors import UserError
+from ecoflap.models.families.language.interface import LanguageInterface
+from ecoflap.models.families.vlm.interface import VlmInterface
 from ecoflap.models.loading.kinds import option_for
 from tests import tiny
-from tests.api.conftest import llama, word_tokenizer
+from tests.api.conftest import llama, picture, word_tokenizer
 from tests.api.test_loading import OPTIONS
 from tests.vlms.folders import MODELS
 
@@ -36,7 +38,7 @@ def test_the_kind_of_a_folder_is_told_by_the_class_that_wrote_it(family: str, tm
     assert option_for(settings(tmp_path)) == OPTIONS[family]
 
 
-@pytest.mark.parametrize("name", ["qwen3_5_vl", "mllama"])
+@pytest.mark.parametrize("name", ["qwen3_5_vl", "gemma3", "mllama"])
 def test_a_folder_with_a_vision_tower_is_loaded_with_it(name: str, tmp_path: Path) -> None:
     module, _ = MODELS[name].build()
     MODELS[name].save(tmp_path)
@@ -83,3 +85,13 @@ def test_a_folder_that_names_no_class_is_told_by_its_type(tmp_path: Path) -> Non
     assert type(ecoflap.load(folder, device="cpu").module) is hf.LlamaForCausalLM
     assert option_for({"model_type": "gemma3", "vision_config": {}}) == "vlm"
     assert option_for({"model_type": "bart", "architectures": None}) == "causal_lm"
+
+
+def test_a_class_of_language_models_that_reads_pictures_is_given_pictures() -> None:
+    module, processor = MODELS["gemma3"].build()
+    model = ecoflap.load(module, processor)
+    assert isinstance(model.interface, VlmInterface)
+    rows = [{"image": picture(0), "text": "what is there ?", "target": "a circle"}]
+    assert "pixel_values" in ecoflap.calibrate(model, rows).samples[0]
+    alone = hf.Gemma3ForCausalLM(module.config.text_config)
+    assert isinstance(ecoflap.load(alone, processor.tokenizer).interface, LanguageInterface)

@@ -55,17 +55,22 @@ def option_for(settings: Mapping[str, Any]) -> str | None:
 
 
 def _option_of_class(names: Sequence[str], kind: str | None) -> str | None:
-    """The choice of ``model`` for a class, by its name and those of its bases; None if there is none."""
+    """The choice of ``model`` for a class, by its name and those of its base classes; None if there is none.
+
+    A class that transformers lists for language models and for vision-language models, such as that of Gemma
+    3, reads pictures.
+    """
     from transformers.models.auto import modeling_auto
 
     own = next((OWN_CLASSES[name] for name in names if name in OWN_CLASSES), None)
     if own is not None:
         return own
+    fitting = []
     for option, mapping in MAPPINGS.items():
         classes = getattr(modeling_auto, mapping, {}).get(kind, ())
         if {classes} & set(names) if isinstance(classes, str) else set(classes) & set(names):
-            return option
-    return None
+            fitting.append(option)
+    return "vlm" if {"causal_lm", "vlm"} <= set(fitting) else next(iter(fitting), None)
 
 
 def check_kind(path: str, settings: Mapping[str, Any], config_class: Any, model_class: Any) -> None:
