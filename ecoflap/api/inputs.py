@@ -14,6 +14,7 @@ from ecoflap.data.text.calibration import vocabulary_of
 from ecoflap.errors import UserError
 from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.language.interface import LanguageInterface
 from ecoflap.models.families.vlm.interface import VlmInterface
 from ecoflap.models.loading.kinds import option_of
 
@@ -62,6 +63,11 @@ def _joins(model: PrunableModel) -> bool:
     if model.interface is not None:
         return isinstance(model.interface, VlmInterface)
     return option_of(model.module) == "vlm"
+
+
+def _continues_text(model: PrunableModel) -> bool:
+    """Whether the model is a decoder language model."""
+    return isinstance(model.interface, LanguageInterface) or option_of(model.module) == "causal_lm"
 
 
 def _tensors(model: PrunableModel, item: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -150,7 +156,10 @@ def _finished(model: PrunableModel, sample: Sample) -> Sample:
     _check_ids(model, sample["input_ids"])
     config = getattr(model.module, "config", None)
     apart = bool(getattr(config, "is_encoder_decoder", False))
-    if apart or _joins(model) or option_of(model.module) == "causal_lm":
+    language = not apart and not _joins(model) and _continues_text(model)
+    if language:
+        _check_mask(model, sample)
+    if apart or _joins(model) or language:
         _check_targets(sample, apart)
     sample = _without_padding(sample, apart)
     if hasattr(model.interface, "pad_token_id") or apart:
@@ -160,11 +169,26 @@ def _finished(model: PrunableModel, sample: Sample) -> Sample:
         if "labels" not in sample:
             sample["labels"] = _text_targets(config, sample["input_ids"])
         return sample
-    if option_of(model.module) == "causal_lm":
+    if language:
         sample.pop("attention_mask", None)
         if "labels" in sample and torch.equal(sample["labels"], sample["input_ids"]):
             del sample["labels"]
     return sample
+
+
+def _check_mask(model: PrunableModel, sample: Sample) -> None:
+    """Refuse a mask of more than padding, which a language model is not given.
+
+    Raises:
+        UserError: if there is a mask of another shape than the tokens.
+    """
+    ids, mask = sample["input_ids"], sample.get("attention_mask")
+    if mask is not None and mask.shape != ids.shape:
+        raise UserError(
+            f"a sample of the data has input_ids {list(ids.shape)} and attention_mask {list(mask.shape)}, and"
+            f" {model.name} takes masks of padding alone, in the shape of input_ids; give such a mask or"
+            " none, and texts that were packed into one sample as samples of their own"
+        )
 
 
 def _check_targets(sample: Sample, apart: bool) -> None:

@@ -355,6 +355,15 @@ def test_what_is_not_understood_is_refused(language_model: PrunableModel) -> Non
     refused(replace(language_model, processor=None), TEXTS, "no tokenizer", "ecoflap.load(model, tokenizer)")
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 5, 5), (1, 5, 5), (1, 4)])
+def test_a_mask_of_more_than_padding_is_refused(
+    language_model: PrunableModel, shape: tuple[int, ...]
+) -> None:
+    given = {"input_ids": torch.ones(1, 5).long(), "attention_mask": torch.ones(shape).tril()}
+    found = f"attention_mask {list(shape[1:])}"
+    refused(language_model, [given], "input_ids [5]", found, "shape of input_ids", "packed")
+
+
 def test_fewer_samples_than_asked_for_are_warned_of(
     language_model: PrunableModel, caplog: pytest.LogCaptureFixture
 ) -> None:
