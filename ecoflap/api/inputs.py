@@ -19,7 +19,10 @@ from ecoflap.models.families.vlm.interface import VlmInterface
 from ecoflap.models.loading.kinds import option_of
 
 OF_TARGETS = ("labels", "decoder_input_ids", "decoder_attention_mask")
-RANKS = {"input_ids": 2, "pixel_values": 4}  # dimensions of a batch
+RANKS = {"input_ids": 2, "inputs_embeds": 3, "pixel_values": 4, "input_features": 3, "input_values": 2}
+"""Dimensions of a batch: of tokens, of pictures, of spectra by time, and of waves."""
+SPECTROGRAMS = {"audio-spectrogram-transformer": {"input_values": 3}, "clap": {"input_features": 4}}
+"""Likewise of models that read spectra as pictures."""
 ALONG_TOKENS = (
     "input_ids",
     "attention_mask",
@@ -42,7 +45,7 @@ def samples_of(model: PrunableModel, item: Mapping[str, Any]) -> list[Sample]:
     tensors = {name: _as_index(name, tensor) for name, tensor in _tensors(model, item).items()}
     if "labels" in tensors:
         _check_labels(model, tensors["labels"])
-    batch = _batched(tensors)
+    batch = _batched(model, tensors)
     count = len(batch[_leading(batch)])
     joins = _joins(model)
     if odd := [name for name, tensor in batch.items() if tensor.shape[:1] != (count,)]:
@@ -141,10 +144,11 @@ def _leading(batch: Mapping[str, Tensor]) -> str:
     return next((name for name in RANKS if name in batch), next(iter(batch)))
 
 
-def _batched(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _batched(model: PrunableModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Add a batch dimension to the inputs of one sample."""
     name = _leading(tensors)
-    if tensors[name].dim() >= RANKS.get(name, 1):
+    kind = str(getattr(getattr(model.module, "config", None), "model_type", None))
+    if tensors[name].dim() >= {**RANKS, **SPECTROGRAMS.get(kind, {})}.get(name, 1):
         return tensors
     return {name: tensor[None] for name, tensor in tensors.items()}
 
