@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ecoflap.api.readable import check_ids, check_labels, check_mask, check_targets
 from ecoflap.data.batch import Sample
-from ecoflap.data.text.calibration import vocabulary_of
 from ecoflap.errors import UserError
 from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.prunable import PrunableModel
@@ -44,7 +44,7 @@ def samples_of(model: PrunableModel, item: Mapping[str, Any]) -> list[Sample]:
     """
     tensors = {name: _as_index(name, tensor) for name, tensor in _tensors(model, item).items()}
     if "labels" in tensors:
-        _check_labels(model, tensors["labels"])
+        check_labels(model, tensors["labels"])
     batch = _batched(model, tensors)
     count = len(batch[_leading(batch)])
     joins = _joins(model)
@@ -109,36 +109,6 @@ def _as_index(name: str, tensor: Tensor) -> Tensor:
     return tensor.long() if whole and name.endswith(("_ids", "labels")) else tensor
 
 
-def _check_labels(model: PrunableModel, labels: Tensor) -> None:
-    """Refuse labels that the model can't put out.
-
-    Raises:
-        UserError: if one is no number of a class, or of a token in the vocabulary.
-    """
-    what, known = _outputs(model)
-    found = labels[labels != IGNORED]
-    if known is None or labels.dtype != torch.long or not found.numel():
-        return
-    if not 0 <= int(found.min()) <= int(found.max()) < known:
-        raise UserError(
-            f"labels of the data hold numbers from {int(found.min())} to {int(found.max())}, and"
-            f" {model.name} has {known} {what}, numbered from 0; give their numbers, or {IGNORED} for no"
-            " target"
-        )
-
-
-def _outputs(model: PrunableModel) -> tuple[str, int | None]:
-    """What the model puts out, and how many there are; None if that is unknown, as for a CLIP."""
-    module: Any = model.module
-    if option_of(module) == "image_classifier":
-        return "classes", getattr(module.config, "num_labels", None)
-    try:
-        weight = getattr(module.get_output_embeddings(), "weight", None)
-    except (AttributeError, NotImplementedError):
-        return "tokens", None
-    return "tokens", None if weight is None else len(weight)
-
-
 def _leading(batch: Mapping[str, Tensor]) -> str:
     """The name of the tensor whose first dimension counts the samples."""
     return next((name for name in RANKS if name in batch), next(iter(batch)))
@@ -157,14 +127,14 @@ def _finished(model: PrunableModel, sample: Sample) -> Sample:
     """A sample as the model's family encodes it: without padding, and with the labels that its loss needs."""
     if "input_ids" not in sample:
         return sample
-    _check_ids(model, sample["input_ids"])
+    check_ids(model, sample["input_ids"])
     config = getattr(model.module, "config", None)
     apart = bool(getattr(config, "is_encoder_decoder", False))
     language = not apart and not _joins(model) and _continues_text(model)
     if language:
-        _check_mask(model, sample)
+        check_mask(model, sample)
     if apart or _joins(model) or language:
-        _check_targets(sample, apart)
+        check_targets(sample, apart)
     sample = _without_padding(sample, apart)
     if hasattr(model.interface, "pad_token_id") or apart:
         mask = sample.get("attention_mask", torch.ones_like(sample["input_ids"]))
@@ -178,43 +148,6 @@ def _finished(model: PrunableModel, sample: Sample) -> Sample:
         if "labels" in sample and torch.equal(sample["labels"], sample["input_ids"]):
             del sample["labels"]
     return sample
-
-
-def _check_mask(model: PrunableModel, sample: Sample) -> None:
-    """Refuse a mask of more than padding, which a language model is not given.
-
-    Raises:
-        UserError: if there is a mask of another shape than the tokens.
-    """
-    ids, mask = sample["input_ids"], sample.get("attention_mask")
-    if mask is not None and mask.shape != ids.shape:
-        raise UserError(
-            f"a sample of the data has input_ids {list(ids.shape)} and attention_mask {list(mask.shape)}, and"
-            f" {model.name} takes masks of padding alone, in the shape of input_ids; give such a mask or"
-            " none, and texts that were packed into one sample as samples of their own"
-        )
-
-
-def _check_targets(sample: Sample, apart: bool) -> None:
-    """Refuse a sample whose loss would be over no token, or over labels of other tokens.
-
-    Raises:
-        UserError: if there is no target, or labels and tokens of one text differ in number.
-    """
-    ids, labels = sample["input_ids"], sample.get("labels")
-    if labels is not None and not apart and labels.shape != ids.shape:
-        raise UserError(
-            f"a sample of the data has input_ids {list(ids.shape)} and labels {list(labels.shape)}; give a"
-            " label per token"
-        )
-    if labels is None and apart:
-        return  # a loss of one's own may do without
-    targets = ids if labels is None else labels
-    if not (targets if apart else targets[..., 1:]).ne(IGNORED).any():
-        raise UserError(
-            f"a sample of the data has input_ids {list(ids.shape)} and no target for the loss, which is over"
-            " the next token; give longer texts, or labels other than -100"
-        )
 
 
 def _without_padding(sample: Sample, apart: bool) -> Sample:
@@ -249,27 +182,3 @@ def _text_targets(config: Any, input_ids: Tensor) -> Tensor:
     """The tokens of a text as its targets, except those that stand for images."""
     pictures = [token for name in IMAGE_TOKENS if (token := getattr(config, name, None)) is not None]
     return input_ids.masked_fill(torch.isin(input_ids, torch.tensor(pictures, dtype=torch.long)), IGNORED)
-
-
-def _check_ids(model: PrunableModel, ids: Tensor) -> None:
-    """Refuse invalid token ids.
-
-    Raises:
-        UserError: if they are no integers, or one is outside the vocabulary.
-    """
-    if ids.is_floating_point() or not ids.numel():
-        raise UserError(f"input_ids of the data are {ids.dtype} {list(ids.shape)}; give token ids")
-    known = _vocabulary(model)
-    if known is not None and not 0 <= int(ids.min()) <= int(ids.max()) < known:
-        raise UserError(
-            f"input_ids of the data hold ids from {int(ids.min())} to {int(ids.max())}, and {model.name} has"
-            f" a vocabulary of {known}; make them with its own tokenizer"
-        )
-
-
-def _vocabulary(model: PrunableModel) -> int | None:
-    """The size of the model's vocabulary; None if it is unknown, as for a CLIP."""
-    try:
-        return vocabulary_of(model)
-    except (AttributeError, NotImplementedError):
-        return None

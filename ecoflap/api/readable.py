@@ -1,0 +1,106 @@
+"""Refuse model inputs that a model can't read, or whose loss would be over nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ecoflap.data.batch import Sample
+from ecoflap.data.text.calibration import vocabulary_of
+from ecoflap.errors import UserError
+from ecoflap.models.core.losses import IGNORED
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.loading.kinds import option_of
+
+
+def check_labels(model: PrunableModel, labels: Tensor) -> None:
+    """Refuse labels that the model can't put out.
+
+    Raises:
+        UserError: if one is no number of a class, or of a token in the vocabulary.
+    """
+    what, known = _outputs(model)
+    found = labels[labels != IGNORED]
+    if known is None or labels.dtype != torch.long or not found.numel():
+        return
+    if not 0 <= int(found.min()) <= int(found.max()) < known:
+        raise UserError(
+            f"labels of the data hold numbers from {int(found.min())} to {int(found.max())}, and"
+            f" {model.name} has {known} {what}, numbered from 0; give their numbers, or {IGNORED} for no"
+            " target"
+        )
+
+
+def _outputs(model: PrunableModel) -> tuple[str, int | None]:
+    """What the model puts out, and how many there are; None if that is unknown, as for a CLIP."""
+    module: Any = model.module
+    if option_of(module) == "image_classifier":
+        return "classes", getattr(module.config, "num_labels", None)
+    try:
+        weight = getattr(module.get_output_embeddings(), "weight", None)
+    except (AttributeError, NotImplementedError):
+        return "tokens", None
+    return "tokens", None if weight is None else len(weight)
+
+
+def check_mask(model: PrunableModel, sample: Sample) -> None:
+    """Refuse a mask of more than padding, which a language model is not given.
+
+    Raises:
+        UserError: if there is a mask of another shape than the tokens.
+    """
+    ids, mask = sample["input_ids"], sample.get("attention_mask")
+    if mask is not None and mask.shape != ids.shape:
+        raise UserError(
+            f"a sample of the data has input_ids {list(ids.shape)} and attention_mask {list(mask.shape)}, and"
+            f" {model.name} takes masks of padding alone, in the shape of input_ids; give such a mask or"
+            " none, and texts that were packed into one sample as samples of their own"
+        )
+
+
+def check_targets(sample: Sample, apart: bool) -> None:
+    """Refuse a sample whose loss would be over no token, or over labels of other tokens.
+
+    Raises:
+        UserError: if there is no target, or labels and tokens of one text differ in number.
+    """
+    ids, labels = sample["input_ids"], sample.get("labels")
+    if labels is not None and not apart and labels.shape != ids.shape:
+        raise UserError(
+            f"a sample of the data has input_ids {list(ids.shape)} and labels {list(labels.shape)}; give a"
+            " label per token"
+        )
+    if labels is None and apart:
+        return  # a loss of one's own may do without
+    targets = ids if labels is None else labels
+    if not (targets if apart else targets[..., 1:]).ne(IGNORED).any():
+        raise UserError(
+            f"a sample of the data has input_ids {list(ids.shape)} and no target for the loss, which is over"
+            " the next token; give longer texts, or labels other than -100"
+        )
+
+
+def check_ids(model: PrunableModel, ids: Tensor) -> None:
+    """Refuse invalid token ids.
+
+    Raises:
+        UserError: if they are no integers, or one is outside the vocabulary.
+    """
+    if ids.is_floating_point() or not ids.numel():
+        raise UserError(f"input_ids of the data are {ids.dtype} {list(ids.shape)}; give token ids")
+    known = _vocabulary(model)
+    if known is not None and not 0 <= int(ids.min()) <= int(ids.max()) < known:
+        raise UserError(
+            f"input_ids of the data hold ids from {int(ids.min())} to {int(ids.max())}, and {model.name} has"
+            f" a vocabulary of {known}; make them with its own tokenizer"
+        )
+
+
+def _vocabulary(model: PrunableModel) -> int | None:
+    """The size of the model's vocabulary; None if it is unknown, as for a CLIP."""
+    try:
+        return vocabulary_of(model)
+    except (AttributeError, NotImplementedError):
+        return None
