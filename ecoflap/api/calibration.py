@@ -12,6 +12,7 @@ from ecoflap.api.forms import Data, read, refuse_targets, texts_of
 from ecoflap.api.given import require
 from ecoflap.api.inputs import samples_of
 from ecoflap.api.parts import part
+from ecoflap.api.readable import check_given
 from ecoflap.api.unchanged import unchanged
 from ecoflap.data.batch import Sample
 from ecoflap.data.calibration_set import CalibrationSet, draw
@@ -93,7 +94,9 @@ def calibrate(
                 f"{', '.join(ignored)}: the samples of a CalibrationSet are drawn already, and only samples="
                 " takes fewer of them; give the data that it was drawn from instead"
             )
-        return data if samples is None else data.take(Amount(samples).samples)
+        taken = data if samples is None else data.take(Amount(samples).samples)
+        check_given(model, taken)
+        return taken
     with unchanged(model.module, model.processor):
         if isinstance(data, str) or hasattr(data, "check_model"):
             calibrator = part("calibration", data, {**given, **options})

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecoflap.api.readable import check_ids, check_labels, check_mask, check_targets
+from ecoflap.api.readable import (
+    check_ids,
+    check_labels,
+    check_length,
+    check_mask,
+    check_targets,
+    picture_tokens,
+)
 from ecoflap.data.batch import Sample
 from ecoflap.errors import UserError
 from ecoflap.models.core.losses import IGNORED
@@ -33,7 +40,6 @@ ALONG_TOKENS = (
     "cross_attention_mask",
     "position_ids",
 )
-IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id")
 
 
 def samples_of(model: PrunableModel, item: Mapping[str, Any]) -> list[Sample]:
@@ -136,6 +142,7 @@ def _finished(model: PrunableModel, sample: Sample) -> Sample:
     if apart or _joins(model) or language:
         check_targets(sample, apart)
     sample = _without_padding(sample, apart)
+    check_length(model, sample)
     if hasattr(model.interface, "pad_token_id") or apart:
         mask = sample.get("attention_mask", torch.ones_like(sample["input_ids"]))
         return {**sample, "attention_mask": mask}
@@ -180,5 +187,4 @@ def _without_padding(sample: Sample, apart: bool) -> Sample:
 
 def _text_targets(config: Any, input_ids: Tensor) -> Tensor:
     """The tokens of a text as its targets, except those that stand for images."""
-    pictures = [token for name in IMAGE_TOKENS if (token := getattr(config, name, None)) is not None]
-    return input_ids.masked_fill(torch.isin(input_ids, torch.tensor(pictures, dtype=torch.long)), IGNORED)
+    return input_ids.masked_fill(torch.isin(input_ids, picture_tokens(config)), IGNORED)

@@ -8,11 +8,59 @@ import torch
 from torch import Tensor
 
 from ecoflap.data.batch import Sample
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.data.text.calibration import vocabulary_of
 from ecoflap.errors import UserError
 from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.text_length import most_tokens
 from ecoflap.models.loading.kinds import option_of
+
+IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id")
+READERS = {"input_ids": "get_encoder", "labels": "get_decoder", "decoder_input_ids": "get_decoder"}
+"""Which part of an encoder-decoder reads a text, by the method that returns it."""
+
+
+def check_given(model: PrunableModel, data: CalibrationSet) -> None:
+    """Refuse a calibration set that was drawn for another model, if this one can't read its tokens.
+
+    Raises:
+        UserError: if an id is outside the vocabulary, or a text is longer than the model's positions.
+    """
+    for sample in data.samples:
+        if "input_ids" in sample:
+            check_ids(model, sample["input_ids"])
+            check_length(model, sample)
+
+
+def picture_tokens(config: Any) -> Tensor:
+    """The ids that stand for pictures in a text, which need not be in the vocabulary."""
+    tokens = [token for name in IMAGE_TOKENS if (token := getattr(config, name, None)) is not None]
+    return torch.tensor(tokens, dtype=torch.long)
+
+
+def check_length(model: PrunableModel, sample: Sample) -> None:
+    """Refuse texts that have more tokens than a model has positions.
+
+    Vision-language models are left out: not all parts of one read the whole text.
+
+    Raises:
+        UserError: if one is too long.
+    """
+    module: Any = model.module
+    if option_of(module) == "vlm":
+        return
+    apart = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
+    for name in READERS if apart else ("input_ids",):
+        if name not in sample:
+            continue
+        reader = getattr(module, READERS[name], lambda: module)() if apart else module
+        most, found = most_tokens(reader), sample[name].shape[-1]
+        if most is not None and found > most:
+            raise UserError(
+                f"a sample of the data has {name} of {found} tokens, and {model.name} has positions for"
+                f" {most}; give shorter texts"
+            )
 
 
 def check_labels(model: PrunableModel, labels: Tensor) -> None:
@@ -91,7 +139,8 @@ def check_ids(model: PrunableModel, ids: Tensor) -> None:
     if ids.is_floating_point() or not ids.numel():
         raise UserError(f"input_ids of the data are {ids.dtype} {list(ids.shape)}; give token ids")
     known = _vocabulary(model)
-    if known is not None and not 0 <= int(ids.min()) <= int(ids.max()) < known:
+    ids = ids[~torch.isin(ids, picture_tokens(getattr(model.module, "config", None)))]
+    if known is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < known:
         raise UserError(
             f"input_ids of the data hold ids from {int(ids.min())} to {int(ids.max())}, and {model.name} has"
             f" a vocabulary of {known}; make them with its own tokenizer"

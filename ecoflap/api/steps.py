@@ -13,6 +13,7 @@ from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.protocol import Allocator, Context
 from ecoflap.api.given import require, share
 from ecoflap.api.parts import default, named, part, refuse_options
+from ecoflap.api.readable import check_given
 from ecoflap.api.result import PruneResult
 from ecoflap.api.unchanged import unchanged
 from ecoflap.blocks.token_choice import check_tokens
@@ -54,6 +55,7 @@ def score(
     """
     require(model, PrunableModel, "ecoflap.load")
     require(data, CalibrationSet, "ecoflap.calibrate")
+    check_given(model, data)
     require_seed(seed)
     chosen = ZEROTH_ORDER if method in (None, AUTO) else method
     scorer: Scorer | None = part("score", chosen, options)
@@ -114,6 +116,7 @@ def allocate(
     check_scores(allocator, scores)
     if data is not None:
         require(data, CalibrationSet, "ecoflap.calibrate")
+        check_given(model, data)
     elif allocator.requires.calibration:
         raise UserError(
             f"allocation={allocator.name} runs samples through the model; give data=ecoflap.calibrate(...)"

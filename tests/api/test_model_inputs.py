@@ -10,7 +10,9 @@ import torch
 import transformers as hf
 
 import ecoflap
+from ecoflap.errors import UserError
 from tests.api.conftest import llama
+from tests.api.test_data_forms import refused
 
 
 def whisper() -> Any:
@@ -58,3 +60,52 @@ def test_one_sample_of_other_inputs_is_one(
     for rows_of in (list(rows), [row[None] for row in rows]):
         found = ecoflap.calibrate(model, [{name: row} for row in rows_of])
         assert found.fingerprint() == wanted.fingerprint()
+
+
+def gpt2(**sizes: int) -> Any:
+    torch.manual_seed(0)
+    layers = {"n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_size": 30, "n_positions": 16}
+    return hf.GPT2LMHeadModel(hf.GPT2Config(bos_token_id=1, eos_token_id=2, **{**layers, **sizes}))
+
+
+def ids(tokens: int, most: int = 20) -> torch.Tensor:
+    return torch.randint(3, most, (2, tokens), generator=torch.Generator().manual_seed(0))
+
+
+def test_texts_longer_than_the_positions_are_refused() -> None:
+    model = ecoflap.load(gpt2())
+    refused(model, [{"input_ids": ids(24)}], "input_ids of 24 tokens", "positions for 16", "shorter")
+    padded = torch.nn.functional.pad(ids(16), (0, 8))
+    found = ecoflap.calibrate(model, [{"input_ids": padded, "attention_mask": padded != 0}])
+    assert [list(sample["input_ids"].shape) for sample in found.samples] == [[16]] * 2
+
+
+def test_each_part_of_an_encoder_decoder_has_positions_of_its_own() -> None:
+    model = ecoflap.load(led())
+    assert len(ecoflap.calibrate(model, [{"input_ids": ids(24), "labels": ids(16)}])) == 2
+    long, short = ids(40), ids(8)
+    refused(model, [{"input_ids": long, "labels": short}], "input_ids of 40", "positions for 32")
+    refused(model, [{"input_ids": short, "labels": ids(24)}], "labels of 24", "positions for 16")
+
+
+def test_a_set_that_was_drawn_for_another_model_is_checked() -> None:
+    larger = ecoflap.calibrate(ecoflap.load(gpt2(vocab_size=90)), [{"input_ids": 60 + ids(8)}])
+    longer = ecoflap.calibrate(ecoflap.load(gpt2(n_positions=32)), [{"input_ids": ids(24)}])
+    model = ecoflap.load(gpt2())
+    for data, said in ((larger, "a vocabulary of 30"), (longer, "positions for 16")):
+        for step in (
+            lambda data=data: ecoflap.calibrate(model, data),
+            lambda data=data: ecoflap.prune(model, data=data, sparsity=0.5),
+            lambda data=data: ecoflap.score(model, data),
+        ):
+            with pytest.raises(UserError, match=said):
+                step()
+
+
+def led() -> Any:
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+    widths = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "decoder_attention_heads": 2}
+    lengths = {"max_encoder_position_embeddings": 32, "max_decoder_position_embeddings": 16}
+    return hf.LEDForConditionalGeneration(
+        hf.LEDConfig(vocab_size=30, attention_window=8, **special(), **sizes, **widths, **lengths)
+    )
