@@ -38,8 +38,20 @@ ALONG_TOKENS = (
     "mm_token_type_ids",
     "moe_mm_token_type_ids",
     "cross_attention_mask",
+    "global_attention_mask",
+    "image_attention_mask",
+    "image_embeds_position_mask",
+    "input_mask",
+    "p_mask",
     "position_ids",
+    "task_type_ids",
+    "lang_ids",
+    "langs",
+    "input_shape_ids",
+    "input_pronunciation_ids",
+    "bbox",
 )
+"""Inputs of which each token has a part, and which are cut with its padding."""
 
 
 def samples_of(model: PrunableModel, item: Mapping[str, Any]) -> list[Sample]:

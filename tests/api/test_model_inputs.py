@@ -109,3 +109,18 @@ def led() -> Any:
     return hf.LEDForConditionalGeneration(
         hf.LEDConfig(vocab_size=30, attention_window=8, **special(), **sizes, **widths, **lengths)
     )
+
+
+def test_what_goes_with_the_tokens_is_cut_with_their_padding() -> None:
+    real, count = torch.tensor([[1] * 8 + [0] * 4, [1] * 12]), torch.arange(24).view(2, 12)
+    beside = {"global_attention_mask": count % 2, "langs": count, "bbox": count[..., None].repeat(1, 1, 4)}
+    given = {"input_ids": ids(12), "attention_mask": real, "labels": ids(5), **beside}
+    model = ecoflap.load(led())
+    data = ecoflap.calibrate(model, [given])
+    for row, length in enumerate((8, 12)):
+        for name, tensor in beside.items():
+            assert torch.equal(data.samples[row][name], tensor[row, :length]), name
+    read = [
+        {name: sample[name] for name in sample if name not in ("langs", "bbox")} for sample in data.samples
+    ]
+    assert all(torch.isfinite(model.loss({name: one[None] for name, one in row.items()})) for row in read)
