@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers as hf
 from datasets import Dataset, IterableDataset
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 import ecoflap
@@ -353,6 +354,17 @@ def test_what_is_not_understood_is_refused(language_model: PrunableModel) -> Non
     refused(language_model, TEXTS, "samples='8'", "whole number", samples="8")
     refused(language_model, TEXTS, "seed='a'", "whole number", seed="a")
     refused(replace(language_model, processor=None), TEXTS, "no tokenizer", "ecoflap.load(model, tokenizer)")
+
+
+def test_a_text_by_name_is_not_read_without_a_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n\n".join(TEXTS))
+    save_file({"tokens": torch.tensor([ROWS[1]] * 2)}, tmp_path / "rows.safetensors")
+    text, rows = str(tmp_path / "text.txt"), str(tmp_path / "rows.safetensors")
+    model = ecoflap.load(llama().module)
+    refused(model, "wikitext2", "calibration=wikitext2", "no tokenizer", "ecoflap.load(", path=text)
+    with pytest.raises(UserError, match=r"task=wikitext2 .* no tokenizer .* with its tokenizer"):
+        ecoflap.evaluate(model, "wikitext2", path=text)
+    assert len(ecoflap.calibrate(model, "token_file", path=rows, key="tokens")) == 2
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 5, 5), (1, 5, 5), (1, 4)])

@@ -48,12 +48,23 @@ def vocabulary_of(model: PrunableModel) -> int:
     return int(module.get_input_embeddings().num_embeddings)
 
 
-def require_language_model(model: PrunableModel, option: str) -> None:
-    """Refuse a model that reads more than text.
+def require_language_model(model: PrunableModel, option: str, rows: bool = False) -> None:
+    """Refuse a model that reads more than text, or has no tokenizer to read it with.
+
+    Args:
+        model: any model.
+        option: the option that asks, for the message.
+        rows: whether the text is rows of token ids, which need no tokenizer.
 
     Raises:
-        UserError: if it reads images.
+        UserError: if it reads images, or has no tokenizer.
     """
+    inspected = model.device.type == "meta"  # read without a tokenizer
+    if not rows and model.processor is None and not inspected:
+        raise UserError(
+            f"{option} is a text, and {model.name} has no tokenizer to read it with; load the model with its"
+            " tokenizer, as in ecoflap.load(model, tokenizer)"
+        )
     if hasattr(model.processor, "image_processor"):
         raise UserError(
             f"{option} measures language models on text, and {model.name} answers questions about images;"
@@ -165,7 +176,7 @@ class TokenFile(TokenFileOptions):
         Raises:
             UserError: if the model can't read the rows.
         """
-        require_language_model(model, f"calibration={self.name}")
+        require_language_model(model, f"calibration={self.name}", rows=True)
         require_generates(self, model)
         require_readable(model, read_token_rows(self.path, self.key, "calibration"), self.key, "calibration")
 

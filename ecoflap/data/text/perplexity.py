@@ -116,7 +116,7 @@ class TokenPerplexity(TokenPerplexityOptions):
         Raises:
             UserError: if the model can't read the rows.
         """
-        require_language_model(model, f"task={self.name}")
+        require_language_model(model, f"task={self.name}", rows=True)
         require_readable(model, read_token_rows(self.path, self.key, "task"), self.key, "task")
 
     def load(self, model: PrunableModel) -> PerplexityEvaluation:
