@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ecoflap.api.parts import built, named, names
-from ecoflap.api.wrapped import refuse_wrapped
+from ecoflap.api.wrapped import refuse_compiled, refuse_wrapped
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.models.core.prunable import Loss, PrunableModel
 from ecoflap.models.core.towers import Selection
@@ -99,6 +99,7 @@ def _prepare(
         UserError: if it is wrapped, its kind is unknown, or takes no model in memory, or needs a processor.
     """
     refuse_wrapped(module)
+    refuse_compiled(module)
     _refuse_spread(module)
     _refuse_sparse(module)
     if kind in MAPPINGS:

@@ -30,8 +30,27 @@ def refuse_wrapped(module: nn.Module) -> None:
             " prune it without them"
         )
     for name, child in module.named_modules():
+        if hasattr(child, "_orig_mod"):
+            raise UserError(f"{name} is what torch.compile returned; put its ._orig_mod back in its place")
         _refuse_adapter(name, child)
         _refuse_computed(name, child)
+
+
+def refuse_compiled(module: nn.Module) -> None:
+    """Refuse a model of which a part's method ``compile`` was called, as its calls may pass over hooks.
+
+    Such a part is saved like any other.
+
+    Raises:
+        UserError: if there is one.
+    """
+    for name, child in module.named_modules():
+        if getattr(child, "_compiled_call_impl", None) is not None:
+            what, here = (name, f'model.get_submodule("{name}")') if name else (type(child).__name__, "model")
+            raise UserError(
+                f"{what} is compiled in place, and a model is pruned as it was before; set"
+                f" {here}._compiled_call_impl = None, and compile the pruned model"
+            )
 
 
 def _refuse_adapter(name: str, child: nn.Module) -> None:

@@ -45,6 +45,28 @@ def test_layers_whose_weights_are_computed_are_refused() -> None:
     assert ecoflap.load(module).layers
 
 
+def test_parts_that_are_compiled_are_refused() -> None:
+    module: Any = llama().module
+    module.model.layers[1].compile()
+    refused('"model.layers.1")._compiled_call_impl = None', "compiled in place", model=module)
+    module.get_submodule("model.layers.1")._compiled_call_impl = None
+    assert ecoflap.load(module).layers
+    module.compile()
+    refused("LlamaForCausalLM is compiled", "set model._compiled_call_impl = None", model=module)
+    module._compiled_call_impl = None
+    module.model.layers[0] = torch.compile(module.model.layers[0])
+    refused("model.layers.0 is what torch.compile returned", "._orig_mod back", model=module)
+
+
+def test_a_result_that_was_compiled_in_place_is_saved(tmp_path: Path) -> None:
+    one = llama()
+    result = ecoflap.prune(one.module, one.processor, sparsity=0.5, score="none", pruner="magnitude")
+    result.model.compile()
+    ecoflap.save(result, tmp_path / "out")
+    loaded = ecoflap.load(tmp_path / "out", device="cpu").module.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in result.model.state_dict().items())
+
+
 def test_a_result_that_got_adapters_is_not_saved_beside_them(tmp_path: Path) -> None:
     result = ecoflap.prune(llama().module, sparsity=0.5, score="none", pruner="magnitude")
     adapted = get_peft_model(result.model, LoraConfig(target_modules=["q_proj"]))
