@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ecoflap.allocate.allocation import keep_total
 from ecoflap.allocate.marginals import Counts, measure_marginals
 from ecoflap.allocate.options import InContextOptions
 from ecoflap.allocate.protocol import Context
@@ -36,10 +37,12 @@ class Candidate(NamedTuple):
     Attributes:
         sparsities: of the groups, [groups].
         row_weights: by which the rows of a layer share its count; empty if they share it evenly.
+        budget: the sparsity of all groups together, which decides how sparsities are rounded to counts.
     """
 
     sparsities: Tensor
     row_weights: RowWeights
+    budget: float
 
 
 class BudgetSearch:
@@ -111,17 +114,22 @@ class BudgetSearch:
             turn: the number of the step, which decides on the samples.
             rate: half of the largest change of a sparsity.
         """
-        now = Candidate(point, self.row_weights)
+        now = Candidate(point, self.row_weights, budget)
         found = self._context.recall({"step": turn, **_named(now)}, partial(self._measure, now, turn))
         self.row_weights.add(found["squares"])
         marginals = torch.tensor(found["marginals"], dtype=torch.float64)
         return self.shifted(descend(point, marginals, self.groups.sizes, rate), budget)
 
+    def counts(self, candidate: Candidate) -> dict[str, Keep]:
+        """The counts of all layers, in pruning order, which add up to the candidate's budget."""
+        total = keep_total([layer.size for layer in self._model.layers], candidate.budget)
+        return self.groups.counts(candidate.sparsities, total)
+
     def _measure(self, now: Candidate, turn: int) -> dict[str, Any]:
         """The fall of the loss per weight that each group keeps in addition, and what weighs the rows."""
         point, band = now.sparsities, self.groups.finest.clamp(min=self._options.band)
         more, fewer = (point - band).clamp(0, 1), (point + band).clamp(0, 1)
-        counts = Counts(*map(self.groups.counts, (point, more, fewer)))
+        counts = Counts(self.counts(now), *map(self.groups.counts, (more, fewer)))
         self._trial.row_weights = now.row_weights
         batches, recompute = self._samples(turn), self._options.recompute
         found = measure_marginals(self._model, self._trial, counts, batches, recompute, self.groups.by_row)
@@ -178,7 +186,7 @@ class BudgetSearch:
     def _loss(self, candidate: Candidate) -> float | None:
         """The mean loss of the pruned model; None if it is not finite."""
         self._trial.row_weights = candidate.row_weights
-        self._trial.prune(self.groups.counts(candidate.sparsities))
+        self._trial.prune(self.counts(candidate))
         loss = self._trial.loss(self._all_batches)
         return loss if math.isfinite(loss) else None
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
+from ecoflap.allocate.allocation import Allocation, check_sparsity
 from ecoflap.allocate.budget_search import BudgetSearch, Candidate
 from ecoflap.allocate.options import InContextOptions
 from ecoflap.allocate.protocol import Allocator, Context, Requires
@@ -134,8 +134,7 @@ class InContext(InContextOptions, Allocator):
             weigh_rows = self._weighs_rows(context.pruner)
             search = BudgetSearch(self, model, context, stack, HIGHEST, weigh_rows)
             chosen, losses = self._search(search, sparsity)
-            total = keep_total([layer.size for layer in model.layers], sparsity)
-            counts = search.groups.counts(chosen.sparsities, total)
+            counts = search.counts(chosen)
             of_rows = search.of_rows(counts, chosen.row_weights)
         return Allocation(
             {name: int(torch.as_tensor(count).sum()) for name, count in counts.items()},
@@ -149,7 +148,7 @@ class InContext(InContextOptions, Allocator):
 
     def _search(self, search: BudgetSearch, sparsity: float) -> tuple[Candidate, dict[str, float]]:
         """Take all steps to a target; the best candidate, and the loss of each."""
-        uniform = Candidate(search.uniform(sparsity), RowWeights())
+        uniform = Candidate(search.uniform(sparsity), RowWeights(), sparsity)
         if search.decided(sparsity):
             return uniform, {}
         steps = self.steps_to(sparsity)
@@ -161,9 +160,13 @@ class InContext(InContextOptions, Allocator):
         at_target = [point for step, point in visited if step.budget == sparsity]
         mean = search.shifted(search.mean([*at_target[len(at_target) // 2 :], point]), sparsity)
         weights = search.row_weights
-        candidates = {"last": Candidate(point, weights), "mean": Candidate(mean, weights), "uniform": uniform}
+        candidates = {
+            "last": Candidate(point, weights, sparsity),
+            "mean": Candidate(mean, weights, sparsity),
+            "uniform": uniform,
+        }
         if weights.known:  # a pruner that makes up for what it removes may be better off with even rows
-            candidates["even"] = Candidate(point, RowWeights())
+            candidates["even"] = Candidate(point, RowWeights(), sparsity)
         return search.best(candidates)
 
     def steps_to(self, sparsity: float) -> list[Step]:

@@ -157,9 +157,10 @@ def test_trials_weigh_rows_as_the_fine_stage_does(name: str) -> None:
     with ExitStack() as stack:
         search = BudgetSearch(allocator, model, context, stack, 0.98, weigh_rows=True)
         search.step(search.uniform(0.7), 0.7, turn=0, rate=0.1)
-        search.best({"only": Candidate(search.uniform(0.7), search.row_weights)})
+        only = Candidate(search.uniform(0.7), search.row_weights, 0.7)
+        search.best({"only": only})
         trial = [layer.matrix().clone() for layer in model.layers]
-        counts = search.groups.counts(search.uniform(0.7))
+        counts = search.counts(only)
         of_rows = search.of_rows(counts, search.row_weights)
     assert set(of_rows["row_weights"]) == {layer.name for layer in model.layers}
     allocation = replace(WaterFilling()(model, None, 0.7), keep=counts, **of_rows)

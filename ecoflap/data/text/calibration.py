@@ -48,23 +48,25 @@ def vocabulary_of(model: PrunableModel) -> int:
     return int(module.get_input_embeddings().num_embeddings)
 
 
-def require_language_model(model: PrunableModel, option: str, rows: bool = False) -> None:
-    """Refuse a model that reads more than text, or has no tokenizer to read it with.
-
-    Args:
-        model: any model.
-        option: the option that asks, for the message.
-        rows: whether the text is rows of token ids, which need no tokenizer.
+def require_tokenizer(model: PrunableModel, option: str) -> None:
+    """Refuse a model without a tokenizer, unless it is on the meta device, where none is read.
 
     Raises:
-        UserError: if it reads images, or has no tokenizer.
+        UserError: if it has none.
     """
-    inspected = model.device.type == "meta"  # read without a tokenizer
-    if not rows and model.processor is None and not inspected:
+    if model.processor is None and model.device.type != "meta":
         raise UserError(
             f"{option} is a text, and {model.name} has no tokenizer to read it with; load the model with its"
             " tokenizer, as in ecoflap.load(model, tokenizer)"
         )
+
+
+def require_language_model(model: PrunableModel, option: str) -> None:
+    """Refuse a model that reads more than text.
+
+    Raises:
+        UserError: if it reads images.
+    """
     if hasattr(model.processor, "image_processor"):
         raise UserError(
             f"{option} measures language models on text, and {model.name} answers questions about images;"
@@ -100,6 +102,7 @@ class Text(TextOptions, TextSource):
         require_language_model(model, f"calibration={self.name}")
         require_generates(self, model)
         require_length(model, self.sequence_length, f"calibration.sequence_length={self.sequence_length}")
+        require_tokenizer(model, f"calibration={self.name}")
         if self.is_short(self.sequence_length, "calibration"):
             self.draw(model.processor, seed=0)
 
@@ -176,7 +179,7 @@ class TokenFile(TokenFileOptions):
         Raises:
             UserError: if the model can't read the rows.
         """
-        require_language_model(model, f"calibration={self.name}", rows=True)
+        require_language_model(model, f"calibration={self.name}")
         require_generates(self, model)
         require_readable(model, read_token_rows(self.path, self.key, "calibration"), self.key, "calibration")
 

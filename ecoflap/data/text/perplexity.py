@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from ecoflap.data.sources import file_source
 from ecoflap.data.text.bos import bos_token, check_bos
-from ecoflap.data.text.calibration import require_language_model, require_readable
+from ecoflap.data.text.calibration import require_language_model, require_readable, require_tokenizer
 from ecoflap.data.text.options import TextPerplexityOptions, TokenPerplexityOptions
 from ecoflap.data.text.reading import check_characters, read_token_rows, tokenize, windows
 from ecoflap.data.text.source import TextSource
@@ -70,6 +70,7 @@ class TextPerplexity(TextPerplexityOptions, TextSource):
         """
         require_language_model(model, f"task={self.name}")
         require_length(model, self.sequence_length, f"task.sequence_length={self.sequence_length}")
+        require_tokenizer(model, f"task={self.name}")
         if self.is_short(self.sequence_length, "task"):
             self.rows(model.processor)
 
@@ -116,7 +117,7 @@ class TokenPerplexity(TokenPerplexityOptions):
         Raises:
             UserError: if the model can't read the rows.
         """
-        require_language_model(model, f"task={self.name}", rows=True)
+        require_language_model(model, f"task={self.name}")
         require_readable(model, read_token_rows(self.path, self.key, "task"), self.key, "task")
 
     def load(self, model: PrunableModel) -> PerplexityEvaluation:
