@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from ecoflap.blocks.bypass import SubstituteForward, bypassing
 from ecoflap.blocks.finished_towers import FinishedTower
 from ecoflap.blocks.recorder import CaptureComplete, Recorder
 from ecoflap.blocks.stream import Stream
-from ecoflap.blocks.structure import Structure, learn_structure
+from ecoflap.blocks.structure import Structure, calls_of_first_block, learn_structure
 from ecoflap.blocks.trials import bypass_with_output
 from ecoflap.data.batch import Batch, samples_in
 from ecoflap.distributed.collectives import gathered, share_of_samples
@@ -75,8 +76,9 @@ class Flow:
             # them than texts alone.
             known = batches if known is None else known
             richest = max(known, key=lambda batch: (len(batch), samples_in(batch)))
-            others = [_two_of(batch) for batch in _others(richest, known)]
-            self.structure = learn_structure(model, tower, _two_of(richest), others, finished, dense)
+            others = [_first(2, batch) for batch in _others(richest, known)]
+            learned = learn_structure(model, tower, _first(2, richest), others, finished, dense)
+            self.structure = _with_more_samples(learned, model, tower, richest)
             self.from_start |= self.structure.from_start
             self._of_batches = [self._begin(self.structure, number) for number in range(len(batches))]
             if known is not batches:
@@ -123,7 +125,8 @@ class Flow:
         forwards = dict(bypasses)
         for tower in structure.bypassed:
             forwards |= tower.bypass_with([output.read() for output in tower.outputs[number]])
-        found = Recorder(self.tower, structure.passes, wanted, structure.writes)
+        calls = structure.calls(samples_in(self.batches[number]))
+        found = Recorder(self.tower, calls, wanted, structure.writes)
         with found.recording(), bypassing(forwards), suppress(CaptureComplete):
             self.model.loss(self.batches[number])
         return found
@@ -192,8 +195,17 @@ def _others(one: Batch, batches: Sequence[Batch]) -> list[Batch]:
     return [*kinds.values(), max((batch for batch in batches if batch.keys() == one.keys()), key=difference)]
 
 
-def _two_of(batch: Batch) -> Batch:
-    return {name: tensor[:2] for name, tensor in batch.items()}
+def _first(count: int, batch: Batch) -> Batch:
+    return {name: tensor[:count] for name, tensor in batch.items()}
+
+
+def _with_more_samples(learned: Structure, model: PrunableModel, tower: Tower, batch: Batch) -> Structure:
+    """What was learned from two samples of a batch, with the calls that each further one adds."""
+    if samples_in(batch) <= 2:
+        return learned
+    bypasses = {} if learned.looped else learned.bypasses
+    more = calls_of_first_block(model, tower, _first(3, batch), bypasses) - learned.passes
+    return replace(learned, per_sample=max(0, more))
 
 
 def flows(

@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from ecoflap.blocks.bypass import Bypass, SubstituteForward
+from ecoflap.blocks.bypass import Bypass, SubstituteForward, bypassing, without_head
 from ecoflap.blocks.finished_towers import FinishedTower, TowerPasses
 from ecoflap.blocks.layer_order import LayerOrder
 from ecoflap.blocks.perturbation import perturbed
@@ -37,8 +37,8 @@ class Structure:
     block before, and arguments that don't depend on blocks.
 
     Attributes:
-        passes: how often each block is called per batch. It is learned from two samples of some batches; a
-            later batch that runs the tower more often is noticed only if the tower is bypassed afterwards.
+        passes: how often each block is called for two samples. It is learned from some batches; a batch of
+            other shapes that runs the tower more often is noticed only if the tower is bypassed afterwards.
         bypasses: how to bypass blocks. Blocks that make arguments of other blocks are missing, and run.
         from_output: blocks whose inputs the model computes from what the block before leaves: its output, and
             the containers among its arguments.
@@ -49,6 +49,8 @@ class Structure:
         bypassed: finished towers that need not run.
         layer_orders: how each block calls its layers, by its index.
         residuals: which layers of each block write into a residual stream, by its index.
+        per_sample: calls of each block that each further sample of a batch adds, as where a model runs the
+            tower picture by picture.
     """
 
     passes: int
@@ -61,6 +63,11 @@ class Structure:
     bypassed: tuple[FinishedTower, ...]
     layer_orders: Mapping[int, LayerOrder] = field(default_factory=dict)
     residuals: Mapping[int, ResidualStreams] = field(default_factory=dict)
+    per_sample: int = 0
+
+    def calls(self, samples: int) -> int:
+        """How often each block is called for a batch of some samples, two or more."""
+        return self.passes + self.per_sample * max(0, samples - 2)
 
 
 def learn_structure(
@@ -119,6 +126,20 @@ def learn_structure(
         layer_orders=layer_orders,
         residuals=residuals,
     )
+
+
+def calls_of_first_block(
+    model: PrunableModel, tower: Tower, batch: Batch, bypasses: Mapping[nn.Module, SubstituteForward]
+) -> int:
+    """How often a forward pass, in which some blocks are bypassed, calls the first block of a tower."""
+    called: list[nn.Module] = []
+    handle = tower.blocks[0].module.register_forward_pre_hook(lambda block, _: called.append(block))
+    try:
+        with bypassing({**without_head(model.module), **bypasses}):
+            model.loss({name: tensor.clone() for name, tensor in batch.items()})  # it may write into them
+    finally:
+        handle.remove()
+    return len(called)
 
 
 def _shapes(batch: Batch) -> dict[str, torch.Size]:

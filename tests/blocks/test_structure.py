@@ -359,9 +359,10 @@ def test_a_batch_that_leaves_blocks_out_is_refused() -> None:
 @torch.no_grad()
 def test_a_batch_that_runs_a_tower_more_often_is_refused() -> None:
     model, given = model_of("given_end"), batches("in all")
+    given[2]["image"][2] = 9
 
     def loss(module: Any, batch: Batch, _: int) -> Tensor:
-        if len(batch["image"]) > 2:
+        if (batch["image"] == 9).any():
             module.see(batch["image"])
         return module(**batch).mean(dim=(1, 2))
 
@@ -371,6 +372,31 @@ def test_a_batch_that_runs_a_tower_more_often_is_refused() -> None:
         vision.leave(index)
     with pytest.raises(UserError, match=r"a batch runs tower vision \(vision\) more than 1 times"):
         next(carried)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_a_tower_that_runs_sample_by_sample_is_run_for_all(size: int) -> None:
+    """As MiniCPM-V's merger runs picture by picture."""
+    model = model_of("given_end")
+    together = batches("in all")
+    samples = {name: torch.cat([one[name] for one in together]) for name in together[0]}
+    given = [{name: tensor[at : at + size] for name, tensor in samples.items()} for at in range(0, 9, size)]
+
+    def loss(module: Any, batch: Batch, _: int) -> Tensor:
+        seen = [module.see(image)[-1] for image in batch["image"].split(1)]
+        return module(**batch).mean(dim=(1, 2)) + torch.cat(seen).mean(dim=(1, 2))
+
+    model = replace(model, loss_function=loss)
+    vision = model.towers[0]
+    flow = Flow(model, vision, given)
+    for index, block in enumerate(vision.blocks):
+        change(block)
+        found = [stream.hidden.clone() for stream in flow.enter(index)]
+        expected = [hidden for hidden, _ in in_full_passes(model, block.module, given)]
+        assert len(found) == len(expected) == 9 + len(given)
+        assert all(map(torch.equal, found, expected))
+        flow.leave(index)
 
 
 @torch.no_grad()
