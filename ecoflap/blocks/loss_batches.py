@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ecoflap.blocks.float32_blocks import block_by_block_in_float32
+from ecoflap.console.telemetry import errors_suppressed
 from ecoflap.data.batch import Sample
 from ecoflap.data.calibration_set import CalibrationSet, split, stack
 from ecoflap.models.core.losses import IGNORED
@@ -129,8 +131,25 @@ def _shapes(sample: Sample) -> tuple[tuple[int, ...], ...]:
 
 @torch.no_grad()
 def _padding_keeps_losses(model: PrunableModel, samples: Sequence[Sample]) -> bool:
-    """Whether padding changes no sample's loss, to half the digits of the weights' dtype."""
-    tolerance = torch.finfo(next(model.module.parameters()).dtype).eps ** 0.5
+    """Whether padding changes no sample's loss.
+
+    Losses are compared in fp32, as half precision rounds them by as much as padding may change them. Of a
+    model that doesn't run in fp32 they are compared to the digits of its weights' dtype.
+    """
+    exact = torch.finfo(torch.float32).eps ** 0.5
+    rounding = torch.finfo(next(model.module.parameters()).dtype).eps
     with quiet_forward(model.module):
-        alone = torch.cat([model.loss(stack([sample])) for sample in samples])
-        return torch.allclose(model.loss(padded(samples)), alone, rtol=tolerance, atol=tolerance)
+        with errors_suppressed(), block_by_block_in_float32(model):
+            return _same_losses(model, [_widened(sample) for sample in samples], exact)
+        return _same_losses(model, samples, max(exact, 2 * rounding))
+
+
+def _same_losses(model: PrunableModel, samples: Sequence[Sample], tolerance: float) -> bool:
+    """Whether the losses of samples in a batch are those of each one alone."""
+    alone = torch.cat([model.loss(stack([sample])) for sample in samples])
+    return torch.allclose(model.loss(padded(samples)), alone, rtol=tolerance, atol=tolerance)
+
+
+def _widened(sample: Sample) -> Sample:
+    """A sample whose numbers, such as those of a picture, are in fp32."""
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in sample.items()}

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from ecoflap.blocks.loss_batches import batching, loss_batches, padded
 from ecoflap.data.batch import Batch
@@ -96,6 +97,48 @@ def test_a_loss_that_counts_padding_gets_batches_of_one_length(caplog: pytest.Lo
         batches = loss_batches(model, calibration, 8)
     assert [tuple(batch["input_ids"].shape) for batch in batches] == [(2, 5), (1, 6), (1, 7), (1, 9)]
     assert "batches of texts of one length" in caplog.text
+
+
+def counts_some_padding(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
+    """A custom loss that padding changes by less than half the digits of bfloat16."""
+    ids = batch["input_ids"]
+    logits = module(input_ids=ids, attention_mask=batch.get("attention_mask")).logits.float()
+    return cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(len(ids), -1).mean(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_hides_no_change_by_padding(dtype: torch.dtype) -> None:
+    model, calibration = tiny.build("llama"), tiny.samples("llama", (12, 14, 16, 16))
+    model.module.to(dtype)
+    before = model.fingerprint()
+    counting = replace(model, loss_function=counts_some_padding)
+    assert [len(batch["input_ids"]) for batch in loss_batches(counting, calibration, 4)] == [1, 1, 2]
+    assert [len(batch["input_ids"]) for batch in loss_batches(model, calibration, 4)] == [4]
+    assert model.fingerprint() == before
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "t5", "blip2_t5", "llava"])
+def test_models_in_half_precision_share_batches(family: str) -> None:
+    model, calibration = tiny.build(family), tiny.samples(family, LENGTHS)
+    model.module.to(torch.bfloat16)
+    assert len(loss_batches(model, calibration, 5)) == 1
+
+
+def test_a_loss_of_one_dtype_is_tried_in_it() -> None:
+    """A loss that runs in bfloat16 only fails in fp32."""
+    model = tiny.build("llama")
+    model.module.to(torch.bfloat16)
+
+    def loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
+        assert module.lm_head.weight.dtype == torch.bfloat16
+        return model.loss_function(module, batch, copies)
+
+    def counting(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
+        return loss(module, batch) + batch["input_ids"].shape[1]
+
+    calibration = tiny.samples("llama", LENGTHS)
+    assert len(loss_batches(replace(model, loss_function=loss), calibration, 5)) == 1
+    assert len(loss_batches(replace(model, loss_function=counting), calibration, 5)) == 4
 
 
 def test_some_of_the_samples_can_be_mixed_where_all_of_them_are_not() -> None:

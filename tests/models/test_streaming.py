@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ecoflap.blocks.loss_batches import loss_batches
+from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.towers import Selection
+from ecoflap.models.families.language.causal_lm import CausalLM
 from ecoflap.models.offload import load, shards
 from ecoflap.models.offload.ahead import Order
+from ecoflap.models.offload.load import load_offloaded
 from ecoflap.models.offload.placement import block_bytes, bytes_outside, is_placeholder
 from ecoflap.models.offload.shards import Shards
 from ecoflap.run.steps.sample_cost import sample_cost
@@ -198,3 +204,22 @@ def test_the_order_is_learned_from_the_pass_before() -> None:
     order = Order("abcdef")  # vision blocks behind the language model's, in the model's order
     guesses(order, "efabcd")
     assert guesses(order, "efabcd") == "fabcde"
+
+
+@pytest.mark.parametrize("kind", ["none", "cpu", "disk"])
+def test_padding_is_tried_in_fp32_wherever_blocks_are(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
+    loader = CausalLM(path=str(tiny_llama), dtype="bfloat16")
+    model = load_offloaded(loader, torch.device("cpu"), Selection(), kind, tmp_path)
+    dtypes = set()
+
+    def loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
+        logits = module(**batch).logits
+        dtypes.add(logits.dtype)
+        return logits[:, 0, 0]
+
+    rows = [{"input_ids": TOKENS[0, :length]} for length in (3, 5)]
+    before = model.fingerprint()
+    [batch] = loss_batches(replace(model, loss_function=loss), CalibrationSet("rows", tuple(rows)), 2)
+    assert batch["input_ids"].shape == (2, 5)
+    assert dtypes == {torch.float32}
+    assert model.fingerprint() == before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,15 +184,20 @@ class PrunableModel:
 
 
 @contextmanager
-def in_float32(module: nn.Module) -> Iterator[None]:
+def in_float32(module: nn.Module, without: Iterable[nn.Module] = ()) -> Iterator[None]:
     """Hold every half-precision weight and buffer in fp32 in this context, and restore them bit for bit.
 
     Widening and narrowing again loses nothing. Offloaded weights load in the dtype of their placeholders.
+
+    Args:
+        module: the module.
+        without: modules inside it whose weights and buffers stay as they are.
     """
+    left = {id(tensor) for one in without for tensor in (*one.parameters(), *one.buffers())}
     tensors = [
         tensor
         for tensor in (*module.parameters(), *module.buffers())
-        if tensor.dtype in (torch.float16, torch.bfloat16)
+        if tensor.dtype in (torch.float16, torch.bfloat16) and id(tensor) not in left
     ]
     dtypes = [tensor.dtype for tensor in tensors]
     try:
