@@ -140,6 +140,14 @@ def test_blocks_of_a_list_of_lists_are_those_of_its_stages() -> None:
     assert [layer.name for layer in tower.layers] == [f"{block.name}.0.weight" for block in tower.blocks]
 
 
+def test_a_bare_layer_among_blocks_has_the_name_of_its_parameter() -> None:
+    blocks = nn.ModuleList([nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2)])
+    module = nn.ModuleDict({"layers": blocks})
+    (tower,) = find_towers(module)
+    assert [layer.name for layer in tower.layers] == ["layers.0.0.weight", "layers.1.weight"]
+    assert {layer.name for layer in tower.layers} <= dict(module.named_parameters()).keys()
+
+
 def test_lists_of_lists_of_heads_are_no_towers() -> None:
     heads = nn.ModuleList(nn.ModuleList(nn.Linear(2, 2) for _ in range(2)) for _ in range(2))
     blocks = nn.ModuleList([nn.Sequential(nn.Linear(2, 2))])

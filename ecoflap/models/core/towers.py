@@ -139,7 +139,8 @@ def _tower(
             if child in dense:
                 continue
             for parameter, reader in weights_of(child).items():
-                layer = Layer(f"{path}.{block_name}.{child_name}.{parameter}", reader)
+                parts = (path, block_name, child_name, parameter)
+                layer = Layer(".".join(filter(None, parts)), reader)
                 own = id(layer.parameter), parameter if layer.is_expert else ""
                 if own not in seen:
                     seen.add(own)
