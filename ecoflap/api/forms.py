@@ -171,6 +171,8 @@ def texts_of(data: Data, most: int) -> list[str]:
     for item in data.items:
         text = _text_of(item)
         if text is None:
+            if null := next((name for name in COLUMNS["text"] if name in item and item[name] is None), None):
+                raise UserError(f"item {len(found)} of the data has no text: its {null} is null; take it out")
             raise UserError(
                 f"a language model reads texts, and item {len(found)} of the data has"
                 f" {', '.join(map(str, item))}; give texts, or dicts with {COLUMNS['text'][0]}"

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 import ecoflap
+from ecoflap.api.forms import read, texts_of
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from tests import tiny
@@ -418,3 +419,9 @@ def test_what_a_token_of_mllama_sees_goes_with_the_padding() -> None:
 
 def chat(text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+
+
+def test_a_null_text_is_named() -> None:
+    data = read([{"text": "a cat"}, {"text": None}])
+    with pytest.raises(UserError, match="item 1 of the data has no text: its text is null; take it out"):
+        texts_of(data, 100)
