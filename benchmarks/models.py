@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.towers import Selection, Tower
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.causal_lm import language_loss
 from ecoflap.models.families.language.smollm2 import SmolLM2
 from ecoflap.models.loading.loader import prunable
@@ -32,7 +32,7 @@ def only_blocks(model: PrunableModel, indices: list[int]) -> PrunableModel:
     blocks = tuple(
         block if index in indices else replace(block, layers=()) for index, block in enumerate(tower.blocks)
     )
-    return replace(model, towers=(Tower(tower.name, tower.path, blocks),))
+    return replace(model, towers=(replace(tower, blocks=blocks),))
 
 
 def llama(width: int, depth: int, vocabulary: int = 256) -> PrunableModel:

@@ -163,7 +163,8 @@ class Recorder:
         if chained and previous is not None:  # share one copy of the same numbers
             previous = self.outputs[index - 1][-1] = replace(previous, output=hidden)
         kinds = kinds_in(self.tower.name, hidden)
-        return BlockInput(self._copy_of_call(call), hidden, counted_tokens(), kinds, previous)
+        counted = counted_tokens(self.tower.kind)
+        return BlockInput(self._copy_of_call(call), hidden, counted, kinds, previous)
 
     def _after(self, index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
         def record(

@@ -11,6 +11,7 @@ from ecoflap.blocks.input_statistics import InputStatistics
 from ecoflap.blocks.statistics import MeanSquare
 from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.losses import counted_tokens, counting
 
 
 class Routed(nn.Module):
@@ -49,6 +50,16 @@ def test_masks_are_never_put_on_other_tokens() -> None:
         module.first(hidden.flatten(0, 1))
     kept = hidden[0][mask[0]]
     torch.testing.assert_close(flat[layers[0]].value, kept.t() @ kept / 2)
+
+
+def test_a_mask_for_towers_of_one_kind_says_nothing_of_others() -> None:
+    shared, patches = torch.ones(1, 3), torch.tensor([[1, 0]])
+    with counting(shared, vision=patches):
+        assert [one.tolist() for one in counted_tokens("vision")] == [[[True] * 3], [[True, False]]]
+        for kind in ("language", None):
+            assert [one.tolist() for one in counted_tokens(kind)] == [[[True] * 3]]
+        with counting():
+            assert counted_tokens("vision") == ()
 
 
 def test_a_layer_without_tokens_that_count_is_refused() -> None:

@@ -197,6 +197,17 @@ def test_towers_of_other_module_trees(paths: tuple[str, ...], names: list[str]) 
     assert [tower.name for tower in find_towers(tree(*map(LIST.format, paths)))] == names
 
 
+def test_a_tower_keeps_its_kind_under_a_name_of_its_own() -> None:
+    paths = ("vision_tower.encoder.layers", "language_model.layers", "vision_tower.late.layers")
+    module = tree(*map(LIST.format, paths))
+    found = find_towers(module, {"eyes": paths[0], "mouth": paths[1]})
+    assert {tower.name: tower.kind for tower in found} == {
+        "eyes": "vision",
+        "mouth": "language",
+        "vision": "vision",
+    }
+
+
 def named(sizes: dict[str, int]) -> dict[str, str]:
     """{path: tower} of block lists with so many weights."""
     lists = {path: nn.ModuleList([nn.Linear(1, size, bias=False)]) for path, size in sizes.items()}

@@ -162,24 +162,34 @@ def find_loss(name: str, known: Mapping[str, Loss], option: str = "model.loss") 
     return loss
 
 
-_counted: ContextVar[tuple[Tensor, ...]] = ContextVar("counted", default=())
+_counted: ContextVar[tuple[tuple[str | None, Tensor], ...]] = ContextVar("counted", default=())
 
 
 @contextmanager
-def counting(*tokens: Tensor) -> Iterator[None]:
-    """Declare, around a forward pass over padded texts, which tokens are real; statistics ignore the padding.
+def counting(*tokens: Tensor, **towers: Tensor) -> Iterator[None]:
+    """Declare, around a forward pass over padded sequences, which tokens are real; statistics ignore padding.
 
     Args:
-        tokens: masks [batch, tokens], nonzero where a token is real; one more for each part of the sequence
-            that some layers read alone.
+        tokens: masks [batch, tokens], nonzero where a token is real, for every tower that reads so many; one
+            more for each part of the sequence that some layers read alone.
+        towers: {kind of tower: such a mask for towers of this kind alone}. In a pass through several towers,
+            one may read as many tokens of its own as another one's mask has.
     """
-    token = _counted.set(tuple(mask.bool() for mask in tokens))
+    masks = [*((None, mask) for mask in tokens), *towers.items()]
+    token = _counted.set(tuple((kind, mask.bool()) for kind, mask in masks))
     try:
         yield
     finally:
         _counted.reset(token)
 
 
-def counted_tokens() -> tuple[Tensor, ...]:
-    """The masks of the innermost ``counting``, [batch, tokens] each; empty where all tokens count."""
-    return _counted.get()
+def counted_tokens(kind: str | None) -> tuple[Tensor, ...]:
+    """What the innermost ``counting`` says of a tower.
+
+    Args:
+        kind: of the tower.
+
+    Returns:
+        Masks, [batch, tokens] each; empty where all tokens count.
+    """
+    return tuple(mask for wanted, mask in _counted.get() if wanted in (None, kind))

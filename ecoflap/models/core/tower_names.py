@@ -72,7 +72,7 @@ def name_towers(
     Returns:
         The path of each tower by its name, in pruning order.
     """
-    kinds = _kinds(lists, reads)
+    kinds = kinds_of(lists, reads)
     names = {path: tower for tower, path in (wanted or {}).items()}
     for kind in ORDER:
         alike = [path for path in lists if kinds[path] == kind and path not in names]
@@ -83,8 +83,8 @@ def name_towers(
     return {names[path]: path for path in sorted(lists, key=position.__getitem__)}
 
 
-def _kinds(lists: Mapping[str, nn.Module], reads: str | None) -> dict[str, str]:
-    """The kind of each block list, by path."""
+def kinds_of(lists: Mapping[str, nn.Module], reads: str | None) -> dict[str, str]:
+    """The kind of each block list, by path; ``lists`` and ``reads`` as in ``name_towers``."""
     word = r"(?<![a-z])(?:{})(?![a-z])"
     kinds = {path: kind for path in lists if (kind := _first(WORDS, path, word)) is not None}
     if len(kinds) == len(lists) and set(kinds.values()) <= set(LEFT_DENSE):

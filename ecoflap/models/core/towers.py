@@ -15,7 +15,7 @@ from torch import nn
 from ecoflap.errors import UserError, did_you_mean, nearest, written
 from ecoflap.models.core.layers import Layer, weights_of
 from ecoflap.models.core.routers import routers
-from ecoflap.models.core.tower_names import LEFT_DENSE, READS, kind_of, name_towers
+from ecoflap.models.core.tower_names import LEFT_DENSE, READS, kind_of, kinds_of, name_towers
 
 
 @dataclass(unsafe_hash=True)
@@ -41,11 +41,13 @@ class Tower:
         name: its name, such as ``vision``.
         path: path of the list of blocks in the model.
         blocks: the blocks, in order.
+        kind: its kind, such as ``vision``, whatever a config names it; None if it is not known.
     """
 
     name: str
     path: str
     blocks: tuple[Block, ...]
+    kind: str | None = None
 
     @property
     def layers(self) -> list[Layer]:
@@ -111,23 +113,22 @@ def find_towers(module: nn.Module, wanted: Mapping[str, str] | None = None) -> t
                 f"model.towers.{tower}={path} is not a list of blocks of {type(module).__name__}; found:"
                 f" {nearest(path, lists)}"
             )
-    names = name_towers(lists, READS.get(str(getattr(module, "main_input_name", None))), wanted)
+    reads = READS.get(str(getattr(module, "main_input_name", None)))
+    kinds, names = kinds_of(lists, reads), name_towers(lists, reads, wanted)
     dense, seen = set(routers(module)), set[tuple[int, str]]()
-    return tuple(_tower(name, path, lists[path], dense, seen) for name, path in names.items())
+    return tuple(
+        Tower(name, path, _blocks(path, lists[path], dense, seen), kind_of(name) or kinds[path])
+        for name, path in names.items()
+    )
 
 
-def _tower(
-    name: str,
-    path: str,
-    blocks: nn.ModuleList | nn.Sequential,
-    dense: Container[nn.Module],
-    seen: set[tuple[int, str]],
-) -> Tower:
+def _blocks(
+    path: str, blocks: nn.ModuleList | nn.Sequential, dense: Container[nn.Module], seen: set[tuple[int, str]]
+) -> tuple[Block, ...]:
     """Collect the layers of each block; a weight that an earlier layer owns is not a layer again.
 
     Args:
-        name: the tower's name.
-        path: path of its list of blocks.
+        path: path of a tower's list of blocks.
         blocks: the list.
         dense: modules whose weights are left dense.
         seen: the parameters of all layers so far, by id, and which part of one a layer is; extended here.
@@ -146,7 +147,7 @@ def _tower(
                     seen.add(own)
                     layers.append(layer)
         found.append(Block(f"{path}.{block_name}", block, tuple(layers)))
-    return Tower(name, path, tuple(found))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
