@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 import transformers
-from torch import Tensor
 
 import ecoflap
 from ecoflap.blocks.token_choice import most_moved
-from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.token_kinds import TokenKinds
-from ecoflap.models.core.towers import Selection
-from ecoflap.models.families.vlm.vlm import _real_patches
-from ecoflap.models.loading.loader import prunable
 from ecoflap.prune.driver import prune
 from ecoflap.prune.inputs import measure_dense
 from ecoflap.prune.wanda import Wanda
@@ -25,7 +18,7 @@ from tests import tiny
 if int(transformers.__version__.partition(".")[0]) < 5:
     pytest.skip("the zoo is of models of transformers 5", allow_module_level=True)
 
-from tests.zoo.architecture import IMAGE_TOKEN, Draw
+from tests.zoo.architecture import IMAGE_TOKEN
 from tests.zoo.architectures import ARCHITECTURES
 
 from .by_hand_tokens import MIXED, check, only_mixed, samples
@@ -145,60 +138,3 @@ def test_in_python() -> None:
         ecoflap.prune(model, data=samples("llava"), sparsity=0.5, tokens="visual")
     with pytest.raises(UserError, match="pruner=global_magnitude measures no inputs"):
         ecoflap.prune(model, sparsity=0.5, pruner="global_magnitude", tokens="text")
-
-
-def test_patches_that_pad_a_picture_do_not_count() -> None:
-    """LFM2-VL pads pictures to a number of patches, and its vision tower computes with the padding."""
-    architecture = ARCHITECTURES["lfm2_vl"]
-    model = architecture.prunable()
-    expected, found = (
-        measure_dense(model, one, 2) for one in (architecture.samples(), padded(architecture.samples(), 9))
-    )
-    assert any("vision" in name for name in expected)
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-7)
-
-
-@pytest.mark.parametrize("names", [("vision", "language"), ("eyes", "mouth")])
-def test_texts_of_as_many_tokens_as_patches_count_whole(names: tuple[str, str]) -> None:
-    """Each text has 20 tokens, and each picture 20 patches, of which 4 are padding."""
-    architecture = ARCHITECTURES["lfm2_vl"]
-    drawn = architecture.sample(Draw(16, torch.Generator().manual_seed(1)))
-    calibration = CalibrationSet("zoo", (drawn, drawn))
-    module = architecture.module()
-    paths = [tower.path for tower in architecture.prunable().every_tower]
-    model = prunable(
-        "lfm2_vl", module, None, architecture.loss, Selection(), dict(zip(names, paths, strict=True))
-    )
-    expected, found = (measure_dense(model, one, 2) for one in (calibration, padded(calibration, 4)))
-    assert drawn["input_ids"].shape == (1, 16 + 4)
-    assert {int(kept[-1]) for name, kept in found.items() if "language" in name} == {2 * 20}
-    assert {int(kept[-1]) for name, kept in found.items() if "vision" in name} == {2 * 16}
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-7)
-
-
-def padded(calibration: CalibrationSet, count: int) -> CalibrationSet:
-    """The samples with so many patches of padding behind the real ones of each picture."""
-    padding = {"pixel_values": count, "pixel_attention_mask": count}
-    return replace(
-        calibration,
-        samples=[
-            {name: pad(value, padding.get(name, 0)) for name, value in sample.items()}
-            for sample in calibration.samples
-        ],
-    )
-
-
-def pad(value: Tensor, count: int) -> Tensor:
-    """Zeros behind the second dimension, [pictures, patches, ...]."""
-    return torch.cat([value, value.new_zeros(len(value), count, *value.shape[2:])], dim=1) if count else value
-
-
-def test_masks_of_real_patches() -> None:
-    mask, places = torch.tensor([[1, 1, 0]]), torch.tensor([[[0, 0], [0, 1], [-1, -1]]])
-    assert _real_patches({"pixel_attention_mask": mask}) == {"vision": mask}
-    found = _real_patches({"image_position_ids": places})
-    assert {kind: one.tolist() for kind, one in found.items()} == {"vision": [[True, True, False]]}
-    assert _real_patches({"pixel_attention_mask": torch.ones(1, 2, 4, 4)}) == {}
-    assert _real_patches({"input_ids": mask}) == {}

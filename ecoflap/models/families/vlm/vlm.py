@@ -17,6 +17,7 @@ from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.vlm.interface import VlmInterface, writes_after_prompt
 from ecoflap.models.families.vlm.joining import joined
 from ecoflap.models.families.vlm.options import VisionLanguageOptions
+from ecoflap.models.families.vlm.real_patches import real_patches
 from ecoflap.models.loading.loader import Pretrained, check_prompt, prunable
 
 # Models that AutoModelForImageTextToText loads and that have no answer to take the loss of.
@@ -45,30 +46,19 @@ def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     inputs = joined(module, batch)
     input_ids, labels = inputs.get("input_ids"), inputs["labels"]
     if not writes_after_prompt(module):
-        with counting(**_real_patches(inputs)), declaring(encoder=placeholder_kinds(module, input_ids, None)):
+        with (
+            counting(**real_patches(module, inputs)),
+            declaring(encoder=placeholder_kinds(module, input_ids, None)),
+        ):
             return token_loss(module(**inputs).logits, labels)
     # With labels, most models would compute a loss of their own over all tokens. In some releases, a
     # PaliGemma attends to later tokens of the answer unless it receives them.
     if kind != "paligemma":
         del inputs["labels"]
     kinds = placeholder_kinds(module, input_ids, labels)
-    with counting(**_real_patches(inputs)), declaring(language=kinds):
+    with counting(**real_patches(module, inputs)), declaring(language=kinds):
         logits = module(**inputs).logits
     return next_token_loss(logits[:, -labels.shape[1] :], labels)  # GIT's begin with those of the picture
-
-
-def _real_patches(inputs: Batch) -> dict[str, Tensor]:
-    """Where patches are real, [pictures, patches], by the kind of tower that reads the patches.
-
-    Empty unless the processor pads pictures to a number of patches: LFM2-VL marks real ones by 1, Gemma 4
-    padding by a position of -1; masks of pixels have more dimensions.
-    """
-    mask, places = inputs.get("pixel_attention_mask"), inputs.get("image_position_ids")
-    if mask is not None and mask.ndim == 2:
-        return {"vision": mask}
-    if places is not None and places.ndim == 3:
-        return {"vision": (places != -1).any(dim=-1)}
-    return {}
 
 
 @dataclass(frozen=True)
