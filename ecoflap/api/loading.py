@@ -16,7 +16,7 @@ from ecoflap.models.core.prunable import Loss, PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.loading.hub import read_settings, require_folder
-from ecoflap.models.loading.kinds import MAPPINGS, option_for, option_of, options_for
+from ecoflap.models.loading.kinds import MAPPINGS, class_or_type, option_for, option_of, options_for
 from ecoflap.models.loading.loader import prunable
 from ecoflap.models.sparse.linear import SparseLinear
 from ecoflap.run.saved_loader import recorded_node
@@ -217,8 +217,8 @@ def _loader(path: str, kind: str | None, options: dict[str, Any]) -> Any:
         settings = read_settings(folder, options.get("revision"))
         kind = option_for(settings)
         if kind is None:
-            what = next(iter(settings.get("architectures") or [settings.get("model_type")]))
-            raise _unknown_kind(f"{path} holds a {what}, which", "load it with transformers and give")
+            what = f"{path} holds a {class_or_type(settings)}, which"
+            raise _unknown_kind(what, "load it with transformers and give")
     return _named_loader(kind, path, options)
 
 

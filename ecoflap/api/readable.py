@@ -27,10 +27,16 @@ def check_given(model: PrunableModel, data: CalibrationSet) -> None:
     Raises:
         UserError: if an id is outside the vocabulary, or a text is longer than the model's positions.
     """
-    for sample in data.samples:
-        if "input_ids" in sample:
-            check_ids(model, sample["input_ids"])
-            check_length(model, sample)
+    texts = [sample for sample in data.samples if "input_ids" in sample]
+    for sample in texts:
+        check_ids(model, sample["input_ids"])
+    # One of each length is enough: the positions are looked for in all modules.
+    lengths = {
+        tuple((name, sample[name].shape[-1]) for name in READERS if name in sample): sample
+        for sample in texts
+    }
+    for sample in lengths.values():
+        check_length(model, sample)
 
 
 def picture_tokens(config: Any) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ecoflap.errors import UserError
 from ecoflap.models.loading.checkpoint_folder import local_settings
-from ecoflap.models.loading.kinds import option_for
+from ecoflap.models.loading.kinds import class_or_type, option_for
 from ecoflap.models.loading.options import PretrainedOptions
 from ecoflap.run import registry
 from ecoflap.run.moved import current_place
@@ -76,5 +76,6 @@ def _fitting(folder: Path) -> tuple[str, type]:
     for target, options in registry.PARTS["model"].items():
         if issubclass(options, PretrainedOptions) and registry.defaults(options)["name"] == choice:
             return target, options
-    what = next(iter(settings.get("architectures") or [settings.get("model_type")]))
-    raise UserError(f"{folder} holds a {what}, which no option of model loads; load it as it was saved")
+    raise UserError(
+        f"{folder} holds a {class_or_type(settings)}, which no option of model loads; load it as it was saved"
+    )

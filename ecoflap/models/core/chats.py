@@ -113,6 +113,11 @@ def continuation(tokenizer: Any, before: str, text: str) -> list[int]:
     return list(both[len(first) :] if both[: len(first)] == first else alone)
 
 
+def space_behind(text: str) -> str:
+    """What separates an answer from a prompt where no template says it: a space unless the prompt has one."""
+    return "" if text[-1:].isspace() else " "
+
+
 def written(
     tokenizer: Any, before: str, target: str, last: int | None, opening: str | None = None
 ) -> list[int]:
@@ -125,6 +130,5 @@ def written(
         last: the token that ends an answer; None for none.
         opening: the spaces; None for one if the prompt ends in none.
     """
-    if opening is None:
-        opening = "" if before[-1:].isspace() else " "
+    opening = space_behind(before) if opening is None else opening
     return continuation(tokenizer, before[-1:], opening + target) + ([] if last is None else [last])

@@ -54,6 +54,11 @@ def option_for(settings: Mapping[str, Any]) -> str | None:
     return "vlm" if "vlm" in options and "vision_config" in settings else next(iter(options), None)
 
 
+def class_or_type(settings: Mapping[str, Any]) -> str:
+    """The class that wrote a checkpoint, or its ``model_type`` where config.json names none, for messages."""
+    return str(next(iter(settings.get("architectures") or [settings.get("model_type")])))
+
+
 def _option_of_class(names: Sequence[str], kind: str | None) -> str | None:
     """The choice of ``model`` for a class, by its name and those of its base classes; None if there is none.
 

@@ -14,6 +14,7 @@ from ecoflap.models.core.chats import (
     continuation,
     end_token,
     frame,
+    space_behind,
     templated,
 )
 
@@ -66,7 +67,7 @@ def _parts(tokenizer: Any, conversation: Conversation, around: Frame) -> Parts:
     opening, answer = around.opening, conversation.target
     written = _behind(tokenizer, conversation, prompt)
     if opening is None:
-        opening = "" if prompt[-1:].isspace() else " "
+        opening = space_behind(prompt)
     elif written is not None and written.endswith(around.closing):
         written = written.removesuffix(around.closing)
         opening = opening if written.startswith(opening) else ""
