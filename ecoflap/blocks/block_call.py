@@ -100,5 +100,18 @@ def extract_hidden(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tupl
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The hidden states that a block returned: its output, or the first item of it."""
-    return output if isinstance(output, Tensor) else output[0]
+    """The hidden states that a block returned: its output, or the first item of it.
+
+    Raises:
+        UserError: if neither is a tensor.
+    """
+    try:
+        first = output if isinstance(output, Tensor) else output[0]
+    except (LookupError, TypeError):
+        first = None
+    if not isinstance(first, Tensor):
+        raise UserError(
+            f"a block returned a {type(output).__name__}, and its hidden states must be a tensor of their own"
+            " or the first item of a tuple; change what its forward returns"
+        )
+    return first

@@ -347,6 +347,23 @@ def test_a_trial_that_runs_out_of_memory_proves_nothing(trial: int) -> None:
 
 
 @torch.no_grad()
+def test_blocks_that_return_dicts_are_refused() -> None:
+    class Named(Block):
+        def forward(self, hidden: Tensor, *_: Any) -> dict[str, Tensor]:
+            return {"hidden": super().forward(hidden)}
+
+    def named(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Tensor:
+        for block in layers:
+            hidden = block(hidden)["hidden"]
+        return hidden
+
+    module = Model(named, Named)
+    model = prunable("toy", module, None, lambda module, batch, _: module(**batch).mean((1, 2)), Selection())
+    with pytest.raises(UserError, match=r"a block returned a dict, .* change what its forward returns"):
+        Flow(model, model.towers[1], batches("in all"))
+
+
+@torch.no_grad()
 def test_a_batch_that_leaves_blocks_out_is_refused() -> None:
     model = model_of("side_by_side")
     flow = Flow(model, model.towers[1], batches("not in the last"))
