@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ecoflap.blocks.patch_forward import patch_forward
+from ecoflap.models.core.layers import read_by
 
 Key = int | str
 SubstituteForward = Callable[[tuple[Any, ...], dict[str, Any]], Any]
@@ -105,7 +106,8 @@ def without_head(module: nn.Module) -> dict[nn.Module, SubstituteForward]:
     if not isinstance(head, nn.Linear):
         return {}
 
-    def zeros(arguments: tuple[Any, ...], _: dict[str, Any]) -> Tensor:
-        return arguments[0].new_zeros(()).expand(*arguments[0].shape[:-1], head.out_features)
+    def zeros(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
+        inputs = read_by(arguments, keywords)
+        return inputs.new_zeros(()).expand(*inputs.shape[:-1], head.out_features)
 
     return {head: zeros}

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -78,14 +77,14 @@ class DenseTwin:
         stream, found = self.streams[number], Readings({}, {})
         call, raw, sources = stream.call(self._index), dict[nn.Module, Tensor](), self.sources
 
-        def note(layer: Layer, _: nn.Module, arguments: tuple[Any, ...]) -> None:
-            found.inputs[layer] = counted_inputs(layer, arguments[0], counted, call.tensors)
+        def note(layer: Layer, inputs: Tensor) -> None:
+            found.inputs[layer] = counted_inputs(layer, inputs, counted, call.tensors)
             if (source := sources.get(layer)) is not None and source in raw:
                 found.streams[layer] = counted_inputs(layer, raw[source], counted, call.tensors)
 
         watched = [layer for layer in self.block.layers if layer not in self._dense and not layer.is_expert]
         with self._restored(), inputs_noted(set(sources.values()), raw.__setitem__):
-            handles = [layer.module.register_forward_pre_hook(partial(note, layer)) for layer in watched]
+            handles = [layer.before_calls(partial(note, layer)) for layer in watched]
             try:
                 output = call.run(self.block.module, stream.hidden)
             finally:

@@ -6,12 +6,11 @@ Layers that read the same tensor (q, k and v; gate and up) share one statistic.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ecoflap.blocks.containers import version_of
 from ecoflap.blocks.statistics import Statistic
@@ -67,17 +66,17 @@ class InputStatistics:
                 rest of the block's computation.
         """
 
-        def watch(layer: Layer) -> Any:
-            def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-                self._observe(layer, arguments[0])
+        def watch(layer: Layer) -> Callable[[Tensor], None]:
+            def note(inputs: Tensor) -> None:
+                self._observe(layer, inputs)
                 self._calls.append(layer)
                 # Not in the first run, which shows whether layers are called again after the last one was.
                 if stop and self._repeats is False and len(set(self._calls)) == len(layers):
                     raise InputsComplete
 
-            return hook
+            return note
 
-        handles = [layer.module.register_forward_pre_hook(watch(layer)) for layer in layers]
+        handles = [layer.before_calls(watch(layer)) for layer in layers]
         try:
             yield
         finally:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -134,9 +134,7 @@ class LayerByLayer:
     def _watching(self) -> Iterator[None]:
         """Observe the calls of the block's layers in this context."""
         with inputs_noted(set(self._sources.values()), self._note_stream):
-            handles = [
-                layer.module.register_forward_pre_hook(partial(self._reach, layer)) for layer in self._of
-            ]
+            handles = [layer.before_calls(partial(self._reach, layer)) for layer in self._of]
             try:
                 yield
             finally:
@@ -161,9 +159,9 @@ class LayerByLayer:
                     self.twin.streams[batch.number].leave(*dense_end)
         batch.dense, batch.streams = Readings({}, {}), {}
 
-    def _reach(self, layer: Layer, _: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def _reach(self, layer: Layer, inputs: Tensor) -> None:
         """Let a run call a layer that is pruned, or end it in front of a dense one."""
-        batch, group, inputs = self._running, self._of[layer], arguments[0]
+        batch, group = self._running, self._of[layer]
         if batch is None:  # the dense block runs
             return
         if batch.waits not in (None, layer.stage):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ecoflap.blocks.containers import version_of
 from ecoflap.models.core.layers import Layer
@@ -33,9 +32,7 @@ class LayerOrder:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record the run of the block in this context."""
-        handles = [
-            layer.module.register_forward_pre_hook(partial(self._record, layer)) for layer in self.layers
-        ]
+        handles = [layer.before_calls(partial(self._record, layer)) for layer in self.layers]
         try:
             yield
         finally:
@@ -44,8 +41,8 @@ class LayerOrder:
             self._seen.clear()
             self._runs, self._place = self._runs + 1, 0
 
-    def _record(self, layer: Layer, _: nn.Module, arguments: tuple[Any, ...]) -> None:
-        inputs, version = arguments[0], version_of(arguments[0])
+    def _record(self, layer: Layer, inputs: Tensor) -> None:
+        version = version_of(inputs)
         known = (number for number, (one, old) in enumerate(self._seen) if one is inputs and old == version)
         number = next(known, len(self._seen))
         if number == len(self._seen):

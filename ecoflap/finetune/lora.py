@@ -28,7 +28,7 @@ from ecoflap.finetune.protocol import Finetuner
 from ecoflap.finetune.schedule import Schedule
 from ecoflap.finetune.training import train
 from ecoflap.finetune.training_set import split_of
-from ecoflap.models.core.layers import Layer, is_layer
+from ecoflap.models.core.layers import Layer, is_layer, read_by
 from ecoflap.models.core.prunable import in_float32
 
 ADAPTER = "default"
@@ -44,11 +44,11 @@ class MaskedLinear(Linear):
         delta: Tensor = super().get_delta_weight(adapter)
         return delta * self.mask
 
-    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward(self, *arguments: Any, **keywords: Any) -> Tensor:
         """Apply the layer with its weights as they will be merged: [..., cols] -> [..., rows]."""
         base: Any = self.get_base_layer()
         weight = base.weight + self.get_delta_weight(ADAPTER)
-        return linear(x, weight.t() if self.fan_in_fan_out else weight, base.bias)
+        return linear(read_by(arguments, keywords), weight.t() if self.fan_in_fan_out else weight, base.bias)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.layers import Layer, read_by
 from ecoflap.ops import gaussian
 
 Noise = tuple[str | int, ...]
@@ -43,7 +43,9 @@ def probing(probes: Sequence[Probe], eps: float, noise: Noise) -> Iterator[None]
         for layer in probe.layers:
             by_layer.setdefault(layer, []).append((copy, probe))
     handles = [
-        layer.module.register_forward_hook(_perturb(layer, by_copy, len(probes), eps, noise))
+        layer.module.register_forward_hook(
+            _perturb(layer, by_copy, len(probes), eps, noise), with_kwargs=True
+        )
         for layer, by_copy in by_layer.items()
     ]
     try:
@@ -61,8 +63,8 @@ def _perturb(
     draws = {probe.draw: gaussian(layer.shape, *noise, layer.name, probe.draw) for _, probe in by_copy}
     runs = _runs(by_copy)
 
-    def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        inputs, result = arguments[0].float(), output.float().clone()
+    def hook(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> Tensor:
+        inputs, result = read_by(arguments, keywords).float(), output.float().clone()
         samples = len(inputs) // copies  # or samples x tokens: some blocks flatten the two before a layer
         for draw, directions in draws.items():
             draws[draw] = directions.to(inputs.device)

@@ -10,10 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ecoflap.console.telemetry import out_of_memory
 from ecoflap.models.core.layers import Layer
@@ -90,10 +89,10 @@ class RowCounts:
         """Count the rows of the pass that runs in this context."""
         counts: dict[str, list[int]] = {}
 
-        def count(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-            return lambda _, arguments: counts.setdefault(name, []).append(arguments[0].shape[:-1].numel())
+        def count(name: str) -> Callable[[Tensor], None]:
+            return lambda inputs: counts.setdefault(name, []).append(inputs.shape[:-1].numel())
 
-        handles = [layer.module.register_forward_pre_hook(count(layer.name)) for layer in self.layers]
+        handles = [layer.before_calls(count(layer.name)) for layer in self.layers]
         try:
             yield
         finally:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from ecoflap.models.core.attention import OpenAttention
@@ -104,6 +106,20 @@ class Layer:
     def write(self, matrix: Tensor) -> None:
         """Replace the weights by ``matrix`` [rows, cols], cast to the stored dtype."""
         self.weight.copy_(self.oriented(matrix))
+
+    def before_calls(self, note: Callable[[Tensor], None]) -> RemovableHandle:
+        """Pass what each call of the module is about to read to ``note``."""
+
+        def hook(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            note(read_by(arguments, keywords))
+
+        return self.module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def read_by(arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Tensor:
+    """What a call of a layer's module reads: its only argument, by position or by its name."""
+    inputs: Tensor = arguments[0] if arguments else next(iter(keywords.values()))
+    return inputs
 
 
 def by_parameter(layers: Sequence[Layer]) -> Iterator[tuple[str, tuple[Layer, ...]]]:

@@ -71,8 +71,9 @@ class SparseLinear(nn.Module):
         """The dense matrix [rows, cols], made anew each time."""
         return self._made(0, self.out_features)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """[..., cols] -> [..., rows]."""
+        inputs = input  # by the name that ``nn.Linear`` gives it
         fits = inputs.shape[-1] == self.in_features and inputs.dtype == self.dtype and inputs.device == CPU
         if not fits:
             return linear(inputs, self.weight, self.bias)  # it says what is wrong

@@ -50,6 +50,12 @@ def test_every_number_of_tokens_and_odd_shapes(shape: tuple[int, int], dtype: to
             check(layer(rows, cols, dtype, bias=bias), torch.randn(tokens, cols).to(dtype))
 
 
+def test_it_is_called_by_keyword_as_the_dense_layer_is() -> None:
+    dense, inputs = layer(5, 33, torch.float32), torch.randn(2, 33)
+    check(dense, inputs, lambda sparse, given: sparse(input=given))
+    assert torch.equal(SparseLinear(dense)(input=inputs), SparseLinear(dense)(inputs))
+
+
 @pytest.mark.parametrize("sparsity", [0.0, 0.97, 1.0])
 @torch.no_grad()
 def test_no_zeros_few_weights_and_none(sparsity: float, dtype: torch.dtype) -> None:
