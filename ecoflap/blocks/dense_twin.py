@@ -6,6 +6,7 @@ both models begin with what the pruned one gives: a twin knows the errors of its
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
@@ -21,7 +22,9 @@ from ecoflap.blocks.residual_streams import inputs_noted
 from ecoflap.blocks.stream import Stream
 from ecoflap.blocks.token_choice import Masks
 from ecoflap.models.core.layers import Layer
-from ecoflap.models.core.towers import Block
+from ecoflap.models.core.towers import Block, Tower
+
+log = logging.getLogger(__name__)
 
 
 class DenseTwin:
@@ -39,10 +42,11 @@ class DenseTwin:
 
     def enter(self, flow: Flow, index: int) -> None:
         """Come to a dense block, which the flow has entered."""
-        structure = flow.structure
-        captured = structure is not None and index in structure.from_output | flow.from_start
+        captured = set() if flow.structure is None else flow.structure.from_output | flow.from_start
+        if flow is not self._flow and captured:
+            _warn_of_captured(flow.tower, min(captured), len(captured))
         follows = flow is self._flow and all(stream.block == index for stream in self.streams)
-        if captured or not follows:
+        if index in captured or not follows:
             self.streams = [copy(stream) for stream in flow.streams]
         self._flow, self._index, self._dense = flow, index, {}
 
@@ -106,6 +110,20 @@ class DenseTwin:
             yield
         finally:
             _write(pruned)
+
+
+def _warn_of_captured(tower: Tower, first: int, count: int) -> None:
+    """Warn of blocks at which the errors of the blocks before them are not known."""
+    log.warning(
+        "propagate=compensated: %d of %d blocks of tower %s (%s), such as %s, read more than the output of"
+        " the block before, so errors are known from each of them on, and those of the blocks before are not"
+        " compensated there",
+        count,
+        len(tower.blocks),
+        tower.name,
+        tower.path,
+        tower.blocks[first].name,
+    )
 
 
 def _write(weights: Mapping[Layer, Tensor]) -> None:

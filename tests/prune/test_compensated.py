@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ecoflap.prune.protocol import LayerPruner
 from ecoflap.prune.report import BlockReport
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
-from tests import handing, tiny
+from tests import handing, tiny, unchained
 
 from . import reference
 from .test_families import EVERY_TOWER, PRUNERS, uneven, uniform
@@ -183,6 +184,24 @@ def test_equals_full_forward_passes_of_both_models(family: str, name: str) -> No
     with quiet_forward(other.module), quiet_forward(twin.module):
         masks = prune_by_hand(other, twin, calibration, by_hand, allocation.keep, batches, writers)
     assert_equal(model, report, other, masks)
+
+
+@pytest.mark.parametrize(
+    ("family", "captured"),
+    [
+        ("gemma3n", [r"3 of 6 blocks of tower language \(model\.layers\), such as model\.layers\.3"]),
+        ("qwen3_vl", [r"2 of 4 blocks of tower language .*, such as model\.language_model\.layers\.1"]),
+        ("llava_of_two_depths", []),
+    ],
+)
+def test_blocks_at_which_errors_are_not_known_are_named(
+    family: str, captured: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = unchained.build(family, dense="audio|merger")
+    prune(model, unchained.samples(family), SparseGPT(), uniform(model), 2, propagate="compensated")
+    found = [message for message in caplog.messages if message.startswith("propagate=compensated")]
+    assert len(found) == len(captured)
+    assert all(re.search(pattern, message) for pattern, message in zip(captured, found, strict=True))
 
 
 @pytest.mark.parametrize("family", [family for family in CALLED_ONCE if family not in tiny.MATCHING])
