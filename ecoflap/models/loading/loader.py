@@ -14,6 +14,7 @@ from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.attention import open_attention
 from ecoflap.models.core.experts import open_experts
 from ecoflap.models.core.prunable import Loss, PrunableModel
+from ecoflap.models.core.shared_memory import refuse_shared_memory
 from ecoflap.models.core.skipped import skipped_weights
 from ecoflap.models.core.towers import Selection, find_towers, select
 from ecoflap.models.loading.checkpoint_folder import stored_dtype, weight_files
@@ -94,7 +95,7 @@ def prunable(
         interface: what the family can do with raw examples.
 
     Raises:
-        UserError: if a tower does not exist, or a pattern matches nothing.
+        UserError: if a tower does not exist, a pattern matches nothing, or a layer lies in another parameter.
         NumericalError: if a weight is NaN or infinite.
     """
     open_attention(module)
@@ -103,6 +104,7 @@ def prunable(
     # All towers are found, so that their outputs can be stored; a config that names some prunes those.
     named = selection.towers if selection.towers is not None else list(towers or ()) or None
     chosen = select(every, named, selection.skip_layers)
+    refuse_shared_memory(module, (layer for tower in chosen for layer in tower.layers))
     for parameter_name, parameter in module.named_parameters():
         if parameter.device.type != "meta" and not torch.isfinite(parameter).all():
             raise NumericalError(
