@@ -15,6 +15,7 @@ from ecoflap.api.result import PruneResult
 from ecoflap.api.wrapped import refuse_wrapped
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.shared_memory import share_memory
 from ecoflap.storage.bitmask.forms import DENSE, check_form
 from ecoflap.storage.checkpoint import write_checkpoint
 from ecoflap.storage.file_names import ALLOCATION, BITMASK_INDEX, CARD, RECIPE, RESULT, SCORES, WEIGHTS_INDEX
@@ -98,7 +99,10 @@ def _refuse_tied_by_hand(module: Any) -> None:
     """
     head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
     weight = getattr(head, "weight", None)
-    if weight is None or weight is not getattr(module.get_input_embeddings(), "weight", None):
+    if weight is None:
+        return
+    read = getattr(module.get_input_embeddings(), "weight", None)
+    if read is not weight and (read is None or not share_memory(read, weight)):
         return
     if not getattr(module.config.get_text_config(decoder=True), "tie_word_embeddings", True):
         raise UserError(

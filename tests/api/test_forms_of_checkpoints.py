@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -237,10 +238,28 @@ def test_a_result_whose_model_was_pruned_further(tmp_path: Path) -> None:
     assert verify(tmp_path / "out") == []
 
 
-def test_embeddings_that_were_tied_by_hand(tmp_path: Path) -> None:
+def test_weights_that_a_checkpoint_would_lack(tmp_path: Path) -> None:
     given = llama()
     module: Any = given.module
-    module.lm_head.weight = module.model.embed_tokens.weight
+    first = module.model.layers[0]
+    module.model.layers[1] = first
+    result = ecoflap.prune(module, given.processor, sparsity=0.5, score="none", pruner="magnitude")
+    for saved in (result, result.prunable):
+        with pytest.raises(UserError, match=r"layers\.0\.(.+) and .*layers\.1\.\1 are the same .*deepcopy"):
+            ecoflap.save(saved, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*"))
+    module.model.layers[1] = deepcopy(first)
+    module.model.layers[1].mlp.up_proj.weight = first.mlp.up_proj.weight
+    with pytest.raises(UserError, match=r"layers\.0\.mlp\.up_proj\.weight and .* are the same weights"):
+        ecoflap.save(ecoflap.load(module, given.processor), tmp_path / "out")
+
+
+@pytest.mark.parametrize("by", ["one parameter", "memory"])
+def test_embeddings_that_were_tied_by_hand(by: str, tmp_path: Path) -> None:
+    given = llama()
+    module: Any = given.module
+    weight = module.model.embed_tokens.weight
+    module.lm_head.weight = weight if by == "one parameter" else torch.nn.Parameter(weight.data)
     with pytest.raises(UserError, match=r"output embedding .* set model\.config\.tie_word_embeddings=True"):
         ecoflap.save(ecoflap.load(module, given.processor), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -176,9 +177,23 @@ class PrunableModel:
         return [without_origin(config.to_dict()) for config in configs if config is not None]
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint that ``from_pretrained`` loads."""
+        """Write a checkpoint that ``from_pretrained`` loads.
+
+        Raises:
+            UserError: if modules share weights that their class does not tie.
+        """
         module: Any = self.module
-        module.save_pretrained(folder)
+        try:
+            module.save_pretrained(folder)
+        except RuntimeError as error:
+            if "shared tensors" not in str(error):
+                raise
+            names = " and ".join(sorted(re.findall(r"'(.+?)'", str(error))[:2]))
+            raise UserError(
+                f"{names} are the same weights, and {type(module).__name__} does not tie them when"
+                " it is loaded, so the checkpoint would lack one; before pruning, give each place a copy of"
+                " its own, as copy.deepcopy of the module makes one"
+            ) from error
         if self.processor is not None:
             self.processor.save_pretrained(folder)
 
