@@ -49,9 +49,10 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
         The folder.
 
     Raises:
-        UserError: if there is no such form, the model has no ``save_pretrained``, its embeddings are tied
-            and its config says that they aren't, weights that the masks remove are no longer zero, the folder
-            is a file, or the disk is full.
+        UserError: if there is no such form, the model has no ``save_pretrained``, a part of it is what
+            ``torch.compile`` returned or has got adapters, its embeddings are tied and its config says that
+            they aren't, weights that the masks remove are no longer zero, the folder is a file, or the disk
+            is full.
     """
     loaded = model.prunable if isinstance(model, PruneResult) else model
     require(loaded, PrunableModel, "ecoflap.load or ecoflap.prune")
@@ -66,6 +67,7 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
             f"{loaded.name} has no save_pretrained; save its state_dict() and the masks of the result"
             " yourself"
         )
+    refuse_wrapped(loaded.module)
     _refuse_tied_by_hand(loaded.module)
     if isinstance(model, PruneResult):
         _require_masked(model)
@@ -116,10 +118,8 @@ def _require_masked(result: PruneResult) -> None:
     """Refuse a result whose model has changed since, so that its masks and its record are of another one.
 
     Raises:
-        UserError: if it has got adapters, a weight that the masks remove is not zero, or more are zero than
-            were counted.
+        UserError: if a weight that the masks remove is not zero, or more are zero than were counted.
     """
-    refuse_wrapped(result.model)
     counted = read_layers(result.record.sparsity)
     for layer in result.prunable.layers:
         mask, weight = result.masks.get(layer.name), layer.weight.detach()

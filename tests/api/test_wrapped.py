@@ -67,11 +67,25 @@ def test_a_result_that_was_compiled_in_place_is_saved(tmp_path: Path) -> None:
     assert all(torch.equal(loaded[name], tensor) for name, tensor in result.model.state_dict().items())
 
 
+@pytest.mark.parametrize("part", ["model", "model.layers.0"])
+def test_parts_that_were_compiled_since_are_not_saved_under_their_names(part: str, tmp_path: Path) -> None:
+    result = ecoflap.prune(llama().module, sparsity=0.5, score="none", pruner="magnitude")
+    plain = result.model.get_submodule(part)
+    result.model.set_submodule(part, torch.compile(plain))
+    for saved in (result, result.prunable):
+        with pytest.raises(UserError, match=rf"{part} is what torch\.compile returned; .*\._orig_mod back"):
+            ecoflap.save(saved, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    result.model.set_submodule(part, plain)
+    ecoflap.save(result.prunable, tmp_path / "out")
+
+
 def test_a_result_that_got_adapters_is_not_saved_beside_them(tmp_path: Path) -> None:
     result = ecoflap.prune(llama().module, sparsity=0.5, score="none", pruner="magnitude")
     adapted = get_peft_model(result.model, LoraConfig(target_modules=["q_proj"]))
-    with pytest.raises(UserError, match=r"self_attn\.q_proj has an adapter .* merge the adapters first"):
-        ecoflap.save(result, tmp_path / "out")
+    for saved in (result, result.prunable):
+        with pytest.raises(UserError, match=r"self_attn\.q_proj has an adapter .* merge the adapters first"):
+            ecoflap.save(saved, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     adapted.unload()
     ecoflap.save(result, tmp_path / "out")
