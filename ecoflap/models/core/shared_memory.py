@@ -44,8 +44,8 @@ def refuse_shared_memory(module: nn.Module, layers: Iterable[Layer]) -> None:
 
 
 def share_memory(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one dtype have a number in the same place."""
-    if not (one.data_ptr() and other.data_ptr()) or one.dtype != other.dtype:
+    """Whether two tensors of one dtype have a number in the same place of one device."""
+    if not (one.data_ptr() and other.data_ptr()) or (one.dtype, one.device) != (other.dtype, other.device):
         return False
     start, end = min(one.data_ptr(), other.data_ptr()), max(_end(one), _end(other))
     if end - start >= _span(one) + _span(other):
