@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,31 +81,42 @@ def interface_settings(interface: Any) -> bytes:
 
 def fingerprint(examples: Sequence[Example], interface: Any) -> str:
     """A hash of the examples, including their images, and of what the interface adds to them."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(interface_settings(interface))
-    seen: set[str] = set()
-    for example in examples:
-        digest.update(f"{example.text!r} {example.target!r} {example.label} {example.bare}\n".encode())
-        for path in filter(None, (example.image, example.second_image)):
-            if path not in seen:
-                seen.add(path)
-                digest.update(Path(path).read_bytes())
-    return digest.hexdigest()
+    rows = ((one.text, one.target, one.label, one.bare) for one in examples)
+    images = (path for one in examples for path in (one.image, one.second_image))
+    return fingerprint_of(rows, images, interface)
 
 
-def fingerprint_by_size(rows: Iterable[Any], images: Iterable[str], interface: Any) -> str:
-    """A hash of the inputs and of what the interface adds, with names and sizes instead of images' contents.
-
-    Reading all of COCO would take minutes.
+def fingerprint_of(rows: Iterable[Any], images: Iterable[str | None], interface: Any) -> str:
+    """A hash of the inputs, the contents of their images, and what the interface adds to them.
 
     Args:
         rows: inputs and targets, as values whose ``repr`` is complete.
-        images: paths of the images; their folder does not count.
+        images: paths of the images, which do not count themselves; None where an input has none.
         interface: the model's interface.
+
+    Raises:
+        UserError: if an image is missing.
     """
     digest = hashlib.blake2b(interface_settings(interface), digest_size=16)
     for row in rows:
         digest.update(f"{row!r}\n".encode())
-    for image in dict.fromkeys(images):
-        digest.update(f"{Path(image).name} {Path(image).stat().st_size}\n".encode())
+    for image in images:
+        digest.update(b"none" if image is None else _contents(image))
     return digest.hexdigest()
+
+
+def _contents(image: str) -> bytes:
+    """A hash of an image's file, which is read again only if it has changed since."""
+    try:
+        state = Path(image).stat()
+    except OSError:
+        raise UserError(
+            f"the picture {image} is not there; check the folder that holds the data set's images"
+        ) from None
+    return _contents_then(image, state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _contents_then(image: str, time: int, size: int) -> bytes:
+    """A hash of an image's file, as it was at some time, of some size."""
+    return hashlib.sha256(Path(image).read_bytes()).digest()

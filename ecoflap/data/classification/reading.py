@@ -39,12 +39,10 @@ class Pictures:
     """The pictures of one split.
 
     Attributes:
-        root: the folder of all pictures.
         examples: examples with the index of their class as label, and its name as target.
         names: names of the classes, in the order of the labels.
     """
 
-    root: Path
     examples: list[Example]
     names: tuple[str, ...]
 
@@ -124,7 +122,7 @@ class PictureSource(PictureSourceOptions):
             Example(target=names[labels[label]], image=str(found.root / file), label=labels[label])
             for file, label in found.pictures
         ]
-        return Pictures(found.root, examples, tuple(names))
+        return Pictures(examples, tuple(names))
 
     def _names(self, found: Sequence[str], option: str, named: bool) -> tuple[list[str], list[int]]:
         """The names of the classes, and the name's index for each class in the files."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -20,8 +17,8 @@ from ecoflap.data.easy_vqa.picture_tasks import similarity
 from ecoflap.data.easy_vqa.pictures import check_templates
 from ecoflap.data.example import Classes, Example
 from ecoflap.data.sources import picture_sources
-from ecoflap.errors import UserError, require_positive
-from ecoflap.evaluate.inputs import commonest, error_of_mean, parts, percent, spread
+from ecoflap.errors import require_positive
+from ecoflap.evaluate.inputs import commonest, error_of_mean, fingerprint_of, parts, percent, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.logits import finite
@@ -87,9 +84,9 @@ class Classification(TaskOptions, PictureSource):
         classes = None
         if not isinstance(model.interface, Classifies):
             classes = Classes(everything.names, self.prompts("task"))
-        return ClassificationEvaluation(
-            self, model.interface, pictures, right, classes, fingerprint(pictures, right, classes)
-        )
+        images = (one.image for one in pictures.examples)
+        inputs = fingerprint_of([classes, *right], images, model.interface)
+        return ClassificationEvaluation(self, model.interface, pictures, right, classes, inputs)
 
 
 @dataclass
@@ -174,21 +171,3 @@ def macro_f1(found: Sequence[int], right: Sequence[int]) -> float:
     guessed, there = Counter(found), Counter(right)
     scores = [2 * hits[one] / (guessed[one] + there[one]) for one in there]
     return 100 * sum(scores) / len(scores) if scores else float("nan")
-
-
-def fingerprint(pictures: Pictures, right: Sequence[int], classes: Classes | None) -> str:
-    """A hash of the classes, and of the pictures' names, sizes and classes, but not their contents.
-
-    Raises:
-        UserError: if a picture is missing.
-    """
-    digest = hashlib.blake2b(f"{classes}\n".encode(), digest_size=16)
-    for example, label in zip(pictures.examples, right, strict=True):
-        try:
-            size = Path(example.image or "").stat().st_size
-        except OSError:
-            raise UserError(
-                f"the picture {example.image} is not there; check the folder that holds the data set's images"
-            ) from None
-        digest.update(f"{os.path.relpath(example.image or '', pictures.root)} {size} {label}\n".encode())
-    return digest.hexdigest()

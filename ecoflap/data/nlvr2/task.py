@@ -15,7 +15,7 @@ from ecoflap.data.nlvr2.options import Nlvr2TaskOptions
 from ecoflap.data.nlvr2.reading import OBTAIN, check_splits, read_pairs
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.evaluate.inputs import commonest, fingerprint_by_size, parts, percent, percent_errors, spread
+from ecoflap.evaluate.inputs import commonest, fingerprint, parts, percent, percent_errors, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.logits import finite
@@ -99,13 +99,10 @@ class Nlvr2Evaluation:
 
     def identity(self) -> dict[str, Any]:
         """Everything that the metrics depend on beside the model."""
-        everything = self._everything()
-        rows = [(one.text, one.label) for one in everything]
-        inputs = fingerprint_by_size(rows, _images(everything), self.interface)
         return {
             "metric": "accuracy",
-            "inputs": inputs,
-            "splits": {split: len(of_it) for split, of_it in self.pairs.items()},
+            "inputs": fingerprint(self._everything(), self.interface),
+            "splits": [[split, len(of_it)] for split, of_it in self.pairs.items()],
         }
 
     def chance(self) -> float:

@@ -23,7 +23,7 @@ from ecoflap.data.vqa.hub import HubQuestions
 from ecoflap.data.vqa.options import PublishedQuestionsOptions
 from ecoflap.data.vqa.reading import Question, clean_question
 from ecoflap.errors import require_positive
-from ecoflap.evaluate.inputs import error_of_mean, fingerprint_by_size, parts, spread
+from ecoflap.evaluate.inputs import error_of_mean, fingerprint_of, parts, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Describes, require
@@ -154,7 +154,7 @@ class QuestionsEvaluation:
         asked = [
             (one.id, one.text, one.answers, one.question_type, one.answer_type) for one in self.questions
         ]
-        inputs = fingerprint_by_size(asked, (one.image for one in self.questions), self.interface)
+        inputs = fingerprint_of(asked, (one.image for one in self.questions), self.interface)
         elsewhere = ("path", "limit", "batch_size", "clean", "answer_list", "k_test")
         options = {key: value for key, value in vars(self.task).items() if key not in elsewhere}
         choices = None

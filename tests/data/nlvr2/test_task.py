@@ -90,6 +90,9 @@ def test_identity_changes_with_what_the_numbers_depend_on(folder: Path) -> None:
     assert identity == Nlvr2(str(folder), batch_size=3).load(judges).identity()
     assert identity != Nlvr2(str(folder), limit=5).load(judges).identity()
     assert identity != Nlvr2(str(folder), splits=["test1", "dev"]).load(judges).identity()
+    picture = Path(Nlvr2(str(folder)).load(judges).pairs["dev"][0].second_image or "")
+    picture.write_bytes(picture.read_bytes()[::-1])  # of the same size
+    assert identity != Nlvr2(str(folder)).load(judges).identity()
 
 
 def test_calibration_takes_labelled_training_pairs(folder: Path) -> None:
