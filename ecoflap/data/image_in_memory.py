@@ -18,7 +18,7 @@ class ImageInMemory(str):
     def __new__(cls, image: Any) -> ImageInMemory:
         """Wrap a Pillow image; see ``upright``."""
         image = upright(image)
-        self = super().__new__(cls, f"an image in memory {_digest(image)}")
+        self = super().__new__(cls, f"an image in memory {image_digest(image)}")
         self.image = image
         return self
 
@@ -33,7 +33,7 @@ def upright(image: Any) -> Any:
     return ImageOps.exif_transpose(image) if isinstance(image, ImageFile.ImageFile) else image
 
 
-def _digest(image: Any) -> str:
+def image_digest(image: Any) -> str:
     """A hash of what an image shows: its pixels, the colours of their indices, and what is transparent."""
     found = hashlib.blake2b(f"{image.mode} {image.size}".encode(), digest_size=16)
     found.update(image.tobytes())

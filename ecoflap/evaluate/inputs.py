@@ -91,7 +91,7 @@ def fingerprint_of(rows: Iterable[Any], images: Iterable[str | None], interface:
 
     Args:
         rows: inputs and targets, as values whose ``repr`` is complete.
-        images: paths of the images, which do not count themselves; None where an input has none.
+        images: paths of the images, of which the contents alone count; None where an input has none.
         interface: the model's interface.
 
     Raises:

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ecoflap.data.image_in_memory import image_digest
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.storage.cache.code import folder_hash
 from ecoflap.storage.installation import install_extra
@@ -73,7 +74,7 @@ def fingerprint(tasks: Mapping[str, Mapping[str, Any]], num_fewshot: int | None)
                 f"{task.doc_to_text(document)!r} {task.doc_to_target(document)!r} {choices!r}\n".encode()
             )
             for image in pictures_of(task, document):
-                digest.update(image.tobytes())
+                digest.update(shown(image))
     return digest.hexdigest()
 
 
@@ -86,6 +87,16 @@ def settings_of(config: Mapping[str, Any]) -> str:
     """How a task asks and scores, but for the number of examples, which is an option of the run."""
     asked = {name: value for name, value in config.items() if name != "num_fewshot"}
     return ADDRESS.sub("", json.dumps(asked, sort_keys=True, default=str))
+
+
+def shown(picture: Any) -> bytes:
+    """What a document shows, as bytes: of a Pillow image a hash that tells palettes apart."""
+    from PIL import Image
+
+    if isinstance(picture, Image.Image):
+        return image_digest(picture).encode()
+    content: bytes = picture.tobytes() if hasattr(picture, "tobytes") else repr(picture).encode()
+    return content
 
 
 def pictures_of(task: Any, document: Any) -> list[Any]:

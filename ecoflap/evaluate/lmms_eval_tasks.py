@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.errors import UserError, did_you_mean
-from ecoflap.evaluate.lm_eval_tasks import settings_of
+from ecoflap.evaluate.lm_eval_tasks import settings_of, shown
 from ecoflap.storage.installation import install_extra
 
 PACKAGE = "lmms-eval>=0.7.3,<0.8"
@@ -94,9 +94,7 @@ def fingerprint(tasks: Mapping[str, dict[Any, Any]], limit: int | None) -> str:
             for document in islice(documents(task), limit):
                 digest.update(f"{task.doc_to_text(document)!r} {task.doc_to_target(document)!r}\n".encode())
                 for picture in task.doc_to_visual(document) or ():
-                    digest.update(
-                        picture.tobytes() if hasattr(picture, "tobytes") else repr(picture).encode()
-                    )
+                    digest.update(shown(picture))
     return digest.hexdigest()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from ecoflap.errors import NumericalError, UserError
@@ -21,6 +22,7 @@ from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.causal_lm import CausalLM
 from ecoflap.models.families.vlm.vlm import VisionLanguage
 from tests import tiny
+from tests.api.conftest import llava
 from tests.cli.conftest import WORDS, tiny_llama  # noqa: F401
 from tests.cli.test_vlm import save_llava
 
@@ -205,8 +207,6 @@ def test_weights_are_left_as_they_are() -> None:
 @HARNESS
 @pytest.mark.usefixtures("own_index")
 def test_pictures_through_the_processor_in_memory(folder: Path) -> None:
-    from PIL import Image
-
     (folder / "pictures").mkdir()
     for name, colour in (("a", "red"), ("b", "blue")):
         Image.new("RGB", (8, 8), colour).save(folder / "pictures" / f"{name}.png")
@@ -227,6 +227,25 @@ def test_pictures_through_the_processor_in_memory(folder: Path) -> None:
         "one/acc_norm",
         "one/samples",
     ]
+
+
+@HARNESS
+@pytest.mark.usefixtures("own_index")
+def test_identity_tells_pictures_apart_that_differ_in_their_palette_only(tmp_path: Path) -> None:
+    model = llava()
+
+    def identity(palette: list[int]) -> dict[str, Any]:
+        image = Image.new("P", (4, 4))
+        image.putpalette(palette)
+        image.save(tmp_path / "pictures" / "0.png")
+        return LmEval(["shapes"], include_path=str(tmp_path)).load(model).identity()
+
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "metadata.jsonl").write_text('{"file_name": "0.png", "answer": "circle"}\n')
+    (tmp_path / "shapes.yaml").write_text(PICTURES.format(folder=tmp_path))
+    red = identity([255, 0, 0])
+    assert red != identity([0, 0, 255])
+    assert red == identity([255, 0, 0])
 
 
 @HARNESS

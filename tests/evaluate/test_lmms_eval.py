@@ -7,15 +7,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import stdev
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import ecoflap
 from ecoflap.data.example import Example, Generation
 from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import NumericalError, UserError
+from ecoflap.evaluate import lmms_eval_tasks
 from ecoflap.evaluate.harness_scores import reported, scores
 from ecoflap.evaluate.lmms_eval_harness import LmmsEval, changes, dense_scores
 from ecoflap.evaluate.lmms_eval_model import Asker, cut, generation_of, loss_of, question
@@ -150,6 +153,25 @@ def test_identity_changes_with_what_the_numbers_depend_on(folder: Path, model: P
     assert identity == LmmsEval(["one"], include_path=str(folder), batch_size=1).load(model).identity()
     assert identity != LmmsEval(["one"], include_path=str(folder), limit=3).load(model).identity()
     assert identity != LmmsEval(["two"], include_path=str(folder)).load(model).identity()
+
+
+def test_pictures_that_differ_in_their_palette_only_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fingerprint(palette: list[int]) -> str:
+        image = Image.new("P", (4, 4))
+        image.putpalette(palette)
+        task = SimpleNamespace(
+            VERSION=0,
+            dump_config=dict,
+            has_test_docs=lambda: True,
+            test_docs=lambda: [{"image": image}],
+            doc_to_text=lambda _: "what shape is there ?",
+            doc_to_target=lambda _: "circle",
+            doc_to_visual=lambda document: [document["image"]],
+        )
+        monkeypatch.setattr(lmms_eval_tasks, "members", lambda _: {"one": task})
+        return lmms_eval_tasks.fingerprint({"one": {}}, None)
+
+    assert fingerprint([255, 0, 0]) == fingerprint([255, 0, 0]) != fingerprint([0, 0, 255])
 
 
 @HARNESS
