@@ -131,12 +131,12 @@ class Parametric(Uneven):
         """Share a budget of ``total`` kept weights among the layers of some towers."""
 
     def _values(self, model: PrunableModel, context: Context | None) -> dict[str, float]:
-        """What was measured; runs with other targets recall it."""
+        """What was measured; runs with other targets or pruners recall it."""
         if not self.reads_weights:
             return {}
         recall = compute_again if context is None else context.recall
         measure = partial(measure_blocks, model, context, self.statistic, self.measure_block)
-        found: dict[str, float] = recall({"result": "values"}, measure)
+        found: dict[str, float] = recall({"result": "values"}, measure, dense=True)
         return found
 
     def _counts(

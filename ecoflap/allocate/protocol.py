@@ -15,11 +15,21 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.protocol import LayerPruner
 from ecoflap.score.scores import IMPORTANCE, LAYER, Scores
 
-Recall = Callable[[Mapping[str, Any], Callable[[], Any]], Any]
-"""Given the name of an intermediate result and how to compute it: the stored result, or the computed one."""
+
+class Recall(Protocol):
+    """Reads an intermediate result that an earlier run has stored, or computes and stores it."""
+
+    def __call__(self, name: Mapping[str, Any], compute: Callable[[], Any], dense: bool = False) -> Any:
+        """The result, in plain JSON values.
+
+        Args:
+            name: what tells it from the allocator's other results.
+            compute: computes it.
+            dense: whether it is measured of the dense model without the pruner; runs with any share it.
+        """
 
 
-def compute_again(name: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+def compute_again(name: Mapping[str, Any], compute: Callable[[], Any], dense: bool = False) -> Any:
     """Compute an intermediate result without storing it."""
     return compute()
 
@@ -34,8 +44,8 @@ class Context:
         batch_size: samples per forward pass of the fine stage.
         seed: seed of all random draws.
         tokens: which tokens count in statistics, see ``ecoflap.blocks.token_choice.choose_tokens``.
-        recall: reads an intermediate result (plain JSON values) that an earlier run of the same model,
-            samples, pruner and allocator has stored under a name, or computes and stores it.
+        recall: reads an intermediate result that an earlier run of the same model, samples, pruner and
+            allocator has stored under a name, or computes and stores it.
     """
 
     pruner: LayerPruner

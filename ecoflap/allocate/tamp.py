@@ -87,10 +87,10 @@ class TAMP(TAMPOptions, Parametric):
         return {layer.name: count for layer, count in zip(layers, kept, strict=True)}
 
     def _values(self, model: PrunableModel, context: Context | None) -> dict[str, float]:
-        """The importance of each layer; runs with other targets recall it."""
+        """The importance of each layer; runs with other targets or pruners recall it."""
         assert context is not None
         found: dict[str, float] = context.recall(
-            {"result": "values"}, partial(measure_diversity, model, context)
+            {"result": "values"}, partial(measure_diversity, model, context), dense=True
         )
         return found
 

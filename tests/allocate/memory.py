@@ -20,7 +20,7 @@ class Memory:
         self.fail_after = fail_after
         self._known: dict[str, str] = {}
 
-    def __call__(self, name: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+    def __call__(self, name: Mapping[str, Any], compute: Callable[[], Any], dense: bool = False) -> Any:
         key = json.dumps(name, sort_keys=True)
         self.asked.append(name)
         if key not in self._known:

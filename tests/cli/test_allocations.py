@@ -94,6 +94,29 @@ def test_a_second_sparsity_measures_nothing(
     assert read(tmp_path / "first")["details"]["values"] == read(tmp_path / "second")["details"]["values"]
 
 
+@pytest.mark.parametrize("choice", ["owl", "dlp", "lsa", "alpha_pruning"])
+def test_a_second_pruner_measures_nothing(
+    run: Run, unscored: list[str], choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [*unscored, f"allocation={choice}", "steps=[calibrate,allocate]"]
+    run([*overrides, "pruner=wanda"], "first")
+    monkeypatch.setattr(walk, "flows", None)  # a walk over the blocks would fail
+    run([*overrides, "pruner=sparsegpt"], "second")
+    assert read(tmp_path / "first")["details"]["values"] == read(tmp_path / "second")["details"]["values"]
+
+
+@pytest.mark.parametrize("allocation", [["owl", "allocation.spread=auto"], ["atp"], ["neuronal"]])
+def test_trials_of_another_pruner_are_its_own(
+    run: Run, unscored: list[str], allocation: list[str], tmp_path: Path
+) -> None:
+    choice, *options = allocation
+    overrides = [*unscored, f"allocation={choice}", *options, "steps=[calibrate,allocate]"]
+    run([*overrides, "pruner=wanda"], "first")
+    run([*overrides, "pruner=magnitude"], "shared")
+    run([*overrides, "pruner=magnitude", "cache_mode=off"], "alone")
+    assert read(tmp_path / "shared") == read(tmp_path / "alone") != read(tmp_path / "first")
+
+
 def test_the_same_choice_again_tries_nothing(
     run: Run, unscored: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,6 +164,7 @@ def _recall(
     state: RunState,
     name: Mapping[str, Any],
     compute: Callable[[], Any],
+    dense: bool = False,
 ) -> Any:
     """An intermediate result of the allocation, which runs with other targets and resumed runs share."""
-    return store.get_or_compute("allocate", allocate_key(plan, model, state, name), compute)[0]
+    return store.get_or_compute("allocate", allocate_key(plan, model, state, name, dense), compute)[0]

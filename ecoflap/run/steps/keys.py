@@ -40,7 +40,7 @@ def scores_key(plan: Plan, model: PrunableModel, state: RunState) -> dict[str, A
 
 
 def allocate_key(
-    plan: Plan, model: PrunableModel, state: RunState, name: Mapping[str, Any]
+    plan: Plan, model: PrunableModel, state: RunState, name: Mapping[str, Any], dense: bool
 ) -> dict[str, Any]:
     """The key of an intermediate result of the allocation; it does not hold the target.
 
@@ -49,11 +49,13 @@ def allocate_key(
         model: the dense model.
         state: holds the calibration set, if one was drawn.
         name: what the allocator calls the result.
+        dense: whether it is measured of the dense model without the pruner.
     """
+    measuring = ("allocation", "blocks") if dense else ("allocation", "pruner", "blocks")
     return {
-        **_measured(plan, ("allocation", "pruner", "blocks"), model, state),
+        **_measured(plan, measuring, model, state),
         "allocation": plan.config.allocation,
-        "pruner": plan.config.pruner,
+        "pruner": None if dense else plan.config.pruner,
         "batch_size": plan.config.batch_size,
         "tokens": plan.config.tokens,
         "seed": plan.config.seed,
