@@ -12,7 +12,7 @@ from ecoflap.api.forms import Data, read, refuse_targets, texts_of
 from ecoflap.api.given import require
 from ecoflap.api.inputs import samples_of
 from ecoflap.api.parts import part
-from ecoflap.api.readable import check_given
+from ecoflap.api.readable import check_given, check_lengths
 from ecoflap.api.unchanged import unchanged
 from ecoflap.data.batch import Sample
 from ecoflap.data.calibration_set import CalibrationSet, draw
@@ -135,8 +135,9 @@ def _in_memory(model: PrunableModel, given: Any, amount: Amount, seed: int) -> C
     """Draw a calibration set from data in memory."""
     data = read(given)
     if data.form == "inputs":
-        made = _samples(model, data.items)
-        return CalibrationSet(NAME, pad_together(model, tuple(islice(made, amount.samples))))
+        made = tuple(islice(_samples(model, data.items), amount.samples))
+        check_lengths(model, made)
+        return CalibrationSet(NAME, pad_together(model, made))
     if data.form == "chats":
         return _chats(model, data, amount)
     if not isinstance(model.interface, Encodes):

@@ -12,7 +12,6 @@ from torch import Tensor
 from ecoflap.api.readable import (
     check_ids,
     check_labels,
-    check_length,
     check_mask,
     check_targets,
     picture_tokens,
@@ -154,7 +153,6 @@ def _finished(model: PrunableModel, sample: Sample) -> Sample:
     if apart or _joins(model) or language:
         check_targets(sample, apart)
     sample = _without_padding(sample, apart)
-    check_length(model, sample)
     if hasattr(model.interface, "pad_token_id") or apart:
         mask = sample.get("attention_mask", torch.ones_like(sample["input_ids"]))
         return {**sample, "attention_mask": mask}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,13 +31,7 @@ def check_given(model: PrunableModel, data: CalibrationSet) -> None:
     texts = [sample for sample in data.samples if "input_ids" in sample]
     for sample in texts:
         check_ids(model, sample["input_ids"])
-    # One of each length is enough: the positions are looked for in all modules.
-    lengths = {
-        tuple((name, sample[name].shape[-1]) for name in READERS if name in sample): sample
-        for sample in texts
-    }
-    for sample in lengths.values():
-        check_length(model, sample)
+    check_lengths(model, texts)
 
 
 def picture_tokens(config: Any) -> Tensor:
@@ -45,8 +40,8 @@ def picture_tokens(config: Any) -> Tensor:
     return torch.tensor(tokens, dtype=torch.long)
 
 
-def check_length(model: PrunableModel, sample: Sample) -> None:
-    """Refuse texts that have more tokens than a model has positions.
+def check_lengths(model: PrunableModel, samples: Sequence[Sample]) -> None:
+    """Refuse texts that have more tokens than a model has positions; all modules are searched for them once.
 
     Vision-language models are left out: not all parts of one read the whole text.
 
@@ -58,13 +53,12 @@ def check_length(model: PrunableModel, sample: Sample) -> None:
         return
     apart = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
     for name in READERS if apart else ("input_ids",):
-        if name not in sample:
-            continue
+        longest = max((sample[name].shape[-1] for sample in samples if name in sample), default=0)
         reader = getattr(module, READERS[name], lambda: module)() if apart else module
-        most, found = most_tokens(reader), sample[name].shape[-1]
-        if most is not None and found > most:
+        most = most_tokens(reader) if longest else None
+        if most is not None and longest > most:
             raise UserError(
-                f"a sample of the data has {name} of {found} tokens, and {model.name} has positions for"
+                f"a sample of the data has {name} of {longest} tokens, and {model.name} has positions for"
                 f" {most}; give shorter texts"
             )
 

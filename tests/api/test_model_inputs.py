@@ -10,6 +10,7 @@ import torch
 import transformers as hf
 
 import ecoflap
+from ecoflap.api import readable
 from ecoflap.errors import UserError
 from tests.api.conftest import llama
 from tests.api.test_data_forms import refused
@@ -78,6 +79,13 @@ def test_texts_longer_than_the_positions_are_refused() -> None:
     padded = torch.nn.functional.pad(ids(16), (0, 8))
     found = ecoflap.calibrate(model, [{"input_ids": padded, "attention_mask": padded != 0}])
     assert [list(sample["input_ids"].shape) for sample in found.samples] == [[16]] * 2
+
+
+def test_positions_are_looked_for_once_per_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, looked = ecoflap.load(gpt2()), list[Any]()
+    monkeypatch.setattr(readable, "most_tokens", looked.append)
+    assert len(ecoflap.calibrate(model, [{"input_ids": ids(8)}, {"input_ids": ids(12)}])) == 4
+    assert looked == [model.module]
 
 
 def test_each_part_of_an_encoder_decoder_has_positions_of_its_own() -> None:
