@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.api.readable import (
+    check_gaps,
     check_ids,
     check_labels,
     check_mask,
@@ -150,6 +151,9 @@ def _finished(model: PrunableModel, sample: Sample) -> Sample:
     language = not apart and not _joins(model) and _continues_text(model)
     if language:
         check_mask(model, sample)
+    # Of BLIP-2, the padding of a text may stand between its picture's tokens and its own.
+    if not _joins(model) or "position_ids" in sample:
+        check_gaps(model, sample)
     if apart or _joins(model) or language:
         check_targets(sample, apart)
     sample = _without_padding(sample, apart)

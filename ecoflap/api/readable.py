@@ -108,6 +108,24 @@ def check_mask(model: PrunableModel, sample: Sample) -> None:
         )
 
 
+def check_gaps(model: PrunableModel, sample: Sample) -> None:
+    """Refuse a mask with zeros between its ones: without these tokens, those behind stand at other places.
+
+    Raises:
+        UserError: if there is such a mask.
+    """
+    ids, mask = sample["input_ids"], sample.get("attention_mask")
+    if mask is None or mask.shape != ids.shape or not mask.any():
+        return
+    real = mask.flatten().nonzero()
+    if gap := int(real.max() - real.min()) + 1 - len(real):
+        raise UserError(
+            f"a sample of the data has an attention_mask with {gap} zeros between its ones, and of"
+            f" {model.name} only padding before or behind a text is removed; give the text without the gap,"
+            f" or leave the tokens in the mask and give them the label {IGNORED}"
+        )
+
+
 def check_targets(sample: Sample, apart: bool) -> None:
     """Refuse a sample whose loss would be over no token, or over labels of other tokens.
 

@@ -81,6 +81,27 @@ def test_texts_longer_than_the_positions_are_refused() -> None:
     assert [list(sample["input_ids"].shape) for sample in found.samples] == [[16]] * 2
 
 
+@pytest.mark.parametrize("positions", [{}, {"position_ids": torch.arange(8)[None]}])
+@pytest.mark.parametrize("make", [lambda: llama().module, lambda: gpt2(), lambda: led()])
+def test_a_mask_with_a_gap_is_refused(make: Callable[[], Any], positions: dict[str, torch.Tensor]) -> None:
+    gap = torch.tensor([[0, 1, 1, 0, 0, 1, 1, 0]])
+    text = {"input_ids": ids(8)[:1], "labels": ids(8)[:1], **positions}
+    refused(
+        ecoflap.load(make()), [{**text, "attention_mask": gap}], "2 zeros between its ones", "without the gap"
+    )
+
+
+def test_padding_on_both_sides_is_removed_with_its_positions() -> None:
+    mask = torch.tensor([[0, 1, 1, 1, 1, 1, 0, 0]])
+    given = {"input_ids": ids(8)[:1], "attention_mask": mask, "position_ids": torch.arange(8)[None]}
+    model = ecoflap.load(llama().module)
+    batch = ecoflap.calibrate(model, [given]).batches(1)[0]
+    assert torch.equal(batch["position_ids"], torch.arange(1, 6)[None])
+    labels = given["input_ids"].masked_fill(torch.tensor([[1, 1, 0, 0, 0, 0, 1, 1]]).bool(), -100)
+    with torch.no_grad():
+        torch.testing.assert_close(model.loss(batch)[0], model.module(**given, labels=labels).loss)
+
+
 def test_positions_are_looked_for_once_per_set(monkeypatch: pytest.MonkeyPatch) -> None:
     model, looked = ecoflap.load(gpt2()), list[Any]()
     monkeypatch.setattr(readable, "most_tokens", looked.append)
