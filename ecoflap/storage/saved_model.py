@@ -142,14 +142,15 @@ def usual_dtype(tensors: Iterable[Tensor]) -> str:
 def weight_files(folder: Path) -> list[Path]:
     """The files with weights in a checkpoint folder, and their indexes, sorted; not those in LAVIS' format.
 
-    Of names that an index lists, only safetensors in the folder itself count, so that none leads out of it.
+    Of names that an index lists, only safetensors in the folder and its subfolders count, so that none leads
+    out of it.
     """
     index = read_json(folder / WEIGHTS_INDEX)
     listed = index.get("weight_map") if isinstance(index, dict) else None
     names = {str(name) for name in listed.values()} if isinstance(listed, dict) else set()
-    plain = (name for name in names if Path(name).name == name and name.endswith(".safetensors"))
-    found = {path for pattern in WEIGHTS for path in folder.glob(pattern)}
-    return sorted(found | {folder / name for name in plain if (folder / name).is_file()})
+    shards = {folder / name for name in names if name.endswith(".safetensors") and (folder / name).is_file()}
+    inside = {path for path in shards if path.parent.resolve().is_relative_to(folder.resolve())}
+    return sorted(inside | {path for pattern in WEIGHTS for path in folder.glob(pattern)})
 
 
 def weight_bytes(folder: Path) -> int:

@@ -16,15 +16,16 @@ from tests.api.conftest import llama
 from tests.api.test_forms_of_checkpoints import check_same
 
 
-@pytest.fixture
-def renamed(tmp_path: Path) -> Path:
-    """A model whose shards are named as those of some models on the hub."""
+@pytest.fixture(params=["model.safetensors-", "shards/model-"])
+def renamed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A model whose shards are named as those of some models on the hub, or lie in a subfolder."""
     folder, index = tmp_path / "model", tmp_path / "model" / "model.safetensors.index.json"
     llama().module.save_pretrained(folder, max_shard_size="10KB")
     content = json.loads(index.read_text())
     assert len(set(content["weight_map"].values())) > 1
     for name, file in content["weight_map"].items():
-        other = file.removesuffix(".safetensors").replace("model-", "model.safetensors-") + ".safetensors"
+        other = file.removesuffix(".safetensors").replace("model-", request.param) + ".safetensors"
+        (folder / other).parent.mkdir(exist_ok=True)
         content["weight_map"][name] = other
         if (folder / file).exists():
             (folder / file).rename(folder / other)
@@ -39,7 +40,8 @@ def test_shards_of_other_names_are_not_copied_beside_what_they_become(
     out = tmp_path / "out"
     assert main(["convert", str(renamed), str(out), "--to", form]) == 0
     assert not list(out.glob("model.safetensors-*"))
-    shards = sum(path.stat().st_size for path in renamed.glob("*.safetensors"))
+    assert not list(out.glob("shards/*"))
+    shards = sum(path.stat().st_size for path in renamed.rglob("*.safetensors"))
     listed = (renamed / "model.safetensors.index.json").stat().st_size
     assert f"of the {shards + listed:,} before" in capsys.readouterr().out
     original = hf.AutoModelForCausalLM.from_pretrained(renamed)
@@ -49,7 +51,7 @@ def test_shards_of_other_names_are_not_copied_beside_what_they_become(
 def test_shards_of_other_names_are_replaced_by_a_save(renamed: Path) -> None:
     one = llama()
     ecoflap.save(ecoflap.load(one.module, one.processor), renamed)
-    assert [path.name for path in renamed.glob("*.safetensors*")] == ["model.safetensors"]
+    assert [path.name for path in renamed.rglob("*.safetensors*")] == ["model.safetensors"]
     check_same(hf.AutoModelForCausalLM.from_pretrained(renamed), one.module)
 
 

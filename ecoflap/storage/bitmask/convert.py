@@ -150,9 +150,13 @@ def _prepare(target: Path, files: set[str]) -> None:
 def _copy_others(folder: Path, target: Path) -> None:
     """Copy all but the weights."""
     weights = weight_files(folder)
+
+    def left_out(inside: str, names: list[str]) -> list[str]:
+        return [name for name in names if Path(inside, name) in weights]
+
     for path in folder.iterdir():
         if path.is_dir():
-            shutil.copytree(path, target / path.name)
+            shutil.copytree(path, target / path.name, ignore=left_out)
         elif path not in weights:
             shutil.copy(path, target / path.name)
 
