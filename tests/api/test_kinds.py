@@ -48,6 +48,28 @@ def test_a_folder_with_a_vision_tower_is_loaded_with_it(name: str, tmp_path: Pat
     assert loaded.module.state_dict().keys() == module.state_dict().keys()
 
 
+@pytest.mark.parametrize("name", ["qwen3_5_vl", "mllama"])
+def test_a_vision_tower_is_not_left_out_without_a_word(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    MODELS[name].save(tmp_path)
+    loaded = ecoflap.load(tmp_path, kind="causal_lm", device="cpu")
+    assert {tower.name for tower in loaded.towers} == {"language"}
+    assert f"as {type(loaded.module).__name__}: its vision tower is neither pruned nor saved" in caplog.text
+
+
+def test_a_language_model_under_the_config_of_the_whole_is_loaded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    MODELS["qwen3_5_vl"].save(tmp_path)
+    language = hf.AutoModelForCausalLM.from_pretrained(tmp_path)
+    given = {**settings(tmp_path), "architectures": [type(language).__name__]}
+    language.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    assert type(ecoflap.load(tmp_path, device="cpu").module) is type(language)
+    assert "vision tower" not in caplog.text
+
+
 def test_an_encoder_decoder_of_a_type_with_a_decoder_alone_is_loaded_whole(tmp_path: Path) -> None:
     module = hf.BartForConditionalGeneration(tiny.bart_config())
     loaded = ecoflap.load(saved(module, tmp_path), device="cpu")

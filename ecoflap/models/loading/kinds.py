@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from ecoflap.errors import UserError, nearest
+
+log = logging.getLogger(__name__)
 
 # Kinds with an option of their own, and the mappings of transformers from kinds to classes for all others.
 OWN = {"clip": ["clip"], "blip-2": ["blip2"], "blip": ["blip_vqa", "blip_caption", "blip_retrieval"]}
@@ -115,3 +118,23 @@ def check_kind(path: str, settings: Mapping[str, Any], config_class: Any, model_
         )
         loads = f"a {wanted}" if wanted else f"what {model_class.__name__} does"
         raise UserError(f"model.path={path} is a {kind}, and this option of model loads {loads}; {advice}")
+
+
+def warn_of_vision(path: str, settings: Mapping[str, Any], module: Any) -> None:
+    """Warn if the language model alone of a checkpoint is loaded that also holds a vision tower.
+
+    Args:
+        path: hub id or folder, for the message.
+        settings: its config.json.
+        module: what the chosen option of ``model`` makes of it.
+    """
+    alone, config = type(module).__name__, getattr(module, "config", None)
+    sees = "vision_config" in settings and alone not in (settings.get("architectures") or ())
+    if sees and not hasattr(config, "vision_config"):
+        log.warning(
+            "model.path=%s is a %s, and this option of model loads its language model alone, as %s: its"
+            " vision tower is neither pruned nor saved; model=vlm loads all of it",
+            path,
+            class_or_type(settings),
+            alone,
+        )

@@ -26,7 +26,7 @@ from ecoflap.models.loading.hub import (
     read_settings,
     require_folder,
 )
-from ecoflap.models.loading.kinds import check_kind
+from ecoflap.models.loading.kinds import check_kind, warn_of_vision
 from ecoflap.models.loading.options import PretrainedOptions
 from ecoflap.models.loading.pretrained_weights import check_vocabulary, load_weights
 from ecoflap.models.loading.quantised import check_config, check_weights, dequantise
@@ -156,6 +156,7 @@ class Pretrained(PretrainedOptions):
 
             model_class = narrowed(model_class, config)
         shape = from_hub(lambda: skeleton(model_class, config, dtype), path)
+        warn_of_vision(path, settings, shape)
 
         def read_processor() -> Any:
             processor = from_hub(
