@@ -17,7 +17,7 @@ from ecoflap.allocate.allocation import keep_total
 from ecoflap.allocate.marginals import Counts, measure_marginals
 from ecoflap.allocate.options import InContextOptions
 from ecoflap.allocate.protocol import Context
-from ecoflap.allocate.row_weights import RowWeights
+from ecoflap.allocate.row_weights import CORRECTED, RowWeights
 from ecoflap.allocate.sparsity_groups import ROW, LayerGroups, RowGroups, SparsityGroups
 from ecoflap.allocate.trial import TrialPruner, trial_pruner
 from ecoflap.blocks.loss_batches import batching
@@ -76,7 +76,8 @@ class BudgetSearch:
         """
         self._options, self._model, self._context = options, model, context
         self._stack, varying = stack, context.pruner.rule.varying
-        self._weigh_rows, self.row_weights = weigh_rows, RowWeights()
+        self._weigh_rows = weigh_rows
+        self.row_weights = RowWeights(CORRECTED if context.pruner.corrects else 1.0)
         # A mask n:M keeps at least one of every M weights.
         self._highest = min(highest, 1 - 1 / varying + TOLERANCE) if varying else highest
         self.groups: SparsityGroups = (

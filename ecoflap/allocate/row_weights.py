@@ -3,14 +3,15 @@
 With G_j the gradient of the loss with respect to row j of a layer [rows, cols], in the pruned models of all
 steps so far,
 
-    f_j^2 = mean over steps of (||G_j||^2 / mean_i ||G_i||^2) + FLOOR
+    f_j = (mean over steps of (||G_j||^2 / mean_i ||G_i||^2) + FLOOR)^(power / 2)
 
 Rows of a layer read the same input x, so that ||G_j||^2 is in proportion to the squared gradient of the loss
-in output j, a diagonal of the empirical Fisher matrix. To second order, removing weight w_ji then costs about
-f_j^2 w_ji^2 E[x_i^2]. For a mask by rows, the weights of all rows are ranked by the root of that,
-f_j |w_ji| ||x_i||; a row's count is how many of its weights are among those that the layer keeps, and the
-pruner chooses which. Where the weights of all rows compete in the pruner, it prunes diag(f) W. Derivation and
-figures: docs/in_context.md.
+in output j, a diagonal of the empirical Fisher matrix. With power 1, removing weight w_ji then costs about
+f_j^2 w_ji^2 E[x_i^2] to second order. For a mask by rows, the weights of all rows are ranked by the root of
+that, f_j |w_ji| ||x_i||; a row's count is how many of its weights are among those that the layer keeps, and
+the pruner chooses which. Where the weights of all rows compete in the pruner, it prunes diag(f) W. The more
+weights a row has lost, the less the others can make up for the next, so that the rows of a pruner that
+corrects weights differ less: its power is CORRECTED. Derivation and figures: docs/in_context.md.
 """
 
 from __future__ import annotations
@@ -28,11 +29,20 @@ from ecoflap.ops import Keep, select_in_matrix, wanda_metric
 FLOOR = 0.1
 """Added to the squared weights, whose mean is 1: a row that no sample has used yet may matter to others."""
 
+CORRECTED = 0.5
+"""The power of row weights for a pruner that corrects weights, by the loss on fresh calibration samples."""
+
 
 class RowWeights:
     """The row weights of all layers; none before the first step, and none of a layer without any gradient."""
 
-    def __init__(self) -> None:
+    def __init__(self, power: float = 1.0) -> None:
+        """Begin with no steps.
+
+        Args:
+            power: 1, or ``CORRECTED`` for a pruner that corrects weights.
+        """
+        self._power = power
         self._sums: dict[str, Tensor] = {}
         self._steps: dict[str, int] = {}
 
@@ -57,7 +67,7 @@ class RowWeights:
         """The weights f of a layer's rows, in thousandths, [rows] fp64; None if nothing is known of them."""
         if layer not in self._sums:
             return None
-        weights = (self._sums[layer] / self._steps[layer] + FLOOR).sqrt()
+        weights = (self._sums[layer] / self._steps[layer] + FLOOR) ** (self._power / 2)
         return (weights * 1000).round() / 1000
 
     def counts(self, layer: str, dense: Tensor, statistic: Statistic | None, keep: int) -> Keep:
@@ -80,7 +90,7 @@ class RowWeights:
 
     def digest(self) -> str:
         """Names the weights in a key."""
-        found = hashlib.sha256()
+        found = hashlib.sha256(f"{self._power}".encode())
         for layer, total in self._sums.items():
             found.update(f"{layer} {self._steps[layer]} ".encode() + total.numpy().tobytes())
         return found.hexdigest()

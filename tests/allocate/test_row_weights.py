@@ -16,7 +16,7 @@ from ecoflap.allocate.budget_search import BudgetSearch, Candidate
 from ecoflap.allocate.in_context import InContext
 from ecoflap.allocate.marginals import Counts, measure_marginals
 from ecoflap.allocate.protocol import Context
-from ecoflap.allocate.row_weights import FLOOR, RowWeights
+from ecoflap.allocate.row_weights import CORRECTED, FLOOR, RowWeights
 from ecoflap.allocate.trial import trial_pruner
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.blocks.gram import Gram
@@ -81,30 +81,35 @@ def statistic(kind: type[Statistic]) -> Statistic:
     return found
 
 
-def counts_by_sorting(dense: Tensor, squares: list[Tensor], norms: Tensor, keep: int) -> list[int]:
+def counts_by_sorting(
+    dense: Tensor, squares: list[Tensor], norms: Tensor, keep: int, power: float
+) -> list[int]:
     """Rank all weights of a layer by f |w| ||x||, and count those that stay in each row."""
     shares = torch.stack([one / one.mean() for one in squares]).mean(dim=0)
-    weights = torch.tensor([round((share + FLOOR) ** 0.5, 3) for share in shares.tolist()])
+    weights = torch.tensor([round((share + FLOOR) ** (0.5 * power), 3) for share in shares.tolist()])
     metric = weights[:, None] * dense.abs() * norms
     ranked = sorted((float(metric[row, col]), row) for row in range(ROWS) for col in range(COLS))
     kept = [row for _, row in ranked[len(ranked) - keep :]]
     return [kept.count(row) for row in range(ROWS)]
 
 
+@pytest.mark.parametrize("power", [1.0, CORRECTED])
 @pytest.mark.parametrize("kind", [MeanSquare, Gram, None])
 @pytest.mark.parametrize("keep", [0, 1, 77, ROWS * COLS])
-def test_counts_equal_those_of_sorting_all_weights(kind: type[Statistic] | None, keep: int) -> None:
+def test_counts_equal_those_of_sorting_all_weights(
+    kind: type[Statistic] | None, keep: int, power: float
+) -> None:
     generator = torch.Generator().manual_seed(0)
     dense = torch.randn(ROWS, COLS, generator=generator)
     squares = [torch.rand(ROWS, generator=generator, dtype=torch.float64) ** 4 for _ in range(3)]
-    weights, inputs = RowWeights(), None if kind is None else statistic(kind)
+    weights, inputs = RowWeights(power), None if kind is None else statistic(kind)
     for one in squares:
         weights.add({"layer": one})
     found = weights.counts("layer", dense, inputs, keep)
     norms = torch.ones(COLS) if inputs is None else inputs.mean_square.sqrt()  # type: ignore[attr-defined]
     assert isinstance(found, Tensor)
     assert found.dtype == torch.int64
-    assert found.tolist() == counts_by_sorting(dense, squares, norms, keep)
+    assert found.tolist() == counts_by_sorting(dense, squares, norms, keep, power)
 
 
 def test_steps_count_alike_however_large_their_gradients_are() -> None:
@@ -147,6 +152,34 @@ def test_ties_fill_up_from_the_last_row() -> None:
     found = weights.counts("layer", torch.ones(ROWS, COLS), None, 2 * COLS + 3)
     assert isinstance(found, Tensor)
     assert found.tolist() == [0] * (ROWS - 3) + [3, COLS, COLS]
+
+
+@pytest.mark.parametrize(
+    ("pruner", "power"),
+    [
+        (Wanda(), 1.0),
+        (Magnitude(mask="matrix"), 1.0),
+        (SparseGPT(), CORRECTED),
+        (ADMM(), CORRECTED),
+        (ADMM(mask="matrix"), CORRECTED),
+        (Wanda(repair=True), CORRECTED),
+    ],
+)
+def test_rows_differ_less_under_a_pruner_that_corrects(pruner: LayerPruner, power: float) -> None:
+    model = tiny.build("llama")
+    context = Context(pruner, tiny.samples("llama"), batch_size=2, seed=0)
+    with ExitStack() as stack:
+        search = BudgetSearch(InContext(), model, context, stack, 0.98, weigh_rows=True)
+    squares = torch.tensor([0.0, 1.0, 5.0], dtype=torch.float64)
+    search.row_weights.add({"layer": squares})
+    found = search.row_weights.of("layer")
+    assert found is not None
+    torch.testing.assert_close(found, (squares / 2 + FLOOR) ** (power / 2), rtol=0, atol=5.1e-4)
+
+
+def test_weights_of_another_power_have_another_digest() -> None:
+    found = {RowWeights(power).digest() for power in (1.0, CORRECTED)}
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize("name", COMPETING)
