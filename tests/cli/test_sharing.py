@@ -88,6 +88,15 @@ def test_overrides_change_the_recipe(saved: Path, tmp_path: Path) -> None:
     assert again.sparsity["prunable"] == pytest.approx(0.3, abs=0.01)
 
 
+def test_auto_chooses_again_in_a_variation(saved: Path, tmp_path: Path) -> None:
+    auto = ("score=auto", "allocation=auto", "propagate=auto")
+    found = repeat(saved / "checkpoint" / "recipe.yaml", tmp_path / "a", "pruner=sparsegpt", *auto)
+    assert found.config["propagate"] == "pruned"
+    assert found.config["allocation"]["name"] == "in_context"
+    found = repeat(saved / "checkpoint" / "recipe.yaml", tmp_path / "b", "pruner.mask=2:4", *auto)
+    assert found.sparsity["prunable"] == pytest.approx(0.5)
+
+
 def test_a_plan_of_a_recipe(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = saved / "checkpoint" / "recipe.yaml"
     assert command.main(["plan", f"--config={recipe}", "tracking=none"]) == 0

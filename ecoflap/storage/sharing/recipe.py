@@ -24,6 +24,8 @@ HEADER = """\
 # The configuration of a run of ecoflap {version}. To repeat it, or a variation of it:
 #   ecoflap run --config {name}
 #   ecoflap run --config {name} sparsity=0.5 seed=1
+# What auto chose is written out: with another pruner or mask, give these as auto again:
+#   ecoflap run --config {name} pruner=sparsegpt score=auto allocation=auto propagate=auto
 # Device, cache, tracking and output folders are those of the machine that repeats it.
 """
 MISSING = "# Not known here, to be given beside it: {names} (such as {first}=CHOICE).\n"
