@@ -167,7 +167,7 @@ def best(table: MetricTable) -> Iterator[Best]:
 
 def statistics(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation; None for the latter if there is only one value."""
-    mean = fmean(values)
+    mean = math.nan if {math.inf, -math.inf} <= set(values) else fmean(values)
     if len(values) < 2:
         return mean, None
     return mean, (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5

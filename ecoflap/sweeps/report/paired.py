@@ -24,6 +24,7 @@ OF_COARSE = ("score.", "allocation.")
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """{number of differences: the 97.5 % quantile of Student's t with one degree of freedom less}."""
 NORMAL = 1.959964  # the quantile of the normal distribution
+ROUNDING = 1e-9  # the share of differences by which rounding sets equal ones apart, with a margin
 
 
 class Row(NamedTuple):
@@ -134,9 +135,12 @@ def _coarse_seconds(runs: Iterable[Run]) -> float | None:
 
 
 def interval(differences: Sequence[float]) -> float | None:
-    """Half the width of the 95 % interval of the mean difference (Student's t); None for fewer than two."""
+    """Half the width of the 95 % interval of the mean difference (Student's t); None if it has none.
+
+    That is where there are fewer than two differences, one is no finite number, or all are the same.
+    """
     deviation = statistics(differences)[1]
-    if deviation is None:
+    if deviation is None or not deviation > ROUNDING * max(map(abs, differences)):
         return None
     return student(len(differences)) * deviation / math.sqrt(len(differences))
 
@@ -156,7 +160,10 @@ def student(count: int) -> float:
 
 
 def markdown(found: Sequence[Row]) -> Iterator[str]:
-    """The lines of a GitHub table; ``verdict`` is better or worse where the interval leaves out zero."""
+    """The lines of a GitHub table; ``verdict`` is better or worse where the interval leaves out zero.
+
+    So it is where one of the two figures is infinite with every seed, and the other finite.
+    """
     columns = ["model", "metric", "sparsity", "pruner", "allocation", "n", "uniform", "mean", "difference"]
     yield _line([*columns, "verdict", "coarse seconds"])
     yield _line(["---"] * 5 + ["---:"] * 4 + ["---", "---:"])
@@ -175,16 +182,19 @@ def markdown(found: Sequence[Row]) -> Iterator[str]:
                 figure(statistics(row.uniform)[0]),
                 figure(statistics(row.figures)[0]),
                 f"{mean:+.3g}" if half is None else f"{mean:+.3g} ± {half:.2g}",
-                _verdict(mean, half, row.table.smaller_is_better),
+                _verdict(differences, row.table.smaller_is_better),
                 "" if row.seconds is None else f"{row.seconds:.3g}",
             ]
         )
 
 
-def _verdict(mean: float, half: float | None, smaller_is_better: bool) -> str:
-    if half is None:
+def _verdict(differences: Sequence[float], smaller_is_better: bool) -> str:
+    mean, half = statistics(differences)[0], interval(differences)
+    if len(differences) == 1:
         return "one seed"
-    if not abs(mean) > half:  # neither for a difference that is not a number
+    if half is None and not (math.isinf(mean) and all(map(math.isinf, differences))):
+        return "no difference" if mean == 0 else "no verdict"
+    if half is not None and abs(mean) <= half:
         return "no difference"
     return "better" if (mean < 0) == smaller_is_better else "worse"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -131,12 +132,38 @@ def test_one_seed_has_no_interval_and_a_cached_stage_no_cost(
     assert row[10:] in ([], [""])
 
 
-def test_figures_that_are_no_numbers_are_no_difference(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("uniform", "figures", "shown"),
+    [
+        ([70.0, 80.0], [math.inf, math.inf], ["+inf", "worse"]),
+        ([math.inf, math.inf], [70.0, 80.0], ["-inf", "better"]),
+        ([70.0, 80.0], [math.inf, 82.0], ["+inf", "no verdict"]),
+        ([70.0, math.inf], [math.inf, 82.0], ["+nan", "no verdict"]),
+        ([math.inf, math.inf], [math.inf, math.inf], ["+nan", "no verdict"]),
+        ([70.0, 80.0], [math.nan, 82.0], ["+nan", "no verdict"]),
+    ],
+)
+def test_infinite_figures_tell_only_where_one_side_has_nothing_else(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    uniform: list[float],
+    figures: list[float],
+    shown: list[str],
 ) -> None:
-    write(tmp_path, [70.0, 80.0])
-    write(tmp_path, [float("nan"), 82.0], "in_context")
-    assert table(tmp_path, capsys)[0][9] == "no difference"
+    write(tmp_path, uniform, metric="perplexity")
+    write(tmp_path, figures, "in_context", metric="perplexity")
+    assert table(tmp_path, capsys)[0][8:10] == shown
+
+
+@pytest.mark.parametrize(("change", "shown"), [(0.1, ["+0.1", "no verdict"]), (0.0, ["+0", "no difference"])])
+def test_differences_without_spread_have_no_interval(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: float, shown: list[str]
+) -> None:
+    """Seeds that happen to agree, but for rounding, don't show that others would."""
+    figures = [70.0, 80.3, 91.0]
+    write(tmp_path, figures)
+    write(tmp_path, [figure + change for figure in figures], "in_context")
+    assert table(tmp_path, capsys)[0][8:10] == shown
 
 
 def test_without_uniform_runs_there_is_nothing_to_pair(
@@ -149,6 +176,7 @@ def test_without_uniform_runs_there_is_nothing_to_pair(
 
 def test_the_interval_is_that_of_student() -> None:
     assert interval([1.0]) is None
+    assert interval([1.0, 1.0, 1.0]) is None
     assert interval([1.0, 3.0]) == pytest.approx(12.706, rel=1e-6)
     for count, quantile in ((11, 2.22814), (12, 2.20099), (21, 2.08596), (31, 2.04227), (100, 1.98422)):
         assert student(count) == pytest.approx(quantile, rel=1e-4)
