@@ -9,10 +9,10 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import filter_overrides
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from ecoflap.storage.file_names import JOBS
-from ecoflap.storage.files import read_json
+from ecoflap.storage.file_names import HYDRA, JOBS
+from ecoflap.storage.files import read_json, replacing
 
 LONGEST_LABEL = 80  # characters
 
@@ -85,6 +85,24 @@ def how_to_resume(changed: bool = False) -> str:
 def given_options() -> list[str]:
     """The overrides of this run's config, from the command line or a sweep; empty outside of Hydra."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def record_command(folder: Path, config: DictConfig) -> None:
+    """Write into ``.hydra`` how Hydra started this run; nothing outside of Hydra.
+
+    Hydra itself would do so before it is known whether the run is refused, over what an earlier run wrote.
+
+    Args:
+        folder: the folder of the run.
+        config: the config, as it was composed.
+    """
+    if not HydraConfig.initialized():
+        return
+    whole = HydraConfig.instance().cfg
+    parts = {"config": config, "hydra": whole, "overrides": HydraConfig.get().overrides.task}
+    for name, part in parts.items():
+        with replacing(folder / HYDRA / f"{name}.yaml") as temporary:
+            temporary.write_text(OmegaConf.to_yaml(part), encoding="utf-8")
 
 
 def runs_in_sequence() -> bool:

@@ -21,7 +21,7 @@ from ecoflap.models.offload.load import show_weights
 from ecoflap.run.closing import show_closing
 from ecoflap.run.config import build
 from ecoflap.run.folder import claimed, discard_products
-from ecoflap.run.invocation import given_options, sweep_name
+from ecoflap.run.invocation import given_options, record_command, sweep_name
 from ecoflap.run.outcome import conclude, show_in_tracker
 from ecoflap.run.plan import Plan, make_plan, unused
 from ecoflap.run.plan.automatic import settle
@@ -49,7 +49,7 @@ def run(config: DictConfig, folder: Path) -> Result | None:
     if config.inspect:
         inspect(config)
         return None
-    config = settle(config)
+    given, config = config, settle(config)
     values: Any = OmegaConf.to_container(config, resolve=True)
     with (
         joined_in(folder, config.device) as own,
@@ -60,6 +60,8 @@ def run(config: DictConfig, folder: Path) -> Result | None:
             if changed := other_versions(earlier.result.versions):
                 log.warning("that result was made by other code (%s)", "; ".join(changed))
             return earlier.result
+        if is_first() and not (own / RESULT).is_file():
+            record_command(own, given)
         plan = make_plan(config, own)
         if sweep_name() is None and (idle := unused(plan, given_options())):
             log.warning("%s", "; ".join(idle))
@@ -67,6 +69,8 @@ def run(config: DictConfig, folder: Path) -> Result | None:
             log.info("resuming the run in %s", own)
         else:
             discard_products(own)
+        if is_first():  # not before a plan shows that an earlier result may go
+            record_command(own, given)
         gathered(None)  # no process looks for finished blocks before others are discarded
         return _run(plan)
 

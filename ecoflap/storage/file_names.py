@@ -19,6 +19,7 @@ ITEMS = "{task}_{state}_items.json"  # in the folder of predictions
 BLOCKS = "blocks"
 CHECKPOINT = "checkpoint"
 BENCH = "bench.json"
+HYDRA = ".hydra"
 
 # Beside a saved model.
 CARD = "README.md"

@@ -31,6 +31,7 @@ from ecoflap.run.import_path import beside, config_folders
 from ecoflap.storage.installation import checkout, conf_folder
 from ecoflap.sweeps.check import check_jobs
 from ecoflap.sweeps.jobs import Job, finished_values, numbered, raise_failures
+from ecoflap.sweeps.rerun import command_of
 from ecoflap.sweeps.scoring import scoring_jobs
 from ecoflap.sweeps.submitted import record_jobs
 
@@ -172,7 +173,8 @@ class LocalLauncher(_Launcher):
         """Run the jobs, ``parallel`` at a time; Ctrl-C ends the running ones."""
         executor, submitted = self.executor(folder), list[Submitted]()
         waiting = list(zip(jobs, self.packed(jobs, folder), strict=True))
-        record_jobs(folder, self._EXECUTOR, [(job, None) for job in jobs])
+        command = command_of(self.config.hydra)
+        record_jobs(folder, self._EXECUTOR, [(job, None) for job in jobs], command)
         try:
             while waiting or not all(one.handle.done() for one in submitted):
                 if waiting and sum(not one.handle.done() for one in submitted) < self.params["parallel"]:
@@ -212,7 +214,8 @@ class SlurmLauncher(_Launcher):
             # afterany: if scoring fails, each job of the sweep fails by itself and says why.
             dependency = ",".join(filter(None, [dependency, f"afterany:{array}"]))
         submitted = self._queue(jobs, folder, dependency)
-        record_jobs(folder, self._EXECUTOR, [(one.job, one.handle.job_id) for one in submitted])
+        ids = [(one.job, one.handle.job_id) for one in submitted]
+        record_jobs(folder, self._EXECUTOR, ids, command_of(self.config.hydra))
         log.info("%d jobs queued; ecoflap status %s", len(submitted), folder)
         if not self.params["wait"]:
             return {one.job.number: _completed(None) for one in submitted}

@@ -1,76 +1,99 @@
-"""Start a sweep or a run again, in its folder, with the command that Hydra recorded."""
+"""Start a sweep or a run again, in its folder, with the command that is recorded there.
+
+``jobs.json`` has that of a sweep. Hydra's ``multirun.yaml`` stands in for it in sweeps of releases that
+recorded no command: Hydra writes it before it is known whether the sweep is refused.
+"""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ecoflap.errors import UserError
+from ecoflap.storage.file_names import HYDRA, JOBS
+from ecoflap.storage.files import read_json
 from ecoflap.storage.installation import checkout
 from ecoflap.sweeps.submitted import WAITING, slurm_states, submitted_jobs
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
 SWEEP = "multirun.yaml"
-RUN = Path(".hydra", "hydra.yaml")
+RUN = Path(HYDRA, "hydra.yaml")
+DEFAULT = "config"  # the name of the config without a recipe
 
 
 def rerun(folder: Path) -> int:
     """Start a sweep or a run again, with its command in its working directory; returns the exit code.
 
     Raises:
-        UserError: if Hydra did not record the command, the run is one of a sweep, or Slurm still has jobs
+        UserError: if the command is not recorded, the run is one of a sweep, or Slurm still has jobs
             of it.
     """
-    is_sweep = (folder / SWEEP).is_file()
-    hydra = _recorded(folder, is_sweep)
+    is_sweep = _is_sweep(folder)
+    recorded = _recorded(folder, is_sweep)
     if alive := _in_slurm(folder):
         raise UserError(
             f"{folder}: Slurm has {len(alive)} of its jobs in the queue or at work, such as {alive[0]}, which"
             " would be submitted twice; wait for them, or cancel them with scancel"
         )
-    command, started_in = _command(hydra, folder, is_sweep), Path(hydra.runtime.cwd)
+    command, started_in = _command(recorded, folder, is_sweep), Path(recorded["cwd"])
     print(json.dumps(command))
     return subprocess.run(command, cwd=started_in if started_in.is_dir() else None, check=False).returncode
 
 
-def _recorded(folder: Path, is_sweep: bool) -> Any:
-    """What Hydra recorded of the command that started a sweep or a run.
+def command_of(hydra: DictConfig) -> dict[str, Any]:
+    """What Hydra's own config says of the command line: overrides, folders of configs, where it was typed."""
+    return {
+        "overrides": [str(one) for one in [*hydra.overrides.task, *hydra.overrides.hydra]],
+        "config_dirs": [
+            str(source.path) for source in hydra.runtime.config_sources if source.provider == "command-line"
+        ],
+        "config_name": str(hydra.get("job", {}).get("config_name", DEFAULT)),
+        "cwd": str(hydra.runtime.cwd),
+    }
+
+
+def _is_sweep(folder: Path) -> bool:
+    return (folder / JOBS).is_file() or ((folder / SWEEP).is_file() and not (folder / RUN).is_file())
+
+
+def _recorded(folder: Path, is_sweep: bool) -> dict[str, Any]:
+    """The command that started a sweep or a run, as ``command_of`` says it.
 
     Raises:
-        UserError: if it recorded nothing, the run is one of a sweep, or the command took a recipe.
+        UserError: if none is recorded, the run is one of a sweep, or the command took a recipe.
     """
     from omegaconf import OmegaConf
 
-    file = folder / (SWEEP if is_sweep else RUN)
-    if not file.is_file():
-        raise UserError(f"{folder} has no {SWEEP} and no {RUN}, so the command that started it is not known")
-    parent = folder.resolve().parent
-    if not is_sweep and (parent / SWEEP).is_file():
+    file, parent = folder / (SWEEP if is_sweep else RUN), folder.resolve().parent
+    if not is_sweep and _is_sweep(parent):
         raise UserError(f"{folder} is one run of a sweep; give {parent}, where finished runs are left alone")
-    hydra = OmegaConf.load(file).hydra
-    if OmegaConf.select(hydra, "job.config_name", default="config") != "config":
+    recorded: dict[str, Any] | None = (read_json(folder / JOBS) or {}).get("command")
+    if recorded is None and file.is_file():
+        recorded = command_of(OmegaConf.load(file).hydra)
+    if recorded is None:
+        raise UserError(
+            f"{folder} has no {JOBS}, no {SWEEP} and no {RUN} with the command that started it, which is not"
+            " known; give that command again"
+        )
+    if recorded["config_name"] != DEFAULT:
         raise UserError(
             f"{folder} was started from a recipe (--config FILE); give the same command again, with"
             f" hydra.run.dir={folder}"
         )
-    return hydra
+    return recorded
 
 
-def _command(hydra: Any, folder: Path, is_sweep: bool) -> list[str]:
+def _command(recorded: Mapping[str, Any], folder: Path, is_sweep: bool) -> list[str]:
     """The recorded command, in its folder, without ``resume=false``, which would repeat finished runs."""
     place = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
-    given = [
-        str(one)
-        for one in [*hydra.overrides.task, *hydra.overrides.hydra]
-        if not str(one).startswith((place, "hydra.mode", "resume="))
-    ]
-    folders = [
-        f"--config-dir={source.path}"
-        for source in hydra.runtime.config_sources
-        if source.provider == "command-line"
-    ]
+    given = [one for one in recorded["overrides"] if not one.startswith((place, "hydra.mode", "resume="))]
+    folders = [f"--config-dir={config_dir}" for config_dir in recorded["config_dirs"]]
     mode = ["-m"] if is_sweep else []
     return [sys.executable, *_program(), *mode, *folders, *given, f"{place}={folder.resolve()}"]
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from ecoflap.console.pace import in_words
 from ecoflap.console.progress import ArgumentParser, complain, table
-from ecoflap.errors import UserError
-from ecoflap.storage.file_names import JOBS, LEASE, RESULT, STATUS
+from ecoflap.errors import UserError, written
+from ecoflap.storage.file_names import HYDRA, JOBS, LEASE, RESULT, STATUS
 from ecoflap.storage.files import read_json
 from ecoflap.storage.lease import DEAD_AFTER, is_held
 from ecoflap.storage.results.record import read_result
@@ -111,6 +111,8 @@ def _line(run: Path, job: Mapping[str, Any], slurm: Mapping[str, str]) -> Line:
         reason = f"{killed}, the last sign of life at step {status.get('step', 'none')}"
     left = _left_of_step(status) if state == "running" else None
     step = "done" if state == "done" else "" if lost else status.get("step", "")
+    if state == "done" and (result := read_result(run)) is not None:
+        overrides = [_as_in(result.config, override) for override in overrides]
     return Line(run.name, state, step + done, seconds, overrides, reason, left)
 
 
@@ -143,11 +145,20 @@ def _state(run: Path, status: Mapping[str, Any], queued: str) -> str:
 
 
 def _overrides(run: Path) -> list[str]:
-    """The overrides of a run, as Hydra recorded them."""
+    """The overrides of a run, as it recorded them."""
     from omegaconf import OmegaConf
 
-    file = run / ".hydra" / "overrides.yaml"
+    file = run / HYDRA / "overrides.yaml"
     return [str(override) for override in OmegaConf.load(file)] if file.is_file() else []
+
+
+def _as_in(config: Mapping[str, Any], override: str) -> str:
+    """An override with the value that a result's config has for its key, if that is no group or list."""
+    key = override.partition("=")[0]
+    value: Any = config
+    for name in key.lstrip("+").split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return f"{key}={written(value)}" if isinstance(value, int | float | str) else override
 
 
 def show(folder: Path, lines: Sequence[Line]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +24,21 @@ def submitted_jobs(folder: Path) -> list[dict[str, Any]]:
     return jobs
 
 
-def record_jobs(folder: Path, launcher: str, ids: Sequence[tuple[Job, str | None]]) -> None:
+def record_jobs(
+    folder: Path, launcher: str, ids: Sequence[tuple[Job, str | None]], command: Mapping[str, Any]
+) -> None:
     """Write ``jobs.json`` for ``ecoflap status``; jobs of an earlier submission stay in it.
 
     Args:
         folder: the folder of the sweep.
         launcher: the name of the launcher.
         ids: (job, its id in the queue; None without a queue).
+        command: what the sweep was started with, from ``command_of``.
     """
     known = {job["number"]: job for job in submitted_jobs(folder)}
     known |= {job.number: {"number": job.number, "overrides": job.overrides, "id": id} for job, id in ids}
-    write_json(folder / JOBS, {"launcher": launcher, "jobs": [known[number] for number in sorted(known)]})
+    jobs = [known[number] for number in sorted(known)]
+    write_json(folder / JOBS, {"launcher": launcher, "command": command, "jobs": jobs})
 
 
 def slurm_states(ids: Sequence[str]) -> dict[str, str]:

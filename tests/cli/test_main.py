@@ -115,6 +115,22 @@ def test_a_run_that_has_ended_is_not_resumed_by_another_config(text_run: list[st
     assert "goes on from here" not in refused.stderr
 
 
+def test_a_refused_run_leaves_the_records_of_another_alone(text_run: list[str], tmp_path: Path) -> None:
+    """So that they say of the result how it came about."""
+    folder = tmp_path / "run"
+    given = [*text_run, "score=none", "pruner=magnitude", f"hydra.run.dir={folder}"]
+    assert forked.main([*given, "sparsity=0.5"], tmp_path).returncode == 0
+    files = [folder / ".hydra" / f"{name}.yaml" for name in ("config", "hydra", "overrides")]
+    before = [file.read_text() for file in files]
+    assert "- sparsity=0.5" in before[2].splitlines()
+    assert "sparsity: 0.5" in before[0].splitlines()
+    for refused in (["sparsity=0.7"], ["sparsity=1.5", "resume=false"]):
+        assert forked.main([*given, *refused], tmp_path).returncode == 2
+        assert [file.read_text() for file in files] == before
+    assert forked.main([*given, "sparsity=0.7", "resume=false"], tmp_path).returncode == 0
+    assert "- sparsity=0.7" in files[2].read_text().splitlines()
+
+
 def test_a_run_goes_on_once_the_option_that_stopped_it_is_changed(
     text_run: list[str], tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from ecoflap.storage.masks import load_masks
 from ecoflap.storage.results import Result
+from ecoflap.sweeps import rerun
+from tests.cli import forked
 from tests.cli.conftest import ROOT
 
 
@@ -92,6 +95,23 @@ def test_no_job_is_started_when_one_is_impossible(text_run: list[str], tmp_path:
     assert "2 of 3 jobs can't run" in said
     assert not list(folder.rglob("status.json"))
     assert not (folder / ".submitit").exists()
+
+
+def test_a_refused_sweep_is_not_what_is_started_again(
+    text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But the one whose jobs are in the folder."""
+    folder, started = tmp_path / "sweep", list[list[str]]()
+    given = ["-m", *text_run, "score=none", "pruner=magnitude", f"hydra.sweep.dir={folder}"]
+    done = forked.main([*given, "sparsity=0.5,0.6"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder / "1" / "result.json").unlink()
+    assert forked.main([*given, "sparsity=1.5,0.5"], tmp_path).returncode == 2
+    monkeypatch.setattr(
+        rerun.subprocess, "run", lambda command, **_: started.append(command) or Namespace(returncode=0)
+    )
+    assert rerun.rerun(folder) == 0
+    assert [one for one in started[0] if one.startswith("sparsity")] == ["sparsity=0.5,0.6"]
 
 
 def test_a_failing_run_does_not_stop_the_next(

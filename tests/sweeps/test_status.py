@@ -206,6 +206,23 @@ def test_a_sweep_is_started_again_as_it_was(
     assert f"one run of a sweep; give {tmp_path / 'sweep'}" in capsys.readouterr().err
 
 
+def test_the_options_of_a_finished_run_are_those_of_its_result(tmp_path: Path) -> None:
+    """Whatever a later command has left there; a group and a list stay as they were typed."""
+    typed = ["model=tiny", "sparsity=0.7", "+score.samples=8", "towers=[text]", "model.save=true"]
+    jobs = [{"number": number, "overrides": typed, "id": None} for number in range(2)]
+    write_json(tmp_path / "jobs.json", {"launcher": "none", "jobs": jobs})
+    write(tmp_path / "0", state="done", step="done")
+    done, queued = status.read(tmp_path)
+    assert done.overrides == [
+        "model=tiny",
+        "sparsity=0.5",
+        "+score.samples=32",
+        "towers=[text]",
+        "model.save=false",
+    ]
+    assert queued.overrides == typed
+
+
 def test_without_slurm_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.devnull)
     assert slurm_states(["1", "2"]) == {}

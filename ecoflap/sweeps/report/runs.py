@@ -9,11 +9,11 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ecoflap.errors import UserError
-from ecoflap.storage.file_names import JOBS, RESULT
+from ecoflap.storage.file_names import HYDRA, JOBS, RESULT
 from ecoflap.storage.results.record import Result, find_copies, find_records
 from ecoflap.sweeps.submitted import submitted_jobs
 
-OVERRIDES = Path(".hydra") / "overrides.yaml"
+OVERRIDES = Path(HYDRA) / "overrides.yaml"
 NEEDED = ("model.name", "pruner.name", "score.name", "sparsity", "seed")
 
 
