@@ -92,7 +92,8 @@ def _recorded(folder: Path, is_sweep: bool) -> dict[str, Any]:
 def _command(recorded: Mapping[str, Any], folder: Path, is_sweep: bool) -> list[str]:
     """The recorded command, in its folder, without ``resume=false``, which would repeat finished runs."""
     place = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
-    given = [one for one in recorded["overrides"] if not one.startswith((place, "hydra.mode", "resume="))]
+    left_out = (place, "hydra.mode", "resume")
+    given = [one for one in recorded["overrides"] if one.lstrip("+").partition("=")[0] not in left_out]
     folders = [f"--config-dir={config_dir}" for config_dir in recorded["config_dirs"]]
     mode = ["-m"] if is_sweep else []
     return [sys.executable, *_program(), *mode, *folders, *given, f"{place}={folder.resolve()}"]

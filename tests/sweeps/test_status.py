@@ -223,6 +223,22 @@ def test_the_options_of_a_finished_run_are_those_of_its_result(tmp_path: Path) -
     assert queued.overrides == typed
 
 
+@pytest.mark.parametrize("sign", ["", "+", "++"])
+def test_finished_jobs_are_left_alone_however_they_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: str
+) -> None:
+    """And options whose names only begin like those that are left out are kept."""
+    given = ["seed=0,1", f"{sign}resume=false", f"{sign}hydra.sweep.dir=there", "+hydra.sweep.dirs=x"]
+    recorded = {"overrides": given, "config_dirs": [], "config_name": "config", "cwd": str(tmp_path)}
+    write_json(tmp_path / "jobs.json", {"launcher": "none", "command": recorded, "jobs": []})
+    started: list[list[str]] = []
+    monkeypatch.setattr(
+        rerun.subprocess, "run", lambda command, **_: started.append(command) or Namespace(returncode=0)
+    )
+    assert rerun.rerun(tmp_path) == 0
+    assert started[0][2:] == ["-m", "seed=0,1", "+hydra.sweep.dirs=x", f"hydra.sweep.dir={tmp_path}"]
+
+
 def test_without_slurm_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.devnull)
     assert slurm_states(["1", "2"]) == {}
