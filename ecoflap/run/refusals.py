@@ -87,7 +87,7 @@ def remove_empty_run(folder: Path) -> None:
 def remove_refused_sweeps() -> None:
     """Remove the new folders of sweeps that were refused before their first job."""
     for folder in _made:
-        if folder.is_dir() and [entry.name for entry in folder.iterdir()] == ["multirun.yaml"]:
+        if folder.is_dir() and {entry.name for entry in folder.iterdir()} <= {"multirun.yaml"}:
             _remove(folder)
 
 

@@ -30,6 +30,7 @@ from ecoflap.errors import UserError, require_positive
 from ecoflap.run.import_path import beside, config_folders
 from ecoflap.storage.installation import checkout, conf_folder
 from ecoflap.sweeps.check import check_jobs
+from ecoflap.sweeps.claim import claimed, require_free_places
 from ecoflap.sweeps.jobs import Job, finished_values, numbered, raise_failures
 from ecoflap.sweeps.rerun import command_of
 from ecoflap.sweeps.scoring import scoring_jobs
@@ -79,13 +80,15 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         jobs = numbered(job_overrides, initial_job_idx)
-        values = finished_values(self.hydra_context, self.config, jobs, folder)
-        todo = [job for job in jobs if values[job.number] is None]
-        if len(todo) < len(jobs):
-            log.info("%d of %d jobs have finished before", len(jobs) - len(todo), len(jobs))
-        check_jobs(self.hydra_context, self.config, todo)
-        self.check_machine()
-        ended = self.submit(todo, folder) if todo else {}
+        with claimed(folder):
+            values = finished_values(self.hydra_context, self.config, jobs, folder)
+            todo = [job for job in jobs if values[job.number] is None]
+            if len(todo) < len(jobs):
+                log.info("%d of %d jobs have finished before", len(jobs) - len(todo), len(jobs))
+            check_jobs(self.hydra_context, self.config, todo)
+            self.check_machine()
+            require_free_places(folder, todo)
+            ended = self.submit(todo, folder) if todo else {}
         returns = [ended.get(job.number) or _completed(values[job.number]) for job in jobs]
         raise_failures(self.config, jobs, returns)
         return returns

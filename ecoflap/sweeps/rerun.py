@@ -17,7 +17,7 @@ from ecoflap.errors import UserError
 from ecoflap.storage.file_names import HYDRA, JOBS
 from ecoflap.storage.files import read_json
 from ecoflap.storage.installation import checkout
-from ecoflap.sweeps.submitted import WAITING, slurm_states, submitted_jobs
+from ecoflap.sweeps.submitted import ALIVE, slurm_states, submitted_jobs
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -108,4 +108,4 @@ def _program() -> list[str]:
 def _in_slurm(folder: Path) -> list[str]:
     """The ids of a sweep's jobs that wait in Slurm's queue or run."""
     states = slurm_states([job["id"] for job in submitted_jobs(folder) if job.get("id")])
-    return [job for job, state in states.items() if state in (*WAITING, "CONFIGURING", "RUNNING")]
+    return [job for job, state in states.items() if state in ALIVE]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # ecoflap status --help loads no Hydra
     from ecoflap.sweeps.jobs import Job
 
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED")
+ALIVE = (*WAITING, "CONFIGURING", "RUNNING")
 ENDED_BADLY = ("FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
 
 

@@ -5,7 +5,9 @@ no result.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 from argparse import Namespace
@@ -16,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ecoflap.storage.lease import Lease
 from ecoflap.storage.masks import load_masks
 from ecoflap.storage.results import Result
 from ecoflap.sweeps import rerun
@@ -112,6 +115,19 @@ def test_a_refused_sweep_is_not_what_is_started_again(
     )
     assert rerun.rerun(folder) == 0
     assert [one for one in started[0] if one.startswith("sparsity")] == ["sparsity=0.5,0.6"]
+
+
+@pytest.mark.parametrize("cluster", ["none", "local"])
+def test_two_sweeps_never_share_a_folder(text_run: list[str], tmp_path: Path, cluster: str) -> None:
+    folder = tmp_path / "sweep"
+    lease = Lease(folder / ".lease")
+    assert lease.acquire()
+    given = ["-m", *text_run, "sparsity=0.5,0.6", f"cluster={cluster}", f"hydra.sweep.dir={folder}"]
+    refused = forked.main(given, tmp_path)
+    lease.release()
+    assert refused.returncode == 2
+    assert f"{folder}: the sweep of {socket.gethostname()}:{os.getpid()} is at work there" in refused.stderr
+    assert not (folder / "jobs.json").exists()
 
 
 def test_a_failing_run_does_not_stop_the_next(

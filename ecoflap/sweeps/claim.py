@@ -1,0 +1,71 @@
+"""The folder of a sweep: one is at work in it at a time, and none takes the places of jobs that are alive."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import filter_overrides
+
+from ecoflap.errors import UserError
+from ecoflap.storage.file_names import LEASE
+from ecoflap.storage.lease import DEAD_AFTER, Lease, is_held
+from ecoflap.sweeps.jobs import Job
+from ecoflap.sweeps.submitted import ALIVE, slurm_states, submitted_jobs
+
+REST = "wait for it, or choose another hydra.sweep.dir"
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Claim the folder for the process of one sweep, as long as that launches jobs or waits for them.
+
+    Raises:
+        UserError: if that of another sweep is at work there.
+    """
+    lease = Lease(folder / LEASE)
+    while not lease.acquire():
+        if is_held(lease.path, DEAD_AFTER * 2):
+            raise UserError(f"{folder}: the sweep of {lease.describe_owner()} is at work there; {REST}")
+        time.sleep(0.5)  # until its owner on another host counts as dead
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+def require_free_places(folder: Path, jobs: Sequence[Job]) -> None:
+    """Refuse jobs in the places of others that wait in Slurm's queue or run.
+
+    A job that is not alive may be replaced by one with other options, as a single run may.
+
+    Args:
+        folder: the folder of the sweep.
+        jobs: the jobs that are to run.
+
+    Raises:
+        UserError: if the job of one's number has other options and is alive.
+    """
+    asked = {job.number: _options(job.overrides) for job in jobs}
+    others = [
+        job
+        for job in submitted_jobs(folder)
+        if job["number"] in asked and _options(job["overrides"]) != asked[job["number"]]
+    ]
+    slurm = slurm_states([job["id"] for job in others if job.get("id")])
+    for job in others:
+        if slurm.get(str(job.get("id"))) in ALIVE or is_held(_lease(folder, job), DEAD_AFTER * 2):
+            what = f"job {job['number']} ({' '.join(filter_overrides(job['overrides']))})"
+            raise UserError(f"{folder}: {what} has other options, and is queued or at work there; {REST}")
+
+
+def _lease(folder: Path, job: dict[str, Any]) -> Path:
+    return folder / str(job["number"]) / LEASE
+
+
+def _options(overrides: Sequence[str]) -> set[str]:
+    """The options of a job but for ``resume``, which changes nothing of its result."""
+    return {one for one in filter_overrides(overrides) if not one.lstrip("+").startswith("resume=")}

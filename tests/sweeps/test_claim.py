@@ -1,0 +1,72 @@
+"""Which sweeps and jobs may go into a folder where others are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ecoflap.errors import UserError
+from ecoflap.storage.files import write_json
+from ecoflap.storage.lease import Lease
+from ecoflap.sweeps import claim
+from ecoflap.sweeps.claim import claimed, require_free_places
+from ecoflap.sweeps.jobs import Job
+
+
+def test_one_sweep_at_a_time(tmp_path: Path) -> None:
+    with claimed(tmp_path):
+        with pytest.raises(UserError, match=r"is at work there; wait for it, .* hydra\.sweep\.dir"):
+            claimed(tmp_path).__enter__()
+        assert (tmp_path / ".lease").exists()
+    with claimed(tmp_path):
+        pass
+    assert not (tmp_path / ".lease").exists()
+
+
+def test_a_killed_sweep_holds_nothing(tmp_path: Path) -> None:
+    take = "import sys; from ecoflap.storage.lease import Lease; Lease(sys.argv[1]).acquire()"
+    subprocess.run([sys.executable, "-c", take, str(tmp_path / ".lease")], check=True)
+    assert (tmp_path / ".lease").exists()
+    with claimed(tmp_path):
+        pass
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> list[Job]:
+    """Two jobs that a sweep has recorded in the folder."""
+    jobs = [Job(number, [f"sparsity=0.{number + 5}", "seed=0"]) for number in range(2)]
+    listed = [{"number": job.number, "overrides": job.overrides, "id": f"7_{job.number}"} for job in jobs]
+    write_json(tmp_path / "jobs.json", {"launcher": "slurm", "jobs": listed})
+    return jobs
+
+
+def test_a_job_that_runs_keeps_its_place(tmp_path: Path, jobs: list[Job]) -> None:
+    lease = Lease(tmp_path / "1" / ".lease")
+    assert lease.acquire()
+    require_free_places(tmp_path, jobs)  # the same ones, which wait for those that run
+    require_free_places(tmp_path, [Job(1, ["seed=0", "sparsity=0.6", "resume=false"])])
+    require_free_places(tmp_path, [jobs[0], Job(2, ["sparsity=0.7", "seed=0"])])  # an axis goes on
+    require_free_places(tmp_path, [Job(0, ["sparsity=0.9", "seed=0"])])  # the one that was there is dead
+    with pytest.raises(UserError, match=r"job 1 \(sparsity=0\.6 seed=0\) has other options"):
+        require_free_places(tmp_path, [Job(1, ["sparsity=0.9", "seed=0"])])
+    lease.release()
+    require_free_places(tmp_path, [Job(1, ["sparsity=0.9", "seed=0"])])
+
+
+@pytest.mark.parametrize(
+    ("state", "refused"), [("PENDING", True), ("RUNNING", True), ("CANCELLED by 0", False)]
+)
+def test_a_queued_job_keeps_its_place(
+    tmp_path: Path, jobs: list[Job], monkeypatch: pytest.MonkeyPatch, state: str, refused: bool
+) -> None:
+    monkeypatch.setattr(claim, "slurm_states", lambda ids: dict.fromkeys(ids, state))
+    require_free_places(tmp_path, jobs)
+    other = [Job(0, ["sparsity=0.9", "seed=0"])]
+    if not refused:
+        require_free_places(tmp_path, other)
+        return
+    with pytest.raises(UserError, match=r"job 0 .* has other options"):
+        require_free_places(tmp_path, other)
