@@ -44,7 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         report(options)
     except (UserError, OSError) as error:
-        return complain(f"no report: {error}")
+        from ecoflap.run.refusals import describe  # not for --help: it imports Hydra
+
+        return complain(f"no report: {describe(error) or error}")
     return 0
 
 

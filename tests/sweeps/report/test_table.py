@@ -131,3 +131,16 @@ def test_the_command_prints_the_table_and_writes_the_csv(
     assert file.read_text().startswith(
         "model,pruner,score,settings,metric,sparsity,realised,n,mean,deviation,dense\n"
     )
+
+
+@pytest.mark.parametrize("option", ["--csv", "--output"])
+def test_a_place_that_can_not_be_written_is_refused_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    write_run(tmp_path, "run", 70.0)
+    (tmp_path / "file").touch()
+    assert main([str(tmp_path), option, str(tmp_path / "file" / "place")]) == 2
+    said = capsys.readouterr().err
+    assert f"error: no report: {tmp_path / 'file'}" in said
+    assert "a file is where a folder has to be; remove it or choose another place" in said
+    assert "Errno" not in said
