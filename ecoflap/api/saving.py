@@ -22,7 +22,7 @@ from ecoflap.storage.file_names import ALLOCATION, BITMASK_INDEX, CARD, RECIPE, 
 from ecoflap.storage.files import beside, write_json
 from ecoflap.storage.masks import FILE_NAME as MASKS
 from ecoflap.storage.results.sparsity import read_layers
-from ecoflap.storage.saved_model import weight_files
+from ecoflap.storage.saved_model import foreign_weights, weight_files
 from ecoflap.storage.sharing.card import has_own_card
 from ecoflap.storage.sharing.describe import describe
 
@@ -37,7 +37,8 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
     The result of ``ecoflap.prune`` is saved with its masks (``masks.safetensors``, one bit per weight) and
     the ``result.json``, ``scores.json`` and ``allocation.json`` of a run, a ``recipe.yaml`` of as much of it
     as is known, and a model card (``README.md``). The weights of an earlier checkpoint in the
-    folder and these files are replaced or removed; all others stay, a card that ecoflap did not write too.
+    folder, also those in a ``pytorch_model.bin``, and these files are replaced or removed; all others stay,
+    a card that ecoflap did not write too.
 
     Args:
         model: the result of ``ecoflap.prune`` or ``ecoflap.load``.
@@ -157,8 +158,8 @@ def _move(partial: Path, final: Path) -> None:
         (partial / CARD).unlink(missing_ok=True)
     else:
         (final / CARD).unlink(missing_ok=True)
-    replaced = [final / name for name in INDEXES] + weight_files(final) + [final / name for name in BESIDE]
-    for old in replaced:
+    indexes, beside_them = ([final / name for name in names] for names in (INDEXES, BESIDE))
+    for old in (*indexes, *weight_files(final), *foreign_weights(final), *beside_them):
         old.unlink(missing_ok=True)
     for file in sorted(partial.iterdir(), key=lambda file: file.name in INDEXES):
         if file.is_dir():

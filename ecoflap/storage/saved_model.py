@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 LAVIS = "model.pth"
 WEIGHTS = (WEIGHTS_INDEX, WEIGHTS_FILE, "model-*.safetensors", BITMASK_INDEX, BITMASK_SHARDS)
 """Patterns of the files with weights, except in LAVIS' format; an index may list others."""
+FOREIGN_WEIGHTS = tuple(
+    pattern
+    for stem, kind in (("pytorch_model", "bin"), ("tf_model", "h5"), ("flax_model", "msgpack"))
+    for pattern in (f"{stem}*.{kind}", f"{stem}*.{kind}.index.json")
+)
+"""Patterns of the weights that transformers wrote in other formats, and of their indexes.
+
+``from_pretrained`` loads them where there are no safetensors, so they may not stay beside another model.
+"""
 
 
 class Checkpoint:
@@ -151,6 +160,12 @@ def weight_files(folder: Path) -> list[Path]:
     shards = {folder / name for name in names if name.endswith(".safetensors") and (folder / name).is_file()}
     inside = {path for path in shards if path.parent.resolve().is_relative_to(folder.resolve())}
     return sorted(inside | {path for pattern in WEIGHTS for path in folder.glob(pattern)})
+
+
+def foreign_weights(folder: Path) -> list[Path]:
+    """The files with weights in transformers' other formats in a folder, and their indexes, sorted."""
+    found = (path for pattern in FOREIGN_WEIGHTS for path in folder.glob(pattern))
+    return sorted(path for path in found if path.is_file())
 
 
 def weight_bytes(folder: Path) -> int:

@@ -267,6 +267,23 @@ def test_push_without_uploading_prepares_the_folder(
     assert verify(copy / "checkpoint") == []
 
 
+def test_push_leaves_out_what_is_not_of_the_saved_model(
+    copy: Path, hub: list[tuple[str, dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And lists what the hub's library would upload."""
+    checkpoint = copy / "checkpoint"
+    (checkpoint / ".cache" / "deep").mkdir(parents=True)
+    for name in ("pytorch_model.bin", ".cache/deep/file", "training_args.bin"):
+        (checkpoint / name).write_text("other")
+    assert command.main(["push", str(copy), "me/tiny", "--dry-run"]) == 0
+    listed = capsys.readouterr().out
+    assert "training_args.bin" in listed
+    assert "pytorch_model.bin" not in listed
+    assert ".cache" not in listed
+    assert command.main(["push", str(copy), "me/tiny"]) == 0
+    assert "pytorch_model*.bin" in hub[1][1]["ignore_patterns"]
+
+
 def test_push_refuses_a_model_that_is_not_as_recorded(
     copy: Path, hub: list[tuple[str, dict[str, Any]]], capsys: pytest.CaptureFixture[str]
 ) -> None:

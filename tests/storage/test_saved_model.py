@@ -11,6 +11,7 @@ import transformers as hf
 
 import ecoflap
 from ecoflap.cli.command import main
+from ecoflap.storage.bitmask.forms import FORMS
 from ecoflap.storage.saved_model import usual_dtype, weight_bytes, weight_files
 from tests.api.conftest import llama
 from tests.api.test_forms_of_checkpoints import check_same
@@ -53,6 +54,43 @@ def test_shards_of_other_names_are_replaced_by_a_save(renamed: Path) -> None:
     ecoflap.save(ecoflap.load(one.module, one.processor), renamed)
     assert [path.name for path in renamed.rglob("*.safetensors*")] == ["model.safetensors"]
     check_same(hf.AutoModelForCausalLM.from_pretrained(renamed), one.module)
+
+
+PICKLED = ("pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json")
+FOREIGN = (*PICKLED, "tf_model.h5", "flax_model.msgpack")
+OTHERS = ("training_args.bin", "tokenizer.bin", "sub/pytorch_model.bin")
+
+
+@pytest.fixture
+def pickled(tmp_path: Path) -> Path:
+    """A model in safetensors, and another one in formats that transformers has or had."""
+    folder = tmp_path / "pickled"
+    llama().module.save_pretrained(folder)
+    (folder / "sub").mkdir()
+    for name in (*FOREIGN, *OTHERS):
+        (folder / name).write_text("of another model")
+    (folder / "pytorch_model-cache.bin").mkdir()  # a folder is not weights
+    torch.save(llama().module.state_dict(), folder / "pytorch_model.bin")
+    return folder
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("by", ["save", "convert"])
+def test_weights_in_other_formats_do_not_stay_beside_another_model(
+    pickled: Path, tmp_path: Path, form: str, by: str
+) -> None:
+    if by == "save":
+        one = llama()
+        out = ecoflap.save(ecoflap.load(one.module, one.processor), pickled, form=form)
+    else:
+        out = tmp_path / "out"
+        assert main(["convert", str(pickled), str(out), "--to", form]) == 0
+        assert all((pickled / name).is_file() for name in FOREIGN)
+    assert not any((out / name).exists() for name in FOREIGN)
+    assert all((out / name).read_text() == "of another model" for name in OTHERS)
+    if form != "dense":
+        with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+            hf.AutoModelForCausalLM.from_pretrained(out)
 
 
 @pytest.mark.parametrize("name", ["../other.safetensors", "sub/../../other.safetensors", "{}", "config.json"])

@@ -18,7 +18,7 @@ from ecoflap.storage.bitmask.shards import ShardReader, found_shard, is_coded, w
 from ecoflap.storage.disk_space import writing
 from ecoflap.storage.file_names import WEIGHTS_FILE, WEIGHTS_INDEX
 from ecoflap.storage.files import flush, replacing, write_json
-from ecoflap.storage.saved_model import LAVIS, Checkpoint, weight_files
+from ecoflap.storage.saved_model import LAVIS, Checkpoint, foreign_weights, weight_files
 from ecoflap.storage.sharing.card import adapt_card
 from ecoflap.storage.stored_tensor import stored_tensors, write_in_parts
 
@@ -148,8 +148,8 @@ def _prepare(target: Path, files: set[str]) -> None:
 
 
 def _copy_others(folder: Path, target: Path) -> None:
-    """Copy all but the weights."""
-    weights = weight_files(folder)
+    """Copy all but the weights, in whatever format."""
+    weights = weight_files(folder) + foreign_weights(folder)
 
     def left_out(inside: str, names: list[str]) -> list[str]:
         return [name for name in names if Path(inside, name) in weights]

@@ -10,9 +10,11 @@ from ecoflap.errors import UserError
 from ecoflap.storage.file_names import CARD, RECIPE, RESULT
 from ecoflap.storage.results.record import Result
 from ecoflap.storage.results.verification import verify
+from ecoflap.storage.saved_model import FOREIGN_WEIGHTS
 from ecoflap.storage.sharing.describe import describe
 
-LEFT_OUT = (".cache/*", "*.partial/*", ".tmp-*")
+LEFT_OUT = (".cache/*", "*.partial/*", ".tmp-*", *FOREIGN_WEIGHTS)
+"""Patterns, as the hub's library reads them, of files that are not of the saved model."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,17 @@ def prepare(place: Path) -> Prepared:
     folder = place / result.checkpoint
     if any(not (folder / name).is_file() for name in (CARD, RECIPE, RESULT)):
         describe(folder, result)
-    sizes = {
-        path.relative_to(folder).as_posix(): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(path.relative_to(folder).match(pattern) for pattern in LEFT_OUT)
-    }
+    sizes = {name: (folder / name).stat().st_size for name in _uploaded(folder)}
     return Prepared(folder, f"{result.model['name']} at sparsity {result.config.get('sparsity')}", sizes)
+
+
+def _uploaded(folder: Path) -> list[str]:
+    """The files that ``upload_folder`` takes, sorted."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = (path.relative_to(folder).as_posix() for path in files)
+    return list(filter_repo_objects(names, ignore_patterns=list(LEFT_OUT)))
 
 
 def push(prepared: Prepared, repo_id: str, private: bool, hub: Any) -> str:
