@@ -121,6 +121,16 @@ def test_experts_are_verified_row_by_row(run: Run, expert_run: list[str], tmp_pa
     assert verify(tmp_path / "run") == []
 
 
+def test_the_card_of_a_model_with_fewer_experts_says_how_it_is_loaded(
+    run: Run, expert_run: list[str], tmp_path: Path
+) -> None:
+    run([*expert_run, "pruner=reap", "sparsity=0.3", "model.save=bitmask"])
+    card = (tmp_path / "run" / "checkpoint" / CARD).read_text()
+    assert "Whole units were removed" in card
+    assert "`ecoflap.load_pruned(FOLDER)` loads them" in card
+    assert "without any special format" not in card
+
+
 def test_a_model_of_torchvision(tmp_path: Path) -> None:
     from ecoflap.models.loading.state_dict import SavesStateDict
     from tests import tiny

@@ -134,15 +134,21 @@ def test_a_card_of_someone_else_stays(tmp_path: Path) -> None:
     assert (tmp_path / "README.md").read_text() == "# My own words\n"
 
 
+@pytest.mark.parametrize("total", ["exact", "units"])
 @pytest.mark.parametrize("form", ["bitmask", "coded"])
-def test_a_converted_model_has_the_card_of_its_form(tmp_path: Path, form: str) -> None:
+def test_a_converted_model_has_the_card_of_its_form(tmp_path: Path, form: str, total: str) -> None:
+    made = record(sparsity={**record().sparsity, "total": total})
     dense, small, again = (tmp_path / name for name in ("dense", "small", "again"))
     dense.mkdir()
     save_file({"w": torch.zeros(2, 2)}, dense / "model.safetensors")
-    write_card(dense, record())
+    write_card(dense, made)
     convert(dense, small, form)
-    assert (small / "README.md").read_text() == model_card(record(), small)
-    assert "stored as zeros" not in (small / "README.md").read_text()
+    card = (small / "README.md").read_text()
+    assert card == model_card(made, small)
+    assert "ecoflap.load_pruned(FOLDER)" in card
+    assert "ecoflap convert FOLDER OUT --to dense" in card
+    assert "stored as zeros" not in card
+    assert "special format" not in card
     convert(small, again, "dense")
     assert (again / "README.md").read_text() == (dense / "README.md").read_text()
 

@@ -30,6 +30,11 @@ Its zeros lie in the pattern {pattern}. GPUs with sparse tensor cores can use th
 SMALLER = """\
 Whole units were removed, so that the matrices themselves are smaller. The model takes less disk and memory,
 and does less work, without any special format or kernel."""
+SMALLER_WITHOUT_ZEROS = """\
+Whole units were removed, so that the matrices themselves are smaller: the loaded model takes less memory and
+does less work, without any special kernel. The files hold the weights that are not zero and where they
+belong; `ecoflap.load_pruned(FOLDER)` loads them, and `ecoflap convert FOLDER OUT --to dense` writes the
+safetensors that plain `from_pretrained` needs."""
 OWN_LOADING = """\
 Its attentions and MLPs have widths that the class in transformers has no settings for: it loads with
 `ecoflap.load(FOLDER)`, not with plain `from_pretrained`."""
@@ -58,9 +63,10 @@ def adapt_card(folder: Path) -> None:
     file = folder / CARD
     if not file.is_file() or has_own_card(folder):
         return
-    text, gain = file.read_text(encoding="utf-8"), _gain(folder)
-    for other in (MASKED, WITHOUT_ZEROS):
-        text = text.replace(other, gain)
+    text = file.read_text(encoding="utf-8")
+    for forms in ((MASKED, WITHOUT_ZEROS), (SMALLER, SMALLER_WITHOUT_ZEROS)):
+        for other in forms:
+            text = text.replace(other, _of_form(folder, *forms))
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -178,18 +184,18 @@ def _figure(metric: str, value: Any, error: float | None) -> str:
 
 def _gains(result: Result, folder: Path) -> Iterator[str]:
     if result.sparsity.get("total") == "units":
-        yield SMALLER
+        yield _of_form(folder, SMALLER, SMALLER_WITHOUT_ZEROS)
         if "kept_units" in saved_settings(folder):
             yield OWN_LOADING
         return
-    yield _gain(folder)
+    yield _of_form(folder, MASKED, WITHOUT_ZEROS)
     if pattern := _pattern(result):
         yield N_OF_M.format(pattern=pattern)
 
 
-def _gain(folder: Path) -> str:
-    """What the form of the weights gains."""
-    return WITHOUT_ZEROS if (folder / BITMASK_INDEX).is_file() else MASKED
+def _of_form(folder: Path, dense: str, without_zeros: str) -> str:
+    """The text that is true of the form of the weights."""
+    return without_zeros if (folder / BITMASK_INDEX).is_file() else dense
 
 
 def _origin(result: Result, folder: Path) -> Iterator[str]:
