@@ -4,7 +4,8 @@
 
 dense has all weights; bitmask leaves the zeros out; coded also writes the exponents of the other weights as a
 Huffman code. Each has the same bits, and is written a shard at a time. The same command goes on where an
-interrupted one stopped. Exit code 2: the folder has no sound checkpoint, or OUT holds something.
+interrupted one stopped. Exit code 2: the folder has no sound checkpoint, or OUT holds something or is being
+written by another process.
 """
 
 from __future__ import annotations

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from ecoflap.storage.bitmask.shards import ShardReader, found_shard, is_coded, w
 from ecoflap.storage.disk_space import writing
 from ecoflap.storage.file_names import WEIGHTS_FILE, WEIGHTS_INDEX
 from ecoflap.storage.files import flush, replacing, write_json
+from ecoflap.storage.lease import DEAD_AFTER, Lease, is_held
 from ecoflap.storage.saved_model import LAVIS, Checkpoint, foreign_weights, weight_files
 from ecoflap.storage.sharing.card import adapt_card
 from ecoflap.storage.stored_tensor import stored_tensors, write_in_parts
@@ -45,15 +48,15 @@ def convert(folder: Path, out: Path, form: str) -> None:
         form: dense, bitmask, or coded.
 
     Raises:
-        UserError: if there is no such form, ``out`` holds something or is a mount point, or the disk is full.
+        UserError: if there is no such form, ``out`` holds something, is a mount point or is being written by
+            another process, or the disk is full.
         FileNotFoundError: if the folder holds no checkpoint, or a part of it is missing.
         ValueError: if the checkpoint is damaged.
     """
     check_form(form, "form")
     if folder.resolve() in out.resolve().parents:
         raise UserError(f"{out} is inside of {folder}, which is copied there; choose a folder beside it")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there and holds something; choose a new folder")
+    _require_empty(out)
     if os.path.ismount(out):
         raise UserError(
             f"{out} is where a disk is mounted, and the finished folder can't be put in its place; choose a"
@@ -65,12 +68,45 @@ def convert(folder: Path, out: Path, form: str) -> None:
         raise UserError(
             f"{folder} is where the new checkpoint would be written; choose another name than {out}"
         )
-    rewrite(folder, partial, form)
-    adapt_card(partial)
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
-    flush(out.parent)
+    with writing("the checkpoint", out.parent), _alone(partial):
+        _require_empty(out)  # another process may have written it since
+        rewrite(folder, partial, form)
+        adapt_card(partial)
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+        flush(out.parent)
+
+
+def _require_empty(out: Path) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+        UserError: if it does, or is a file.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there and holds something; choose a new folder")
+
+
+@contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """Keep other processes from writing into the same folder.
+
+    Raises:
+        UserError: if one is at work there.
+    """
+    lease = Lease(partial.with_name(f"{partial.name}.lease"), dead_after=DEAD_AFTER)
+    while not lease.acquire():
+        if lease.owner and is_held(lease.path, DEAD_AFTER):
+            raise UserError(
+                f"{partial} is being written by another ecoflap convert ({lease.describe_owner()}); wait for"
+                " it to end, or choose another folder"
+            )
+        time.sleep(0.5)  # its owner is on its way in, or dead, as the lease knows in a minute
+    try:
+        yield
+    finally:
+        lease.release()
 
 
 def rewrite(folder: Path, target: Path, form: str) -> None:

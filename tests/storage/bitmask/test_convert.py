@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import traceback
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ecoflap.cli.command import main
 from ecoflap.errors import UserError
 from ecoflap.storage.bitmask import convert as converting
 from ecoflap.storage.bitmask.convert import convert
@@ -125,15 +127,17 @@ def kill_at(number: int) -> Callable[[], None]:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_killed_at_20_random_moments(
-    dense: Path, tensors: dict[str, Tensor], tmp_path: Path, form: str
+    dense: Path, tensors: dict[str, Tensor], tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(converting, "DEAD_AFTER", 1.0)  # where it was killed as it wrote its name
     source = dense
     if form == "dense":
         source = tmp_path / "source"
         convert(dense, source, "bitmask")
     total = events(tmp_path, lambda: convert(source, tmp_path / "whole", form))
     assert total > 60
-    for moment in Random(form).sample(range(1, total - 1), 20):
+    behind_the_rename = 3  # the flush of its folder, and the end of the lease
+    for moment in Random(form).sample(range(1, total - behind_the_rename), 20):
         out = tmp_path / f"out{moment}"
         job = lambda out=out: convert(source, out, form)
         assert in_child(job, kill_at(moment)) == -signal.SIGKILL
@@ -298,3 +302,61 @@ def test_a_checkpoint_in_the_place_of_the_new_one_is_refused(dense: Path, tmp_pa
     with pytest.raises(UserError, match="choose another name"):
         convert(source, tmp_path / "out", form)
     assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
+
+
+def start_and_wait(monkeypatch: pytest.MonkeyPatch, source: Path, out: Path) -> tuple[int, int]:
+    """Start a conversion in another process that waits before its first shard; its id, and a pipe to it."""
+    (started, say), (hear, go_on) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(go_on)
+            write = converting.write_shard
+
+            def waiting(*arguments: Any) -> None:
+                os.write(say, b".")
+                os.read(hear, 1)
+                write(*arguments)
+
+            monkeypatch.setattr(converting, "write_shard", waiting)
+            convert(source, out, "coded")
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    os.close(say)
+    assert os.read(started, 1) == b"."
+    return child, go_on
+
+
+def test_a_folder_that_another_process_writes_is_refused(
+    dense: Path,
+    tensors: dict[str, Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    child, go_on = start_and_wait(monkeypatch, dense, tmp_path / "out")
+    assert main(["convert", str(dense), str(tmp_path / "out"), "--to", "bitmask"]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"is being written by another ecoflap convert ({socket.gethostname()}:{child}); wait" in message
+    os.close(go_on)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    check_equal(tmp_path / "out", tensors)
+    assert {path.name for path in tmp_path.iterdir()} == {"dense", "out"}
+
+
+def test_a_folder_that_is_written_meanwhile_is_refused(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the first look at it."""
+
+    def write(path: Path) -> bool:
+        path.mkdir()
+        (path / "file").touch()
+        return False
+
+    monkeypatch.setattr(os.path, "ismount", write)
+    with pytest.raises(UserError, match="out is there and holds something"):
+        convert(dense, tmp_path / "out", "bitmask")
+    assert {path.name for path in tmp_path.iterdir()} == {"dense", "out"}
