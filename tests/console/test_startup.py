@@ -1,11 +1,15 @@
-"""What a command changes of Python's garbage collector."""
+"""What a command changes of Python's garbage collector and of the C library's memory."""
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 import sys
 
-from ecoflap.console.startup import ALLOCATIONS
+import pytest
+
+from ecoflap.console.startup import ALLOCATIONS, SET_UP
 
 CODE = """
 import atexit, gc
@@ -36,3 +40,30 @@ def test_a_command_collects_less_garbage_and_none_at_exit() -> None:
     registered, _, threshold, frozen = ended(2)
     assert (registered, threshold) == (1, ALLOCATIONS)
     assert frozen > 0
+
+
+FAULTS = """
+import resource, torch
+from ecoflap.console.startup import reuse_freed_memory
+if {reuse}:
+    reuse_freed_memory()
+torch.zeros(25_000_000).fill_(1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    torch.empty(25_000_000).fill_(1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(reuse: bool, **environment: str) -> int:
+    """How many pages a process gets from the system for four tensors of 100 MB, one after the other."""
+    given = {name: value for name, value in os.environ.items() if not name.startswith(SET_UP)} | environment
+    command = [sys.executable, "-c", FAULTS.format(reuse=reuse)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, env=given).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
+def test_large_tensors_get_the_memory_of_freed_ones() -> None:
+    pages = faults(reuse=False)
+    assert faults(reuse=True) < pages / 10
+    assert faults(reuse=True, MALLOC_ARENA_MAX="2") > pages / 2, "the user has set malloc up"
