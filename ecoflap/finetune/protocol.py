@@ -29,5 +29,5 @@ class Finetuner(Protocol):
 
         Raises:
             UserError: if the options don't fit the model or the data.
-            NumericalError: if a loss is NaN or infinite.
+            NumericalError: if a loss or a trained weight is NaN or infinite.
         """

@@ -260,6 +260,30 @@ def test_a_loss_that_explodes_ends_the_run(training: list[str], run: Run, tmp_pa
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(
+    ("dtype", "rate"), [("float32", "1e38"), ("float16", "1e7")], ids=["float32", "float16"]
+)
+def test_weights_that_explode_in_the_last_step_end_the_run(
+    training: list[str], run: Run, tmp_path: Path, dtype: str, rate: str, method: str
+) -> None:
+    """No loss is computed after it; in float16, it is the way back from fp32 that overflows."""
+    last = ["finetune.steps=1", f"finetune={method}", f"finetune.learning_rate={rate}"]
+    with pytest.raises(NumericalError, match=rf"weights in {dtype} after .* finetune\.learning_rate"):
+        run([*training, f"model.dtype={dtype}", *last, STEPS.replace(",evaluate", "")])
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_outputs_that_explode_after_the_training_are_not_put_down_to_pruning(
+    training: list[str], run: Run
+) -> None:
+    with pytest.raises(NumericalError, match=r"finetune\.learning_rate") as refused:
+        run([*training, "finetune.steps=1", "finetune.learning_rate=1e30", "finetune.weight_decay=0"])
+    assert "on token_perplexity" in str(refused.value)
+    assert "prune less" not in str(refused.value)
+
+
 def test_two_processes_are_one_with_twice_the_batch(training: list[str], run: Run, tmp_path: Path) -> None:
     run(
         [*training, "finetune.steps=3", "finetune.batch_size=2", "finetune.held_out=2", "finetune.every=3"],

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 from ecoflap.console.telemetry import measure
 from ecoflap.distributed.processes import is_first
-from ecoflap.errors import UserError
+from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.items import write_items
 from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.evaluate.protocol import Evaluation
@@ -51,7 +52,11 @@ def evaluate_dense(
 def evaluate(
     plan: Plan, model: PrunableModel, evaluations: dict[str, Evaluation], state: RunState, when: str
 ) -> None:
-    """Evaluate the model in its present state on each task."""
+    """Evaluate the model in its present state on each task.
+
+    Raises:
+        NumericalError: if an output is NaN or infinite.
+    """
     if not evaluations:
         return
     fingerprint = model.fingerprint()
@@ -59,11 +64,28 @@ def evaluate(
         metrics = {}
         for name, evaluation in evaluations.items():
             prediction_log = _prediction_log(plan, name, when, fingerprint, evaluation)
-            metrics[name] = evaluation(model, prediction_log)
+            with _blaming_the_training(name) if when == "finetuned" else nullcontext():
+                metrics[name] = evaluation(model, prediction_log)
             if prediction_log.items is not None and is_first():
                 file = plan.folder / PREDICTIONS / ITEMS.format(task=name, state=when)
                 write_items(file, state.items.get(name), prediction_log.items)
     _keep(metrics, plan, state, when)
+
+
+@contextmanager
+def _blaming_the_training(task: str) -> Iterator[None]:
+    """Say why outputs of a fine-tuned model are not finite: the pruned one has passed the same evaluation.
+
+    Raises:
+        NumericalError: if they are not.
+    """
+    try:
+        yield
+    except NumericalError as error:
+        raise NumericalError(
+            f"outputs of the fine-tuned model on {task} are NaN or infinite, and those of the pruned one were"
+            " not: the training has diverged; use a smaller finetune.learning_rate"
+        ) from error
 
 
 def _keep(metrics: dict[str, dict[str, float]], plan: Plan, state: RunState, when: str) -> None:
