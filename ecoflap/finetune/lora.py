@@ -8,8 +8,9 @@ update differs from the model that remains after masking. peft creates, places a
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -81,39 +82,65 @@ class Lora(LoraOptions, Schedule, Finetuner):
     @contextmanager
     def _updates(self, job: Job) -> Iterator[None]:
         """Train only updates of all masked layers in a context; merge them, or drop them after an error."""
-        module, layers = job.model.module, [layer for layer in job.model.layers if layer.name in job.masks]
-        owners = _owners(module)
-        places = {layer.name: _place(layer, module, owners) for layer in layers}
-        gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-        with torch.random.fork_rng():
-            torch.manual_seed(job.seed)
-            pattern = "|".join(name.replace(".", r"\.") for name in places.values())
-            transposed = any(layer.transposed for layer in layers)
-            config = LoraConfig(
-                r=self.rank,
-                lora_alpha=self.alpha,
-                target_modules=f"({pattern})",
-                lora_dropout=0.0,
-                fan_in_fan_out=transposed,
-            )
-            inject_adapter_in_model(config, module, ADAPTER)
-        for layer in layers:
-            update: Any = module.get_submodule(places[layer.name])
-            update.__class__ = MaskedLinear
-            update.register_buffer("mask", job.masks[layer.name].to(layer.weight.device), persistent=False)
-        try:
+        layers = [layer for layer in job.model.layers if layer.name in job.masks]
+        with self._placed(job.model.module, layers, job.seed) as updates:
+            for layer, update in zip(layers, updates, strict=True):
+                update.__class__ = MaskedLinear
+                mask = job.masks[layer.name].to(layer.weight.device)
+                update.register_buffer("mask", mask, persistent=False)
             yield
             with torch.no_grad():
-                for layer in layers:
-                    update = module.get_submodule(places[layer.name])
+                for layer, update in zip(layers, updates, strict=True):
                     layer.weight.add_(update.get_delta_weight(ADAPTER))
+
+    @contextmanager
+    def _placed(self, module: nn.Module, layers: Sequence[Layer], seed: int) -> Iterator[list[Any]]:
+        """Put peft's modules in the place of layers in a context, and leave the module as it was.
+
+        Args:
+            module: the whole model.
+            layers: its layers that get an update.
+            seed: seed of the updates.
+
+        Raises:
+            UserError: if a layer can't get one.
+        """
+        owners = _owners(module)
+        places = [_place(layer, module, owners) for layer in layers]
+        gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+        try:
+            self._inject(module, places, any(layer.transposed for layer in layers), seed)
+            yield [module.get_submodule(place) for place in places]
         finally:
-            for layer in layers:
-                parent, _, child = places[layer.name].rpartition(".")
+            for layer, place in zip(layers, places, strict=True):
+                parent, _, child = place.rpartition(".")
                 setattr(module.get_submodule(parent), child, layer.module)
-            del module.peft_config  # which peft would take for an adapter that is still there
+            vars(module).pop("peft_config", None)  # which peft would take for an adapter that is still there
             for parameter, flag in gradients:
                 parameter.requires_grad_(flag)
+
+    def _inject(self, module: nn.Module, places: Sequence[str], transposed: bool, seed: int) -> None:
+        """Let peft put its modules at some places of a model.
+
+        Raises:
+            UserError: if peft refuses one.
+        """
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            target_modules=f"({'|'.join(map(re.escape, places))})",
+            lora_dropout=0.0,
+            fan_in_fan_out=transposed,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            try:
+                inject_adapter_in_model(config, module, ADAPTER)
+            except ValueError as error:
+                raise UserError(
+                    f"finetune=lora can't update a layer of {type(module).__name__}: peft says"
+                    f" {str(error).partition('. ')[0]!r}; use finetune=full, or skip_layers"
+                ) from error
 
 
 def _owners(module: nn.Module) -> Counter[int]:

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners import tuners_utils
 
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.finetune.job import Job
 from ecoflap.finetune.lora import ADAPTER, Lora
+from tests import hybrids
 from tests.finetune.test_masked_parameters import pruned
 from tests.tiny import FAMILIES, samples
 
@@ -84,6 +86,21 @@ def test_a_weight_in_two_places_is_refused(shared: str, tmp_path: Path) -> None:
         second.up_proj.weight = first.up_proj.weight
     with pytest.raises(UserError, match=r"can't update .*0\.mlp\.up_proj\.weight, which no .* owns alone"):
         LORA.finetune(task)
+
+
+@pytest.mark.skipif(
+    not hasattr(tuners_utils, "_check_lora_target_modules_mamba"), reason="this peft takes Mamba's layers"
+)
+def test_a_layer_that_peft_refuses_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    """peft takes the layers one by one, and has replaced some when it comes to Mamba's ``out_proj``."""
+    model, masks = pruned("mamba", hybrids.build)
+    task = Job(model, masks, None, samples("llama"), lambda: model, 2, 0, tmp_path)
+    modules, attributes = list(model.module.modules()), set(vars(model.module))
+    with pytest.raises(UserError, match=r"can't update a layer of Mamba.*'out_proj'.*skip_layers"):
+        LORA.finetune(task)
+    assert list(model.module.modules()) == modules
+    assert set(vars(model.module)) == attributes
+    assert all(parameter.requires_grad for parameter in model.module.parameters())
 
 
 @pytest.mark.skipif("open_clip" not in FAMILIES, reason="no open_clip")
