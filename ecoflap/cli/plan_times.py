@@ -25,6 +25,9 @@ def show_times(plan: Plan, shapes: PrunableModel | None) -> float | None:
 
     Returns:
         Seconds of the whole run; None if it can't be measured here, which is printed with the reason.
+
+    Raises:
+        UserError: if the finetuner can't train the model.
     """
     device = resolve_device(plan.config.device)
     if plan.config.runtime.offload != "none":
@@ -37,11 +40,13 @@ def show_times(plan: Plan, shapes: PrunableModel | None) -> float | None:
             return None
     try:
         model = plan.loader.load(device, plan.selection)
-        calibration = None
-        if "calibrate" in plan.steps:
-            alone = replace(plan, store=replace(plan.store, mode="off"))
-            calibration = coarse.calibrate(alone, model, RunState(""))
-        times = step_times(plan, model, calibration)
+    except (UserError, NumericalError) as error:
+        print(f"no times: {error}")
+        return None
+    if plan.finetuner is not None:
+        plan.finetuner.check_model(model)
+    try:
+        times = _measured(plan, model)
     except (UserError, NumericalError) as error:
         print(f"no times: {error}")
         return None
@@ -55,3 +60,17 @@ def show_times(plan: Plan, shapes: PrunableModel | None) -> float | None:
         if step not in times and not (step == "score" and plan.scorer is None):
             print(f"the time of {step} is not known, and comes on top")
     return total
+
+
+def _measured(plan: Plan, model: PrunableModel) -> dict[str, float]:
+    """Seconds of each step, about.
+
+    Raises:
+        UserError: if the data or the model can't be used.
+        NumericalError: if a NaN or an infinity appears.
+    """
+    calibration = None
+    if "calibrate" in plan.steps:
+        alone = replace(plan, store=replace(plan.store, mode="off"))
+        calibration = coarse.calibrate(alone, model, RunState(""))
+    return step_times(plan, model, calibration)

@@ -31,6 +31,7 @@ from ecoflap.finetune.training import train
 from ecoflap.finetune.training_precision import trained_in_float32
 from ecoflap.finetune.training_set import split_of
 from ecoflap.models.core.layers import Layer, is_layer, read_by
+from ecoflap.models.core.prunable import PrunableModel
 
 ADAPTER = "default"
 
@@ -79,6 +80,15 @@ class Lora(LoraOptions, Schedule, Finetuner):
             curve,
         )
 
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model with a layer that can't get an update, by placing empty ones for a moment.
+
+        Raises:
+            UserError: if there is such a layer.
+        """
+        with self._placed(model.module, model.layers):
+            pass
+
     @contextmanager
     def _updates(self, job: Job) -> Iterator[None]:
         """Train only updates of all masked layers in a context; merge them, or drop them after an error."""
@@ -94,13 +104,15 @@ class Lora(LoraOptions, Schedule, Finetuner):
                     layer.weight.add_(update.get_delta_weight(ADAPTER))
 
     @contextmanager
-    def _placed(self, module: nn.Module, layers: Sequence[Layer], seed: int) -> Iterator[list[Any]]:
+    def _placed(
+        self, module: nn.Module, layers: Sequence[Layer], seed: int | None = None
+    ) -> Iterator[list[Any]]:
         """Put peft's modules in the place of layers in a context, and leave the module as it was.
 
         Args:
             module: the whole model.
             layers: its layers that get an update.
-            seed: seed of the updates.
+            seed: seed of the updates; None for updates without values.
 
         Raises:
             UserError: if a layer can't get one.
@@ -119,7 +131,7 @@ class Lora(LoraOptions, Schedule, Finetuner):
             for parameter, flag in gradients:
                 parameter.requires_grad_(flag)
 
-    def _inject(self, module: nn.Module, places: Sequence[str], transposed: bool, seed: int) -> None:
+    def _inject(self, module: nn.Module, places: Sequence[str], transposed: bool, seed: int | None) -> None:
         """Let peft put its modules at some places of a model.
 
         Raises:
@@ -133,9 +145,9 @@ class Lora(LoraOptions, Schedule, Finetuner):
             fan_in_fan_out=transposed,
         )
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(seed or 0)
             try:
-                inject_adapter_in_model(config, module, ADAPTER)
+                inject_adapter_in_model(config, module, ADAPTER, low_cpu_mem_usage=seed is None)
             except ValueError as error:
                 raise UserError(
                     f"finetune=lora can't update a layer of {type(module).__name__}: peft says"

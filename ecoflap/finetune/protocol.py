@@ -6,6 +6,7 @@ from abc import abstractmethod
 from typing import Protocol
 
 from ecoflap.finetune.job import Job, Training
+from ecoflap.models.core.prunable import PrunableModel
 
 
 class Finetuner(Protocol):
@@ -22,6 +23,13 @@ class Finetuner(Protocol):
     name: str
     data: str = "calibration"
     samples: int | None = None
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that can't be trained, before anything is pruned; it may be without weights.
+
+        Raises:
+            UserError: if a layer that is to be pruned can't be trained.
+        """
 
     @abstractmethod
     def finetune(self, job: Job) -> Training:

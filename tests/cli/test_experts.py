@@ -11,7 +11,9 @@ import pytest
 import torch
 import transformers as hf
 
+from ecoflap.cli.plan import main as plan
 from ecoflap.errors import UserError
+from ecoflap.models.families.language.causal_lm import CausalLM
 from ecoflap.storage.results import Result, verify
 from tests.cli import forked
 from tests.cli.conftest import ROOT, WORDS
@@ -85,10 +87,32 @@ def test_training_keeps_what_the_masks_removed(
     assert verify(tmp_path / "run") == []
 
 
-def test_lora_refuses_a_part_of_a_parameter(run: Callable[..., Result], expert_run: list[str]) -> None:
+@pytest.mark.parametrize("shapes_first", [True, False])
+def test_lora_refuses_a_part_of_a_parameter_before_anything_is_computed(
+    run: Callable[..., Result],
+    expert_run: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shapes_first: bool,
+) -> None:
+    monkeypatch.setattr(CausalLM, "shapes_first", shapes_first)
     steps = "steps=[calibrate,allocate,prune,finetune,evaluate]"
     with pytest.raises(UserError, match=r"finetune=lora can't update model\.layers\.0\.mlp\.experts"):
         run([*expert_run, "score=none", "sparsity=0.5", "finetune=lora", steps])
+    assert {file.name for file in (tmp_path / "run").iterdir()} <= {"ecoflap.log", "status.json"}
+
+
+@pytest.mark.parametrize("shapes_first", [True, False])
+def test_a_plan_refuses_it_too(
+    expert_run: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    shapes_first: bool,
+) -> None:
+    monkeypatch.setattr(CausalLM, "shapes_first", shapes_first)
+    steps = "steps=[calibrate,allocate,prune,finetune]"
+    assert plan([*expert_run, "score=none", "sparsity=0.5", "finetune=lora", steps]) == 2
+    assert "finetune=lora can't update model.layers.0.mlp.experts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("expert_run", ["Qwen3Moe"], indirect=True)

@@ -96,11 +96,21 @@ def test_a_layer_that_peft_refuses_leaves_the_model_as_it_was(tmp_path: Path) ->
     model, masks = pruned("mamba", hybrids.build)
     task = Job(model, masks, None, samples("llama"), lambda: model, 2, 0, tmp_path)
     modules, attributes = list(model.module.modules()), set(vars(model.module))
-    with pytest.raises(UserError, match=r"can't update a layer of Mamba.*'out_proj'.*skip_layers"):
-        LORA.finetune(task)
+    for attempt in (lambda: LORA.check_model(model), lambda: LORA.finetune(task)):
+        with pytest.raises(UserError, match=r"can't update a layer of Mamba.*'out_proj'.*skip_layers"):
+            attempt()
+        assert list(model.module.modules()) == modules
+        assert set(vars(model.module)) == attributes
+        assert all(parameter.requires_grad for parameter in model.module.parameters())
+
+
+def test_a_check_changes_neither_the_model_nor_what_is_drawn() -> None:
+    model, _ = pruned("llama")
+    modules, fingerprint, state = list(model.module.modules()), model.fingerprint(), torch.get_rng_state()
+    LORA.check_model(model)
     assert list(model.module.modules()) == modules
-    assert set(vars(model.module)) == attributes
-    assert all(parameter.requires_grad for parameter in model.module.parameters())
+    assert model.fingerprint() == fingerprint
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.skipif("open_clip" not in FAMILIES, reason="no open_clip")

@@ -102,6 +102,8 @@ def check_model(plan: Plan, model: PrunableModel) -> None:
         requires = plan.allocator.requires
         if "allocate" in plan.steps and _shapes_suffice(requires):
             plan.allocator(model, None, plan.config.sparsity)
+    if plan.finetuner is not None:
+        plan.finetuner.check_model(model)
     if model.processor is None and model.interface is None:  # some families have them only with weights
         return
     for _, part in data_sets(plan):

@@ -45,7 +45,8 @@ def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, RunState]:
     """Load the model and show what will be pruned; returns the model and a new run state.
 
     Raises:
-        UserError: if it can't be loaded, or its layers can't have the mask of the pruner.
+        UserError: if it can't be loaded, its layers can't have the mask of the pruner, or the finetuner can't
+            train them.
     """
     costs: dict[str, dict[str, Any]] = {}
     with measure(costs, "load"):
@@ -60,6 +61,8 @@ def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, RunState]:
     show_model(model, plan.config.sparsity)
     if not plan.pruner.allocates and {"allocate", "prune"} & set(plan.steps):
         plan.pruner.check_layers(model.layers)
+    if plan.finetuner is not None:
+        plan.finetuner.check_model(model)
     return model, RunState(fingerprint, costs)
 
 
