@@ -34,7 +34,8 @@ def load_pruned(
 ) -> nn.Module:
     """Load a model that was saved dense, bitmask or coded, in its dtype and to the bit.
 
-    Each tensor is decoded, checked and moved to the device before the next one is read.
+    Each tensor is decoded, checked and moved to the device before the next one is read. A few that
+    transformers keeps in fp32, such as T5's ``wo`` in fp16 models, are in fp32, with the same values.
 
     Args:
         folder: a folder that ``ecoflap.save``, a run (its own folder, or the ``checkpoint`` in it) or

@@ -112,6 +112,17 @@ def test_tied_weights_negative_zeros_and_dtypes(dtype: torch.dtype, form: str, t
 
 
 @pytest.mark.parametrize("form", ["dense", *SPARSE])
+def test_tensors_that_transformers_keeps_in_fp32_have_the_same_values(form: str, tmp_path: Path) -> None:
+    config = hf.T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    module = hf.T5ForConditionalGeneration(config).half()
+    ecoflap.save(ecoflap.load(module), tmp_path, form=form)
+    loaded = ecoflap.load_pruned(tmp_path, device="cpu").state_dict()
+    for name, weight in module.state_dict().items():
+        assert loaded[name].dtype == (torch.float32 if name.endswith("wo.weight") else torch.float16)
+        assert torch.equal(loaded[name].half(), weight)
+
+
+@pytest.mark.parametrize("form", ["dense", *SPARSE])
 def test_wide_tensors_whose_names_in_the_file_are_others(form: str, tmp_path: Path) -> None:
     """Such as Mixtral's routers."""
     model = build("mixtral")
