@@ -18,7 +18,7 @@ import transformers
 from benchmarks import coarse, fine, growth, kernels, offload, processes, structured
 from benchmarks.measure import ROOT, Row, write_between
 from benchmarks.models import device
-from ecoflap.console.startup import prepare
+from ecoflap.console.startup import reuse_freed_memory
 from ecoflap.errors import UserError
 
 GROUPS = {
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--docs", type=Path, default=ROOT / "docs", help="where benchmarks.json and benchmarks.md are"
     )
     options = parser.parse_args(arguments)
-    prepare()
+    reuse_freed_memory()
     torch.set_num_threads(options.threads)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of the child processes
     record = options.docs / "benchmarks.json"

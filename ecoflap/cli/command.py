@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 from ecoflap.console.progress import complain
-from ecoflap.console.startup import prepare
+from ecoflap.console.startup import collect_less_garbage
 from ecoflap.errors import did_you_mean
 
 
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: the arguments of the command; None for those of this process.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    prepare()
+    collect_less_garbage()
     try:
         return _dispatch(arguments)
     except KeyboardInterrupt:

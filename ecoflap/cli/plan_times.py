@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ecoflap.console.pace import in_words
 from ecoflap.console.progress import table
+from ecoflap.console.startup import reuse_freed_memory
 from ecoflap.console.telemetry import free_memory
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.prunable import PrunableModel
@@ -33,6 +34,7 @@ def show_times(plan: Plan, shapes: PrunableModel | None) -> float | None:
     if plan.config.runtime.offload != "none":
         print("no times: they are not measured with runtime.offload")
         return None
+    reuse_freed_memory()
     if shapes is not None:
         size = sum(one.numel() * one.element_size() for one in shapes.module.parameters())
         if size > (free := free_memory(device)):

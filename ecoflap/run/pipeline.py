@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ecoflap.console.pace import RunPace, run_pace
+from ecoflap.console.startup import reuse_freed_memory
 from ecoflap.console.tracking import NoTracker, Tracker
 from ecoflap.distributed.collectives import gathered
 from ecoflap.distributed.processes import is_first, joined_in, shared_folder
@@ -71,6 +72,8 @@ def run(config: DictConfig, folder: Path) -> Result | None:
             discard_products(own)
         if is_first():  # not before a plan shows that an earlier result may go
             record_command(own, given)
+        if config.runtime.offload == "none":
+            reuse_freed_memory()
         gathered(None)  # no process looks for finished blocks before others are discarded
         return _run(plan)
 

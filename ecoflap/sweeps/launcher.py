@@ -25,7 +25,7 @@ from hydra.types import HydraContext
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 
-from ecoflap.console.startup import prepare
+from ecoflap.console.startup import collect_less_garbage
 from ecoflap.errors import UserError, require_positive
 from ecoflap.run.import_path import beside, config_folders
 from ecoflap.storage.installation import checkout, conf_folder
@@ -68,7 +68,7 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         """Run a job where it was sent to; raise its error, so that the queue sees the failure."""
         from ecoflap.sweeps.snapshot import require_unchanged
 
-        prepare()
+        collect_less_garbage()
         require_unchanged(self.parts)
         done = super().__call__(*arguments)
         if done.status == JobStatus.FAILED:
