@@ -18,8 +18,8 @@ from tests.sweeps.report.conftest import write_run
 @pytest.fixture
 def sweeps(tmp_path: Path) -> list[Path]:
     """The second has more samples, and a method that the first lacks."""
-    for name, samples, gain in (("zebra", 128, 0.0), ("ant", 256, 2.0)):
-        for seed in (0, 1, 2):
+    for name, samples, gains in (("zebra", 128, (0.0, 0.0, 0.0)), ("ant", 256, (1.9, 2.0, 2.1))):
+        for seed, gain in enumerate(gains):
             uniform = {"calibration__samples": samples, "score": {"name": "none"}, "seed": seed}
             write_run(tmp_path / name, f"u{seed}", 60.0 + seed + gain, **uniform)
             if name == "ant":
@@ -51,7 +51,7 @@ def test_the_page_names_both_and_stands_beside_the_first_ones_own(
     assert "<title>zebra and ant</title>" in html
     assert "9 runs in" in html
     assert "to first sweep</th>" in html
-    assert "+2 [+2, +2]" in html
+    assert "+2 [+1.75, +2.25]" in html, "2 -+ 4.303 x 0.1 / sqrt(3)"
     assert "<code>ant/u0</code>" in html
     assert (sweeps[0] / "report" / "index.html").read_text(encoding="utf-8") == alone
 
