@@ -142,7 +142,7 @@ def test_allocations_are_those_of_one_process(name: str) -> None:
     def allocated() -> Any:
         measured: list[Any] = []
 
-        def recall(_: Any, compute: Callable[[], Any]) -> Any:
+        def recall(_: Any, compute: Callable[[], Any], dense: bool = False) -> Any:
             measured.append(compute())
             return measured[-1]
 
