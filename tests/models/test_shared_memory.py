@@ -7,11 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from torch import Tensor, nn
 
 import ecoflap
 from ecoflap.errors import UserError
 from tests.api.conftest import llama
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(hf, "LlamaForCausalLM"), reason="the oldest release of transformers has no LLaMA"
+)
 
 
 def lay(one: Any, other: Any, weight: Tensor, other_weight: Tensor) -> None:
