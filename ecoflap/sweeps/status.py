@@ -97,8 +97,8 @@ def read(folder: Path) -> list[Line]:
 
 def _line(run: Path, job: Mapping[str, Any], slurm: Mapping[str, str]) -> Line:
     status, overrides = read_json(run / STATUS) or {}, job.get("overrides") or _overrides(run)
-    queued = slurm.get(str(job.get("id")), "")
-    state = _state(run, status, queued)
+    queued, result = slurm.get(str(job.get("id")), ""), read_result(run)
+    state = _state(run, status, queued, result is not None)
     done = f" {status['done']} of {status['total']}" if status.get("total") and state != "done" else ""
     end = time.time() if state == "running" else status.get("updated", 0)
     seconds = end - status["started"] if "started" in status else None
@@ -111,7 +111,7 @@ def _line(run: Path, job: Mapping[str, Any], slurm: Mapping[str, str]) -> Line:
         reason = f"{killed}, the last sign of life at step {status.get('step', 'none')}"
     left = _left_of_step(status) if state == "running" else None
     step = "done" if state == "done" else "" if lost else status.get("step", "")
-    if state == "done" and (result := read_result(run)) is not None:
+    if state == "done" and result is not None:
         overrides = [_as_in(result.config, override) for override in overrides]
     return Line(run.name, state, step + done, seconds, overrides, reason, left)
 
@@ -125,13 +125,13 @@ def _left_of_step(status: Mapping[str, Any]) -> float | None:
     return max(float(since + each * total - time.time()), 0.0)
 
 
-def _state(run: Path, status: Mapping[str, Any], queued: str) -> str:
+def _state(run: Path, status: Mapping[str, Any], queued: str, has_result: bool) -> str:
     """The state of a run, from its result, its status file, its lease, and Slurm's state of its job.
 
-    It is done if its result can be read, which is what leaves it alone when the sweep is started again.
+    It is done if it has a sound result, which is what leaves it alone when the sweep is started again.
     """
     ended_badly, held = queued.startswith(ENDED_BADLY), is_held(run / LEASE, DEAD_AFTER * 2)
-    if not (held and status.get("state") == "running") and read_result(run) is not None:
+    if has_result and not (held and status.get("state") == "running"):
         return "done"
     if not status:
         return "died" if ended_badly else "queued"
