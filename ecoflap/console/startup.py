@@ -35,8 +35,8 @@ def reuse_freed_memory() -> None:
     """Let glibc give the memory of freed tensors to the next ones; nothing where the user has set malloc up.
 
     By default a tensor of more than 32 MiB gets new pages, which the system clears at their first use and
-    takes back in the end. On a CPU that is three quarters of the time of multiplying two such tensors. It
-    takes more memory, so it is not for runs that offload.
+    takes back in the end. On a CPU that is three quarters of the time of multiplying two such tensors. The
+    peak of memory rises, so runs with ``runtime.offload`` don't call this.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None and not any(name.startswith(SET_UP) for name in os.environ):
