@@ -33,7 +33,7 @@ from ecoflap.storage.file_names import (
     TRAINING,
 )
 from ecoflap.storage.files import read_json, write_json
-from ecoflap.storage.lease import Lease
+from ecoflap.storage.lease import held
 from ecoflap.storage.results import Result
 from ecoflap.storage.results.environment import redact, versions
 from ecoflap.storage.results.identity import differences, run_id
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 PRODUCTS = (RESULT, SCORES, ALLOCATION, FINETUNE, TRAINING, CHECKPOINT, BLOCKS, PREDICTIONS)
 WRITE_EVERY = 2.0  # seconds between two updates of the status
-PATIENCE = 90.0  # seconds to wait for another run to end; a dead run's lease expires earlier
+PATIENCE = 90.0  # seconds to wait for another run to end, as for the last process of a requeued job
 
 
 @dataclass
@@ -119,9 +119,11 @@ def claimed(
     Raises:
         UserError: if another run is active there, or a run of another config finished there.
     """
-    lease = Lease(folder / LEASE)
-    _acquire(lease, folder, patience)
-    try:
+
+    def refusal(owner: str) -> str:
+        return f"{folder}: the run of {owner} is at work there; wait for it, or choose another hydra.run.dir"
+
+    with held(folder / LEASE, refusal, patience):
         key, earlier = run_id({**config, "versions": versions()}), read_json(folder / STATUS) or {}
         result = finished(results or folder, config) if resume else None
         unfinished = resume and earlier.get("key") == key
@@ -129,28 +131,6 @@ def claimed(
         ended = result is not None and earlier.get("state") == "done"  # its times stay as they are
         with nullcontext() if ended else _status_updates(folder / STATUS, status):
             yield Found(result, unfinished)
-    finally:
-        lease.release()
-
-
-def _acquire(lease: Lease, folder: Path, patience: float) -> None:
-    """Acquire the lease; a run that Slurm requeues may have to wait for its own previous process.
-
-    Raises:
-        UserError: if the other run does not end in time.
-    """
-    start, told = time.monotonic(), False
-    while not lease.acquire():
-        if time.monotonic() - start > patience:
-            raise UserError(
-                f"{folder}: the run of {lease.describe_owner()} is at work there; wait for it, or choose"
-                " another hydra.run.dir"
-            )
-        if not told:
-            message = "%s: waiting up to %.0f s for the run of %s to end"
-            log.info(message, folder, patience, lease.describe_owner())
-        told = True
-        time.sleep(0.5)
 
 
 def finished(folder: Path, config: Mapping[str, Any]) -> Result | None:

@@ -16,9 +16,12 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ecoflap.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +142,37 @@ class Lease:
             return
         finally:
             aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(path: Path, refusal: Callable[[str], str], patience: float = 0.0) -> Iterator[None]:
+    """Hold a lease while the body runs; wait for it while its owner may be dead.
+
+    Args:
+        path: the file of the lease.
+        refusal: makes the error's message from the host and process id of an owner that is alive.
+        patience: seconds to wait for an owner that is alive.
+
+    Raises:
+        UserError: if its owner is alive and does not release it in time.
+        OSError: if the file can't be written.
+    """
+    lease, start, told = Lease(path, dead_after=DEAD_AFTER), time.monotonic(), False
+    while not lease.acquire():
+        waited = time.monotonic() - start
+        alive = bool(lease.owner) and is_held(
+            path, DEAD_AFTER * 2
+        )  # a file without an owner is being written
+        if waited > patience and (alive or waited > DEAD_AFTER * 1.5):  # clocks may differ; waiting ends
+            raise UserError(refusal(lease.describe_owner()))
+        if alive and not told:
+            log.info("%s: waiting up to %.0f s for %s to end", path, patience, lease.describe_owner())
+            told = True
+        time.sleep(0.5)
+    try:
+        yield
+    finally:
+        lease.release()
 
 
 def is_held(path: Path, dead_after: float) -> bool:

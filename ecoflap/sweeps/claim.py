@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from hydra.core.utils import filter_overrides
 
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import LEASE
-from ecoflap.storage.lease import DEAD_AFTER, Lease, is_held
+from ecoflap.storage.lease import DEAD_AFTER, held, is_held
 from ecoflap.sweeps.jobs import Job
 from ecoflap.sweeps.submitted import ALIVE, slurm_states, submitted_jobs
 
@@ -26,15 +25,8 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         UserError: if that of another sweep is at work there.
     """
-    lease = Lease(folder / LEASE)
-    while not lease.acquire():
-        if is_held(lease.path, DEAD_AFTER * 2):
-            raise UserError(f"{folder}: the sweep of {lease.describe_owner()} is at work there; {REST}")
-        time.sleep(0.5)  # until its owner on another host counts as dead
-    try:
+    with held(folder / LEASE, lambda owner: f"{folder}: the sweep of {owner} is at work there; {REST}"):
         yield
-    finally:
-        lease.release()
 
 
 def require_free_places(folder: Path, jobs: Sequence[Job]) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from ecoflap.errors import UserError
 from ecoflap.storage import lease as module
-from ecoflap.storage.lease import Lease, is_held
+from ecoflap.storage.lease import Lease, held, is_held
 
 
 def test_one_holder_at_a_time(tmp_path: Path) -> None:
@@ -82,6 +83,47 @@ def test_a_process_of_the_same_number_does_not_hold_a_lease_without_beats(tmp_pa
     os.utime(tmp_path / "lease", (time.time() - 1000,) * 2)
     assert not is_held(tmp_path / "lease", 120)
     assert not is_held(tmp_path / "none", 120)
+
+
+class Clock:
+    """A clock that only sleep moves; another host's owner beats at each sleep until it ends."""
+
+    def __init__(self, path: Path, lag: float, ends: float) -> None:
+        self.now, self.path, self.lag, self.ends = 0.0, path, lag, ends
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        if self.now < self.ends:
+            self.beat()
+
+    def beat(self) -> None:
+        of_another_host(self.path, int(self.now * 2))
+        os.utime(self.path, (time.time() - self.lag,) * 2)
+
+
+def wait_for(path: Path, monkeypatch: pytest.MonkeyPatch, patience: float, ends: float, lag: float) -> float:
+    """Seconds that ``held`` waits for the owner of a lease on another host."""
+    clock = Clock(path, lag, ends)
+    clock.beat()
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(time, "sleep", clock.sleep)
+    with held(path, lambda owner: f"{owner} is at work there", patience):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+        waited = clock.now
+    assert not path.exists()
+    return waited
+
+
+def test_a_dead_owner_is_waited_for_and_a_living_one_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = 1000.0  # seconds since its last heartbeat
+    assert wait_for(tmp_path / "dead", monkeypatch, patience=0, ends=0, lag=old) == pytest.approx(60, abs=1)
+    assert wait_for(tmp_path / "ends", monkeypatch, patience=90, ends=20, lag=0) == pytest.approx(80, abs=1)
+    with pytest.raises(UserError, match="elsewhere:1 is at work there"):
+        wait_for(tmp_path / "lives", monkeypatch, patience=0, ends=1e9, lag=0)
+    with pytest.raises(UserError, match="elsewhere:1 is at work there"):
+        wait_for(tmp_path / "late clock", monkeypatch, patience=0, ends=1e9, lag=old)
 
 
 @pytest.mark.parametrize(("machine", "host"), [("", "here"), ("one that was cloned", "elsewhere")])

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +18,7 @@ from ecoflap.storage.bitmask.shards import ShardReader, found_shard, is_coded, w
 from ecoflap.storage.disk_space import writing
 from ecoflap.storage.file_names import WEIGHTS_FILE, WEIGHTS_INDEX
 from ecoflap.storage.files import flush, replacing, write_json
-from ecoflap.storage.lease import DEAD_AFTER, Lease, is_held
+from ecoflap.storage.lease import held
 from ecoflap.storage.saved_model import LAVIS, Checkpoint, foreign_weights, weight_files
 from ecoflap.storage.sharing.card import adapt_card
 from ecoflap.storage.stored_tensor import stored_tensors, write_in_parts
@@ -68,7 +66,14 @@ def convert(folder: Path, out: Path, form: str) -> None:
         raise UserError(
             f"{folder} is where the new checkpoint would be written; choose another name than {out}"
         )
-    with writing("the checkpoint", out.parent), _alone(partial):
+
+    def refusal(owner: str) -> str:
+        return (
+            f"{partial} is being written by another ecoflap convert ({owner}); wait for it to end, or choose"
+            " another folder"
+        )
+
+    with writing("the checkpoint", out.parent), held(partial.with_name(f"{partial.name}.lease"), refusal):
         _require_empty(out)  # another process may have written it since
         rewrite(folder, partial, form)
         adapt_card(partial)
@@ -86,27 +91,6 @@ def _require_empty(out: Path) -> None:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there and holds something; choose a new folder")
-
-
-@contextmanager
-def _alone(partial: Path) -> Iterator[None]:
-    """Keep other processes from writing into the same folder.
-
-    Raises:
-        UserError: if one is at work there.
-    """
-    lease = Lease(partial.with_name(f"{partial.name}.lease"), dead_after=DEAD_AFTER)
-    while not lease.acquire():
-        if lease.owner and is_held(lease.path, DEAD_AFTER):
-            raise UserError(
-                f"{partial} is being written by another ecoflap convert ({lease.describe_owner()}); wait for"
-                " it to end, or choose another folder"
-            )
-        time.sleep(0.5)  # its owner is on its way in, or dead, as the lease knows in a minute
-    try:
-        yield
-    finally:
-        lease.release()
 
 
 def rewrite(folder: Path, target: Path, form: str) -> None:

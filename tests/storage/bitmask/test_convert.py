@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ecoflap.cli.command import main
 from ecoflap.errors import UserError
+from ecoflap.storage import lease as leases
 from ecoflap.storage.bitmask import convert as converting
 from ecoflap.storage.bitmask.convert import convert
 from ecoflap.storage.saved_model import Checkpoint, weight_bytes
@@ -129,7 +130,7 @@ def kill_at(number: int) -> Callable[[], None]:
 def test_killed_at_20_random_moments(
     dense: Path, tensors: dict[str, Tensor], tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(converting, "DEAD_AFTER", 1.0)  # where it was killed as it wrote its name
+    monkeypatch.setattr(leases, "DEAD_AFTER", 1.0)  # where it was killed as it wrote its name
     source = dense
     if form == "dense":
         source = tmp_path / "source"
