@@ -10,8 +10,8 @@ from ecoflap.finetune.options import FullOptions
 from ecoflap.finetune.protocol import Finetuner
 from ecoflap.finetune.schedule import Schedule
 from ecoflap.finetune.training import train
-from ecoflap.finetune.training_precision import trained_in_float32
 from ecoflap.finetune.training_set import split_of
+from ecoflap.models.core.prunable import in_float32
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Full(FullOptions, Schedule, Finetuner):
 
         Raises:
             UserError: if the options don't fit the model or the data.
-            NumericalError: if a loss or a trained weight is NaN or infinite.
+            NumericalError: if a loss is NaN or infinite.
         """
         split = split_of(self, job.calibration, job.read)
         layers = [layer for layer in job.model.layers if layer.name in job.masks]
-        with trained_in_float32(job.model), masked_parameters(job.model.module, layers, job.masks):
+        with in_float32(job.model.module), masked_parameters(job.model.module, layers, job.masks):
             trained = count_trained(job.model.module)
             curve = train(self, job, split)
         return Training(

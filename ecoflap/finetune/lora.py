@@ -28,10 +28,9 @@ from ecoflap.finetune.options import LoraOptions
 from ecoflap.finetune.protocol import Finetuner
 from ecoflap.finetune.schedule import Schedule
 from ecoflap.finetune.training import train
-from ecoflap.finetune.training_precision import trained_in_float32
 from ecoflap.finetune.training_set import split_of
 from ecoflap.models.core.layers import Layer, is_layer, read_by
-from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.prunable import PrunableModel, in_float32
 
 ADAPTER = "default"
 
@@ -67,10 +66,10 @@ class Lora(LoraOptions, Schedule, Finetuner):
         Raises:
             UserError: if the options don't fit the model or the data, or peft can't place an update in a
                 layer.
-            NumericalError: if a loss or a trained weight is NaN or infinite.
+            NumericalError: if a loss is NaN or infinite.
         """
         split = split_of(self, job.calibration, job.read)
-        with trained_in_float32(job.model), self._updates(job):
+        with in_float32(job.model.module), self._updates(job):
             trained = count_trained(job.model.module)
             curve = train(self, job, split)
         return Training(

@@ -33,9 +33,9 @@ class Finetuner(Protocol):
 
     @abstractmethod
     def finetune(self, job: Job) -> Training:
-        """Train.
+        """Train; the run refuses weights that come out NaN or infinite.
 
         Raises:
             UserError: if the options don't fit the model or the data.
-            NumericalError: if a loss or a trained weight is NaN or infinite.
+            NumericalError: if a loss is NaN or infinite.
         """

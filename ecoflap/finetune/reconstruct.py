@@ -32,7 +32,6 @@ from ecoflap.finetune.job import Job, Point, Training
 from ecoflap.finetune.masked_parameters import masked_parameters
 from ecoflap.finetune.options import ReconstructOptions
 from ecoflap.finetune.protocol import Finetuner
-from ecoflap.finetune.training_precision import trained_in_float32
 from ecoflap.models.core.prunable import in_float32, quiet_forward
 from ecoflap.models.core.towers import Block, Tower
 
@@ -53,7 +52,7 @@ class Reconstruct(ReconstructOptions, Finetuner):
 
         Raises:
             UserError: if the run drew no calibration samples.
-            NumericalError: if a loss or a trained weight is NaN or infinite.
+            NumericalError: if a loss is NaN or infinite.
         """
         if job.calibration is None:
             raise UserError("finetune=reconstruct looks at the calibration samples; add calibrate to steps")
@@ -67,7 +66,7 @@ class Reconstruct(ReconstructOptions, Finetuner):
         with (
             quiet_forward(job.model.module),
             quiet_forward(dense.module),
-            trained_in_float32(job.model),
+            in_float32(job.model.module),
             in_float32(dense.module),
         ):
             for step, (tower, index) in enumerate(track(work, "reconstruct", total=len(work)), start=1):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ecoflap.errors import NumericalError, UserError
+from ecoflap.finetune.full import Full
+from ecoflap.finetune.job import Job, Training
 from ecoflap.storage.masks import load_masks
 from ecoflap.storage.results import Result
 from ecoflap.storage.results.verification import verify
@@ -273,6 +276,26 @@ def test_weights_that_explode_in_the_last_step_end_the_run(
         run([*training, f"model.dtype={dtype}", *last, STEPS.replace(",evaluate", "")])
     assert not (tmp_path / "run" / "result.json").exists()
     assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+@dataclass(frozen=True)
+class Diverging(Full):
+    """A finetuner of one's own, which does not look at what it leaves."""
+
+    name: str = "diverging"
+
+    def finetune(self, job: Job) -> Training:
+        job.model.layers[-1].weight.data[0, 0] = float("nan")
+        return Training(self.name, {}, 0, [])
+
+
+def test_weights_that_a_finetuner_of_ones_own_breaks_end_the_run(
+    training: list[str], run: Run, tmp_path: Path
+) -> None:
+    own = f"finetune._target_={Diverging.__module__}.{Diverging.__qualname__}"
+    with pytest.raises(NumericalError, match=r"NaN or infinite weights in float32 after the training"):
+        run([*training, own])
+    assert not (tmp_path / "run" / "finetune.json").exists()
 
 
 def test_outputs_that_explode_after_the_training_are_not_put_down_to_pruning(

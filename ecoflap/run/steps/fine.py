@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from ecoflap.console.telemetry import measure
 from ecoflap.console.tracking import Tracker
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.processes import shared_folder
+from ecoflap.errors import NumericalError
 from ecoflap.finetune.agreement import agree
 from ecoflap.finetune.job import Job, masks_fingerprint
 from ecoflap.finetune.options import ScheduleOptions
@@ -139,4 +141,23 @@ def finetune(plan: Plan, model: PrunableModel, state: RunState, tracker: Tracker
     with measure(state.costs, "finetune"):
         state.training = plan.finetuner.finetune(job)
     agree(model, masks)
+    _refuse_diverged(model)
     write_json(plan.folder / FINETUNE, asdict(state.training))
+
+
+def _refuse_diverged(model: PrunableModel) -> None:
+    """Refuse a model whose training diverged.
+
+    The loss of a step says nothing about the weights after it, and weights that were trained in fp32 may be
+    beyond the range of the model's own dtype.
+
+    Raises:
+        NumericalError: if a weight is NaN or infinite.
+    """
+    for name, parameter in model.module.named_parameters():
+        if not torch.isfinite(parameter).all():
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            raise NumericalError(
+                f"{name} of {model.name} holds NaN or infinite weights in {dtype} after the training, which"
+                " has diverged; use a smaller finetune.learning_rate"
+            )
