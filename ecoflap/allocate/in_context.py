@@ -3,7 +3,8 @@
 The marginals of all layers (see ``marginals``) are measured at the pruned model, sparsities take a small step
 down them at a constant budget, and the model is pruned again. A ramp raises the budget to the target, as the
 marginals of a model that uniform pruning has broken say little. The same backward passes say how the rows of
-a layer share its count (see ``row_weights``). Derivation and figures: docs/in_context.md.
+a layer share its count (see ``row_weights``). Derivation: docs/in_context.md;
+figures: docs/in_context_results.md.
 """
 
 from __future__ import annotations

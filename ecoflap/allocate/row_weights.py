@@ -11,7 +11,8 @@ f_j^2 w_ji^2 E[x_i^2] to second order. For a mask by rows, the weights of all ro
 that, f_j |w_ji| ||x_i||; a row's count is how many of its weights are among those that the layer keeps, and
 the pruner chooses which. Where the weights of all rows compete in the pruner, it prunes diag(f) W. The more
 weights a row has lost, the less the others can make up for the next, so that the rows of a pruner that
-corrects weights differ less: its power is CORRECTED. Derivation and figures: docs/in_context.md.
+corrects weights differ less: its power is CORRECTED. Derivation: docs/in_context.md; figures:
+docs/in_context_ablations.md.
 """
 
 from __future__ import annotations

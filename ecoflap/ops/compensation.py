@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ecoflap.ops.hessian import unit_columns
 
-SHARE = 0.5  # of the step; found on held-out calibration rows (docs/in_context.md), and QEP's own
+SHARE = 0.5  # of the step; found on held-out calibration rows (docs/in_context_ablations.md), and QEP's own
 DAMPING = 0.1  # share of the mean diagonal, ADMM's
 
 

@@ -231,7 +231,7 @@ def test_one_sample_and_a_target_of_nothing() -> None:
 
 @torch.no_grad()
 def test_the_output_comes_closer_to_the_dense_model() -> None:
-    """On the tokens that it is fitted to; what it is worth on others is measured in docs/in_context.md."""
+    """On the tokens that it is fitted to; docs/in_context_ablations.md has what it is worth on others."""
     calibration, dense = tiny.samples("llama", lengths=(16,) * 32), tiny.build("llama")
     last: Layer = dense.layers[-1]
     errors = {}

@@ -1,7 +1,7 @@
 """What ``auto`` stands for: the score, the allocation and the inputs of a run that names none.
 
 On no embedded model and at no sparsity was in-context allocation worse than the same sparsity everywhere
-beyond noise (docs/in_context.md). The published stage is a choice away: ``allocation=water_filling``.
+beyond noise (docs/in_context_results.md). The published stage is a choice away: ``allocation=water_filling``.
 """
 
 from __future__ import annotations
