@@ -183,10 +183,10 @@ def _without_padding(sample: Sample, apart: bool) -> Sample:
     """
     kept, shape = dict(sample), sample["input_ids"].shape
     if apart and "labels" in sample:
-        target = sample["labels"] != IGNORED
+        read = _read_by_decoder(sample)
         for name in OF_TARGETS:
-            if name in kept and kept[name].shape == target.shape:
-                kept[name] = kept[name][target]
+            if name in kept and kept[name].shape == read.shape:
+                kept[name] = kept[name][read]
     mask = sample.get("attention_mask")
     if mask is None or mask.shape != shape or bool(mask.all()):
         return kept
@@ -197,6 +197,17 @@ def _without_padding(sample: Sample, apart: bool) -> Sample:
         if name in kept and kept[name].shape[: len(shape)] == shape and not (apart and name == "labels"):
             kept[name] = kept[name].index_select(len(shape) - 1, real)
     return kept
+
+
+def _read_by_decoder(sample: Sample) -> Tensor:
+    """Whether each token of the labels is more than padding: up to the last target, and in the mask, if any.
+
+    Tokens that are not predicted, such as those of a prompt, are read all the same.
+    """
+    target = sample["labels"] != IGNORED
+    read = target.flip(0).cummax(0).values.flip(0)
+    mask = sample.get("decoder_attention_mask")
+    return read if mask is None or mask.shape != read.shape else read & (target | (mask != 0))
 
 
 def _text_targets(config: Any, input_ids: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import transformers as hf
 import ecoflap
 from ecoflap.api import readable
 from ecoflap.errors import UserError
+from tests import tiny
 from tests.api.conftest import llama
 from tests.api.test_data_forms import refused
 
@@ -100,6 +101,27 @@ def test_padding_on_both_sides_is_removed_with_its_positions() -> None:
     labels = given["input_ids"].masked_fill(torch.tensor([[1, 1, 0, 0, 0, 0, 1, 1]]).bool(), -100)
     with torch.no_grad():
         torch.testing.assert_close(model.loss(batch)[0], model.module(**given, labels=labels).loss)
+
+
+@pytest.mark.parametrize(
+    ("targets", "read"),
+    [
+        ({"labels": [-100, -100, 12, 13], "decoder_input_ids": [0, 10, 11, 12]}, range(4)),
+        ({"labels": [10, -100, 12, 13]}, range(4)),
+        ({"labels": [10, -100, 12, 13, -100, -100]}, range(4)),
+        ({"labels": [-100, -100, 12, 13], "decoder_attention_mask": [0, 1, 1, 1]}, range(1, 4)),
+    ],
+    ids=["a prompt", "a gap", "padding at the end", "padding at the start"],
+)
+def test_a_decoder_reads_tokens_that_are_not_predicted(targets: dict[str, list[int]], read: range) -> None:
+    torch.manual_seed(0)
+    module = hf.T5ForConditionalGeneration(hf.T5Config(**tiny.GATED_T5)).eval()
+    given = {"input_ids": ids(5)[:1], **{name: torch.tensor([row]) for name, row in targets.items()}}
+    model = ecoflap.load(module)
+    batch = ecoflap.calibrate(model, [given]).batches(1)[0]
+    assert batch["labels"][0].tolist() == [targets["labels"][place] for place in read]
+    with torch.no_grad():
+        torch.testing.assert_close(model.loss(batch)[0], module(**given).loss)
 
 
 def test_positions_are_looked_for_once_per_set(monkeypatch: pytest.MonkeyPatch) -> None:
