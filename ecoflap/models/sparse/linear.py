@@ -162,6 +162,17 @@ class SparseLinear(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}weight"] = self.weight
 
+    def _load_from_state_dict(self, *_: Any, **__: Any) -> None:
+        """Refuse weights for stored ones.
+
+        Raises:
+            UserError: in any case.
+        """
+        raise UserError(
+            "sparse layers don't read state dicts; save the model with save_pretrained or ecoflap.save, and"
+            " load that with ecoflap.load_pruned"
+        )
+
     def extra_repr(self) -> str:
         """Shape and zeros, for ``print(model)``."""
         kept = self.values.numel() - PADDING // self.dtype.itemsize

@@ -219,3 +219,9 @@ def test_inputs_of_other_strides(cols: int, dtype: torch.dtype) -> None:
 def test_inputs_on_another_device_are_refused(dtype: torch.dtype) -> None:
     with pytest.raises((RuntimeError, NotImplementedError)):
         SparseLinear(layer(5, 33, dtype))(torch.empty(2, 33, dtype=dtype, device="meta"))
+
+
+def test_a_state_dict_is_refused(dtype: torch.dtype) -> None:
+    sparse = SparseLinear(layer(5, 33, dtype))
+    with pytest.raises(UserError, match=r"don't read state dicts; .* ecoflap\.load_pruned"):
+        sparse.load_state_dict(sparse.state_dict())
