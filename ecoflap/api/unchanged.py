@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ HOOKS = (
 def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
     """Restore what steps change of a model, even if they are interrupted; enable gradients meanwhile.
 
+    A caller's autocast is off meanwhile, as statistics, gradients and losses have the model's own precision.
+
     Restored are training modes, gradients, hooks, the classes and attributes of modules, their buffers that
     are in no checkpoint, the tokenizer's padding side, and the state of PyTorch's random numbers. Numbers of
     experts, which belong to the weights, stay as they are. A step cleans up after itself as well, but a
@@ -45,6 +47,7 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
             torch.random.fork_rng(devices=list(accelerator)),
             torch.inference_mode(False),
             torch.enable_grad(),
+            _no_autocast(module),
         ):
             yield
     finally:
@@ -55,6 +58,16 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
             weight.grad = gradient
         if side is not None:
             tokenizer.padding_side = side
+
+
+@contextmanager
+def _no_autocast(module: nn.Module) -> Iterator[None]:
+    """Turn autocast off on the devices of a module."""
+    with ExitStack() as stack:
+        for device in {parameter.device.type for parameter in module.parameters()}:
+            if torch.amp.is_autocast_available(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 State = tuple[type, dict[str, Any], dict[str, dict[int, Any]], dict[str, Any]]

@@ -213,6 +213,16 @@ def test_gradients_are_taken_where_the_caller_takes_none(mode: Any) -> None:
     assert found.scores.importance == wanted.scores.importance
 
 
+def test_the_autocast_of_a_caller_changes_nothing() -> None:
+    one, other = llama(), llama()
+    wanted = ecoflap.prune(one.module, one.processor, one.data, sparsity=0.5, score="first_order")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ecoflap.prune(other.module, other.processor, other.data, sparsity=0.5, score="first_order")
+        assert torch.is_autocast_enabled("cpu")
+    assert found.scores.importance == wanted.scores.importance
+    assert all(torch.equal(found.masks[name], mask) for name, mask in wanted.masks.items())
+
+
 def test_any_module_with_a_loss_of_its_own() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
