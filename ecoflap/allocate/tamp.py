@@ -32,6 +32,7 @@ from ecoflap.blocks.token_choice import require_kinds
 from ecoflap.blocks.walk import Visit, walk
 from ecoflap.distributed.collectives import gathered
 from ecoflap.errors import NumericalError, UserError
+from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.core.token_kinds import TokenKinds
@@ -136,16 +137,12 @@ def _of_block(visit: Visit) -> dict[Layer, list[float]]:
                 f"allocation=tamp: for some batches, the loss doesn't say which tokens of tower"
                 f" {visit.tower.name} are visual; choose another allocation"
             )
-        handles = [
+        with hooks(
             layer.module.register_forward_hook(_watch(layer, kinds, values))
             for layer, values in found.items()
-        ]
-        try:
+        ):
             call = stream.call(visit.index)
             stream.leave(call.run(visit.block.module, stream.hidden), call)
-        finally:
-            for handle in handles:
-                handle.remove()
     return found
 
 

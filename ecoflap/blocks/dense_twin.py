@@ -21,6 +21,7 @@ from ecoflap.blocks.input_statistics import counted_inputs
 from ecoflap.blocks.residual_streams import inputs_noted
 from ecoflap.blocks.stream import Stream
 from ecoflap.blocks.token_choice import Masks
+from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.towers import Block, Tower
 
@@ -87,13 +88,9 @@ class DenseTwin:
                 found.streams[layer] = counted_inputs(layer, raw[source], counted, call.tensors)
 
         watched = [layer for layer in self.block.layers if layer not in self._dense and not layer.is_expert]
-        with self._restored(), inputs_noted(set(sources.values()), raw.__setitem__):
-            handles = [layer.before_calls(partial(note, layer)) for layer in watched]
-            try:
-                output = call.run(self.block.module, stream.hidden)
-            finally:
-                for handle in handles:
-                    handle.remove()
+        noted = (layer.before_calls(partial(note, layer)) for layer in watched)
+        with self._restored(), inputs_noted(set(sources.values()), raw.__setitem__), hooks(noted):
+            output = call.run(self.block.module, stream.hidden)
         return (output, call), found
 
     def leave(self) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ecoflap.blocks.activations import OffloadedTensor
 from ecoflap.blocks.block_call import first_tensor
 from ecoflap.blocks.bypass import Bypass, SubstituteForward
 from ecoflap.errors import UserError
+from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.towers import Tower
 
 
@@ -77,21 +79,17 @@ class TowerPasses:
         self.outputs: list[list[Tensor]] = [[] for _ in towers]
         self.order: list[int] = []
 
-    @contextmanager
-    def recording(self) -> Iterator[None]:
+    def recording(self) -> AbstractContextManager[None]:
         """Record the forward pass that runs in this context."""
-        handles = []
+        return hooks(self._watch())
+
+    def _watch(self) -> Iterator[RemovableHandle]:
         for number, tower in enumerate(self.towers):
             note = partial(self._note, number)
             for block in tower.blocks:
-                handles.append(block.module.register_forward_pre_hook(note))
-                handles.append(block.module.register_forward_hook(note))
-            handles.append(tower.blocks[-1].module.register_forward_hook(partial(self._store, number)))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+                yield block.module.register_forward_pre_hook(note)
+                yield block.module.register_forward_hook(note)
+            yield tower.blocks[-1].module.register_forward_hook(partial(self._store, number))
 
     def _note(self, number: int, *_: Any) -> None:
         self.order.append(number)

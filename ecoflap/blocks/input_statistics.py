@@ -17,6 +17,7 @@ from ecoflap.blocks.statistics import Statistic
 from ecoflap.distributed.collectives import gathered
 from ecoflap.distributed.processes import size
 from ecoflap.errors import UserError
+from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.layers import Layer
 
 ROUTED = re.compile(r"experts\.\d+\.")  # names of layers that read the tokens that a router sends them
@@ -76,12 +77,8 @@ class InputStatistics:
 
             return note
 
-        handles = [layer.before_calls(watch(layer)) for layer in layers]
-        try:
+        with hooks(layer.before_calls(watch(layer)) for layer in layers):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
         self._settle()
 
     def begin_run(self, counted: tuple[Tensor, ...], foreign: list[Tensor]) -> None:

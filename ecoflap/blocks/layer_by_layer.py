@@ -12,8 +12,8 @@ inputs from those in the dense model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import NoReturn
 
@@ -30,6 +30,7 @@ from ecoflap.blocks.stream import Stream
 from ecoflap.blocks.token_choice import Masks
 from ecoflap.distributed.collectives import gathered
 from ecoflap.errors import UserError
+from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.towers import Block
 
@@ -119,7 +120,8 @@ class LayerByLayer:
         numbered = enumerate(zip(streams, tokens, strict=True))
         self._batches = [_Batch(number, stream, masks) for number, (stream, masks) in numbered]
         self._behind = list(self._batches)
-        with self._watching():
+        reached = (layer.before_calls(partial(self._reach, layer)) for layer in self._of)
+        with inputs_noted(set(self._sources.values()), self._note_stream), hooks(reached):
             while True:
                 while self._behind:
                     self._run_on(self._behind.pop(), index)
@@ -129,17 +131,6 @@ class LayerByLayer:
         for stage, groups in self._stages.items():
             if stage not in self._pruned:
                 raise never_ran(groups[0][0])
-
-    @contextmanager
-    def _watching(self) -> Iterator[None]:
-        """Observe the calls of the block's layers in this context."""
-        with inputs_noted(set(self._sources.values()), self._note_stream):
-            handles = [layer.before_calls(partial(self._reach, layer)) for layer in self._of]
-            try:
-                yield
-            finally:
-                for handle in handles:
-                    handle.remove()
 
     def _run_on(self, batch: _Batch, index: int) -> None:
         """Run a batch from the beginning of the block to the next dense stage, or to the block's end."""

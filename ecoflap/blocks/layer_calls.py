@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
+from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 
@@ -52,17 +53,12 @@ class LayerCalls(TorchFunctionMode):
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record the forward pass that runs in this context."""
-        handles = []
-        for layer in self._layers:
-            enter = partial(self._enter, layer.name)
-            handles.append(layer.module.register_forward_pre_hook(enter))
-            handles.append(layer.module.register_forward_hook(self._leave))
-        try:
-            with self:
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        entering = (
+            layer.module.register_forward_pre_hook(partial(self._enter, layer.name)) for layer in self._layers
+        )
+        leaving = (layer.module.register_forward_hook(self._leave) for layer in self._layers)
+        with hooks(entering), hooks(leaving), self:
+            yield
 
     def _enter(self, name: str, *_: Any) -> None:
         self.called.add(name)

@@ -9,6 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from ecoflap.blocks.containers import version_of
+from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.layers import Layer
 
 
@@ -32,12 +33,10 @@ class LayerOrder:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record the run of the block in this context."""
-        handles = [layer.before_calls(partial(self._record, layer)) for layer in self.layers]
         try:
-            yield
+            with hooks(layer.before_calls(partial(self._record, layer)) for layer in self.layers):
+                yield
         finally:
-            for handle in handles:
-                handle.remove()
             self._seen.clear()
             self._runs, self._place = self._runs + 1, 0
 

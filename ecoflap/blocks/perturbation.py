@@ -5,13 +5,14 @@ Whatever stays equal under the perturbation does not depend on them, so pruning 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.layers import Layer
 
 
@@ -24,16 +25,10 @@ def perturbed(tensor: Tensor) -> Tensor:
     return (wave * tensor.float().abs().amax().clamp(min=1)).to(tensor.dtype)
 
 
-@contextmanager
-def perturbing(layers: Iterable[Layer]) -> Iterator[None]:
+def perturbing(layers: Iterable[Layer]) -> AbstractContextManager[None]:
     """Perturb the outputs of layers, as pruning them would."""
 
     def change(_: nn.Module, __: Any, output: Any) -> Any:
         return perturbed(output) if isinstance(output, Tensor) else None
 
-    handles = [layer.module.register_forward_hook(change) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hooks(layer.module.register_forward_hook(change) for layer in layers)

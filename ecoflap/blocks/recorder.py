@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ecoflap.blocks.block_call import BlockCall, extract_hidden, first_tensor
 from ecoflap.blocks.bypass import Bypass, find_bypass
 from ecoflap.blocks.containers import Contents, contents, tensors_in, version_of
 from ecoflap.errors import UserError
+from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.losses import counted_tokens
 from ecoflap.models.core.token_kinds import TokenKinds, kinds_in
 from ecoflap.models.core.towers import Tower
@@ -126,18 +128,14 @@ class Recorder:
         self._entered: tuple[Tensor, int, Tensor] | None = None
         self._given: Contents = []
 
-    @contextmanager
-    def recording(self) -> Iterator[None]:
+    def recording(self) -> AbstractContextManager[None]:
         """Record the forward pass that runs in this context."""
-        handles = []
+        return hooks(self._watch())
+
+    def _watch(self) -> Iterator[RemovableHandle]:
         for index, block in enumerate(self.tower.blocks):
-            handles.append(block.module.register_forward_pre_hook(self._before(index), with_kwargs=True))
-            handles.append(block.module.register_forward_hook(self._after(index), with_kwargs=True))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+            yield block.module.register_forward_pre_hook(self._before(index), with_kwargs=True)
+            yield block.module.register_forward_hook(self._after(index), with_kwargs=True)
 
     def _before(self, index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def record(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:

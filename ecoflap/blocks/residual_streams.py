@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.blocks.block_call import first_tensor
+from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.towers import Block
 
@@ -40,18 +41,17 @@ class ResidualStreams:
     def recording(self) -> Iterator[None]:
         """Learn from the run of the block in this context."""
         module = self.block.module
-        handles = [
+        wrote = (
             layer.module.register_forward_hook(partial(self._wrote, layer))
             for layer in self.block.layers
             if not layer.is_expert
-        ]
-        handles.append(module.register_forward_hook(self._ended))
-        try:
-            with inputs_noted(module.modules(), lambda one, tensor: self._read.append((one, tensor))):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        )
+        with (
+            hooks(wrote),
+            module.register_forward_hook(self._ended),
+            inputs_noted(module.modules(), lambda one, tensor: self._read.append((one, tensor))),
+        ):
+            yield
         self._match()
 
     def _wrote(self, layer: Layer, _: nn.Module, __: Any, output: Any) -> None:
@@ -80,8 +80,9 @@ class ResidualStreams:
         self._read, self._written = [], []
 
 
-@contextmanager
-def inputs_noted(modules: Iterable[nn.Module], note: Callable[[nn.Module, Tensor], None]) -> Iterator[None]:
+def inputs_noted(
+    modules: Iterable[nn.Module], note: Callable[[nn.Module, Tensor], None]
+) -> AbstractContextManager[None]:
     """Pass the first tensor that each call of the modules reads to ``note``, in this context.
 
     Hooks that are registered inside the context find it noted.
@@ -92,12 +93,7 @@ def inputs_noted(modules: Iterable[nn.Module], note: Callable[[nn.Module, Tensor
         if (tensor := next(tensors, None)) is not None:
             note(module, tensor)
 
-    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hooks(module.register_forward_pre_hook(hook, with_kwargs=True) for module in modules)
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ecoflap.blocks.bypass import bypassing, without_head
 from ecoflap.blocks.containers import equal
@@ -24,6 +26,8 @@ from ecoflap.blocks.residual_streams import ResidualStreams
 from ecoflap.console.telemetry import errors_suppressed, out_of_memory
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
+from ecoflap.models.core.hooks import hooks
+from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block, Tower
 
@@ -39,7 +43,6 @@ def require_layers_inside_blocks(model: PrunableModel, tower: Tower) -> Iterator
     """
     running: list[nn.Module] = []
     outside: set[str] = set()
-    handles = []
 
     def enter(module: nn.Module, _: object) -> None:
         running.append(module)
@@ -47,21 +50,20 @@ def require_layers_inside_blocks(model: PrunableModel, tower: Tower) -> Iterator
     def leave(*_: object) -> None:
         running.pop()
 
-    for module in dict.fromkeys(block.module for block in tower.blocks):
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    for block in tower.blocks:
-        for layer in block.layers:
+    def note(layer: Layer, own: nn.Module, *_: object) -> None:
+        if running != [own]:
+            outside.add(layer.name)
 
-            def note(*_: object, name: str = layer.name, own: nn.Module = block.module) -> None:
-                if running != [own]:
-                    outside.add(name)
+    def watch() -> Iterator[RemovableHandle]:
+        for module in dict.fromkeys(block.module for block in tower.blocks):
+            yield module.register_forward_pre_hook(enter)
+            yield module.register_forward_hook(leave)
+        for block in tower.blocks:
+            for layer in block.layers:
+                yield layer.module.register_forward_pre_hook(partial(note, layer, block.module))
 
-            handles.append(layer.module.register_forward_pre_hook(note))
-    try:
+    with hooks(watch()):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
     if outside:
         names = [layer.name for layer in model.layers]
         raise UserError(
@@ -117,15 +119,16 @@ def _calls_with_perturbed_layers(model: PrunableModel, tower: Tower, batch: Batc
     calls = Counter[nn.Module]()
     layers = [layer for one in model.every_tower for layer in one.layers]
     modules = dict.fromkeys(block.module for block in tower.blocks)
-    handles = [
+    counting = (
         module.register_forward_pre_hook(lambda module, _: calls.update([module])) for module in modules
-    ]
-    try:
-        with errors_suppressed(), perturbing(layers), bypassing(without_head(model.module)):
-            model.loss(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    )
+    with (
+        hooks(counting),
+        errors_suppressed(),
+        perturbing(layers),
+        bypassing(without_head(model.module)),
+    ):
+        model.loss(batch)
     return max(calls.values(), default=0)
 
 

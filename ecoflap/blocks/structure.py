@@ -133,12 +133,11 @@ def calls_of_first_block(
 ) -> int:
     """How often a forward pass, in which some blocks are bypassed, calls the first block of a tower."""
     called: list[nn.Module] = []
-    handle = tower.blocks[0].module.register_forward_pre_hook(lambda block, _: called.append(block))
-    try:
-        with bypassing({**without_head(model.module), **bypasses}):
-            model.loss({name: tensor.clone() for name, tensor in batch.items()})  # it may write into them
-    finally:
-        handle.remove()
+    with (
+        tower.blocks[0].module.register_forward_pre_hook(lambda block, _: called.append(block)),
+        bypassing({**without_head(model.module), **bypasses}),
+    ):
+        model.loss({name: tensor.clone() for name, tensor in batch.items()})  # it may write into them
     return len(called)
 
 

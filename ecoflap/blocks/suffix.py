@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from ecoflap.blocks.patch_forward import patch_forward
 from ecoflap.console.telemetry import out_of_memory
 from ecoflap.data.batch import Batch, samples_in
 from ecoflap.errors import UserError
+from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block
 
@@ -78,8 +79,7 @@ class SuffixRunner:
 
         return record
 
-    @contextmanager
-    def _recording_starts(self) -> Iterator[None]:
+    def _recording_starts(self) -> AbstractContextManager[None]:
         """Record where each block begins; a layer may be called before its block, or inside another one."""
 
         def note(block: nn.Module) -> Callable[..., None]:
@@ -88,15 +88,11 @@ class SuffixRunner:
 
             return hook
 
-        handles = []
-        for block in self.model.blocks:
-            for module in {block.module, *(layer.module for layer in block.layers)}:
-                handles.append(module.register_forward_pre_hook(note(block.module)))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return hooks(
+            module.register_forward_pre_hook(note(block.module))
+            for block in self.model.blocks
+            for module in {block.module, *(layer.module for layer in block.layers)}
+        )
 
     def reaches(self, block: nn.Module) -> bool:
         """Whether the batch reaches a block, so that its loss can depend on it."""
@@ -145,7 +141,7 @@ class SuffixRunner:
             copies: number of copies of the batch in one pass.
         """
         layers = [layer.module for block in self.model.blocks for layer in block.layers]
-        with _hooked(layers, lambda _, __, output: output.roll(1, -1)):
+        with hooks(layer.register_forward_hook(lambda _, __, output: output.roll(1, -1)) for layer in layers):
             self.losses_of_all(copies)
         tolerance = ROUNDING * self.losses.abs().max()
         for block in sorted(blocks, key=lambda block: self._starts.get(block.module, 0), reverse=True):
@@ -234,7 +230,11 @@ def _calls(
 ) -> list[tuple[nn.Module, Any]]:
     """The calls of some modules during a forward pass, in order, with their outputs."""
     calls: list[tuple[nn.Module, Any]] = []
-    with _hooked(modules, lambda module, _, output: calls.append((module, output))):
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        calls.append((module, output))
+
+    with hooks(module.register_forward_hook(note) for module in modules):
         model.loss(batch, copies)
     return calls
 
@@ -256,17 +256,6 @@ def _is_twice(one: Any, two: Any) -> bool:
         return False
     scale = float(one.abs().max()) if one.numel() else 0.0
     return math.isfinite(scale) and torch.allclose(two, _repeat(one, 2), rtol=1e-3, atol=1e-3 * scale)
-
-
-@contextmanager
-def _hooked(modules: Iterable[nn.Module], hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
-    """Call a hook after each call of some modules."""
-    handles = [module.register_forward_hook(hook) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _repeated(batch: Batch, copies: int) -> Batch:

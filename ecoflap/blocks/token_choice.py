@@ -22,6 +22,7 @@ from ecoflap.blocks.stream import Stream
 from ecoflap.data.batch import Batch
 from ecoflap.distributed.collectives import gathered
 from ecoflap.errors import NumericalError, UserError
+from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.core.token_kinds import TokenKinds, misfit
 from ecoflap.models.core.towers import Block, Tower
@@ -113,16 +114,12 @@ def _misfits(model: PrunableModel, towers: Sequence[Tower], batch: Batch) -> dic
         if missed is not None and found.get(tower) != "":  # a tower may be called several times
             found[tower] = missed
 
-    handles = [
+    looking = (
         tower.blocks[0].module.register_forward_pre_hook(partial(look, tower.name), with_kwargs=True)
         for tower in towers
-    ]
-    try:
-        with quiet_forward(model.module):
-            model.loss({name: tensor[:2] for name, tensor in batch.items()})
-    finally:
-        for handle in handles:
-            handle.remove()
+    )
+    with hooks(looking), quiet_forward(model.module):
+        model.loss({name: tensor[:2] for name, tensor in batch.items()})
     return found
 
 

@@ -16,6 +16,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.collectives import summed
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.expert_slices import ExpertSlice
+from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.mixtures import Mixture
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
@@ -132,15 +133,12 @@ def _watching(
 
         return hook
 
-    handles = [one.experts.register_forward_pre_hook(enter(one), with_kwargs=True) for one in mixtures]
-    handles += [
+    entering = (one.experts.register_forward_pre_hook(enter(one), with_kwargs=True) for one in mixtures)
+    leaving = (
         layer.module.register_forward_hook(leave(one, layer))
         for one in mixtures
         for layer in layers
         if belongs(layer, one) and layer.stage[1]
-    ]
-    try:
+    )
+    with hooks(entering), hooks(leaving):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -29,6 +29,7 @@ from ecoflap.data.batch import Batch, samples_in
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.collectives import share
 from ecoflap.errors import NumericalError, require_choices, require_positive
+from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.score.options import FirstOrderOptions
@@ -192,11 +193,9 @@ def streaming_gradients(
 
     for layer in layers:
         layer.weight.requires_grad_(True)
-    handles = [layer.weight.register_post_accumulate_grad_hook(hook(layer)) for layer in layers]
     try:
-        yield
+        with hooks(layer.weight.register_post_accumulate_grad_hook(hook(layer)) for layer in layers):
+            yield
     finally:
-        for handle in handles:
-            handle.remove()
         for layer in layers:
             layer.weight.grad = None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.layers import Layer, read_by
 from ecoflap.ops import gaussian
 
@@ -29,8 +30,7 @@ class Probe(NamedTuple):
     sign: float
 
 
-@contextmanager
-def probing(probes: Sequence[Probe], eps: float, noise: Noise) -> Iterator[None]:
+def probing(probes: Sequence[Probe], eps: float, noise: Noise) -> AbstractContextManager[None]:
     """Add probe k to the outputs of its layers for copy k of the batch.
 
     Args:
@@ -42,17 +42,12 @@ def probing(probes: Sequence[Probe], eps: float, noise: Noise) -> Iterator[None]
     for copy, probe in enumerate(probes):
         for layer in probe.layers:
             by_layer.setdefault(layer, []).append((copy, probe))
-    handles = [
+    return hooks(
         layer.module.register_forward_hook(
             _perturb(layer, by_copy, len(probes), eps, noise), with_kwargs=True
         )
         for layer, by_copy in by_layer.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    )
 
 
 def _perturb(

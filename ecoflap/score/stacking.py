@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.console.telemetry import out_of_memory
+from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.towers import Block, Tower
 from ecoflap.score.probing import Probe
@@ -92,12 +93,8 @@ class RowCounts:
         def count(name: str) -> Callable[[Tensor], None]:
             return lambda inputs: counts.setdefault(name, []).append(inputs.shape[:-1].numel())
 
-        handles = [layer.before_calls(count(layer.name)) for layer in self.layers]
-        try:
+        with hooks(layer.before_calls(count(layer.name)) for layer in self.layers):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
         for name, rows in counts.items():
             self.seen.setdefault(name, set()).add(tuple(rows))
 

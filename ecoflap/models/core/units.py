@@ -8,7 +8,7 @@ column of its second. A unit whose gate is zero contributes nothing, so removing
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.nn.functional import softmax
 from transformers.models.blip.modeling_blip import BlipAttention
 
 from ecoflap.errors import UserError
+from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.prunable import PrunableModel
 
 
@@ -63,8 +64,7 @@ class Units:
             times * writer.in_features for writer, times in self.writers
         )
 
-    @contextmanager
-    def gated(self, gate: Tensor) -> Iterator[None]:
+    def gated(self, gate: Tensor) -> AbstractContextManager[None]:
         """Multiply every unit by its gate [units] in this context.
 
         The gates apply to queries, keys and values of an attention, and to the inputs of an MLP's second
@@ -81,14 +81,8 @@ class Units:
             return scaled(inputs[0]), *inputs[1:]
 
         if self.kind == "attention":
-            handles = [linear.register_forward_hook(scale_output) for linear, _ in self.writers]
-        else:
-            handles = [self.reader[0].register_forward_pre_hook(scale_input)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+            return hooks(linear.register_forward_hook(scale_output) for linear, _ in self.writers)
+        return hooks([self.reader[0].register_forward_pre_hook(scale_input)])
 
     @torch.no_grad()
     def cut(self, keep: Tensor) -> None:

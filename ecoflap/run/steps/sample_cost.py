@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ecoflap.blocks.block_call import extract_hidden, first_tensor
 from ecoflap.blocks.bypass import bypassing, without_head
 from ecoflap.data.calibration_set import CalibrationSet, stack
+from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.core.towers import Block
 from ecoflap.score.pass_size import LiveBytes
@@ -80,12 +81,8 @@ def _arguments(model: PrunableModel) -> Iterator[dict[int, Tensor]]:
     def note(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         found.update({id(tensor): tensor for tensor in extract_hidden(arguments, keywords)[0].tensors})
 
-    handles = [block.module.register_forward_pre_hook(note, with_kwargs=True) for block in model.blocks]
-    try:
+    with hooks(block.module.register_forward_pre_hook(note, with_kwargs=True) for block in model.blocks):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass
@@ -138,17 +135,8 @@ def _peaks(
     def count(module: nn.Module, _: Any, output: Any) -> None:
         outputs[module] += first_tensor(output).nbytes
 
-    handles = [
-        handle
-        for block in model.blocks
-        for handle in (
-            block.module.register_forward_pre_hook(partial(before, block)),
-            block.module.register_forward_hook(after),
-        )
-    ]
-    handles += [module.register_forward_hook(count) for module in head]
-    try:
+    entering = (block.module.register_forward_pre_hook(partial(before, block)) for block in model.blocks)
+    leaving = (block.module.register_forward_hook(after) for block in model.blocks)
+    counting = (module.register_forward_hook(count) for module in head)
+    with hooks(entering), hooks(leaving), hooks(counting):
         yield peaks
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ecoflap.console.progress import ArgumentParser, complain, table, track
 from ecoflap.errors import UserError
+from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.device import resolve_device
@@ -146,14 +147,10 @@ def _cost(name: str, model: PrunableModel, batches: Sequence[dict[str, Tensor]],
 
         return hook
 
-    handles = [layer.module.register_forward_hook(count(layer.weight)) for layer in model.layers]
-    try:
-        with quiet_forward(model.module), FlopCounterMode(display=False) as counter:
-            for batch in batches:
-                model.loss(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    counting = (layer.module.register_forward_hook(count(layer.weight)) for layer in model.layers)
+    with hooks(counting), quiet_forward(model.module), FlopCounterMode(display=False) as counter:
+        for batch in batches:
+            model.loss(batch)
     parameters = list(model.module.parameters())
     nonzero = sum(int((parameter != 0).sum()) for parameter in parameters)
     total = int(counter.get_total_flops())
