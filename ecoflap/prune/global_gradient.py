@@ -113,7 +113,7 @@ def _gradients(model: PrunableModel, batch: Batch) -> tuple[dict[str, Tensor], f
         def keep(layer: Layer, gradient: Tensor) -> None:
             found[layer.name] = gradient.to(layer.weight.dtype).cpu()
 
-        with streaming_gradients(model.layers, lambda _, gradient: gradient, keep), recomputing(model.blocks):
+        with streaming_gradients(model.layers, keep), recomputing(model.blocks):
             differentiate(model, batch, scale)
         if all(bool(torch.isfinite(gradient).all()) for gradient in found.values()):
             break

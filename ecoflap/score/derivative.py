@@ -40,10 +40,7 @@ def directional_derivatives(
         )
         row_products[layer] = [(gradient * direction).sum(dim=1) for direction in directions]
 
-    with (
-        streaming_gradients(model.layers, lambda _, gradient: gradient, project),
-        recomputing(model.blocks),
-    ):
+    with streaming_gradients(model.layers, project), recomputing(model.blocks):
         differentiate(model, batch)
     # Within rows, the sum is in fp32 on the device; over rows, in fp64 on the CPU, as some accelerators lack
     # fp64. Copying after the pass spares the host from waiting at every layer.

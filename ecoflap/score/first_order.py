@@ -130,10 +130,7 @@ def measure_gradients(
         def reduce(layer: Layer, gradient: Tensor, scale: float = scale) -> None:
             found[layer] = measure(layer, gradient / scale)
 
-        with (
-            streaming_gradients(model.layers, lambda _, gradient: gradient, reduce),
-            recomputing(recomputed),
-        ):
+        with streaming_gradients(model.layers, reduce), recomputing(recomputed):
             differentiate(model, batch, scale)
         # Copying after the pass spares the host from waiting for the accelerator at every layer.
         values = {layer: value.cpu() for layer, value in found.items()}
@@ -172,21 +169,18 @@ def differentiate(model: PrunableModel, batch: Batch, scale: float = 1.0) -> Non
 
 
 @contextmanager
-def streaming_gradients(
-    layers: list[Layer], measure: Callable[[Tensor, Tensor], Tensor], reduce: Callable[[Layer, Tensor], None]
-) -> Iterator[None]:
-    """Measure and free the gradient of each layer as soon as the backward pass has computed it.
+def streaming_gradients(layers: list[Layer], reduce: Callable[[Layer, Tensor], None]) -> Iterator[None]:
+    """Reduce and free the gradient of each layer as soon as the backward pass has computed it.
 
     Args:
         layers: their weights require gradients in this context.
-        measure: called with weight and gradient in fp32, both as the parameter is stored.
-        reduce: called with the layer and what ``measure`` returned.
+        reduce: called with the layer and its gradient in fp32, as the parameter is stored.
     """
 
     def hook(layer: Layer) -> Callable[[Tensor], None]:
         def accumulate(weight: Tensor) -> None:
             assert weight.grad is not None
-            reduce(layer, measure(weight.detach().float(), weight.grad.float()))
+            reduce(layer, weight.grad.float())
             weight.grad = None
 
         return accumulate
