@@ -15,7 +15,7 @@ from ecoflap.allocate.allocation import Allocation
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.console.progress import track
-from ecoflap.data.batch import Batch, samples_in
+from ecoflap.data.batch import samples_in
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import require_choices, require_positive
 from ecoflap.models.core.layers import Layer
@@ -24,8 +24,7 @@ from ecoflap.prune.global_masks import apply_and_report, apply_masks, choose_mas
 from ecoflap.prune.options import GlobalGradientOptions
 from ecoflap.prune.protocol import ModelPruner, OnBlock
 from ecoflap.prune.report import PruneReport
-from ecoflap.score.first_order import differentiate, loss_scales, streaming_gradients
-from ecoflap.score.recompute import recomputing
+from ecoflap.score.first_order import scaled_gradients
 from ecoflap.score.scores import loss_is_independent
 
 TINY = torch.finfo(torch.float32).tiny
@@ -88,33 +87,17 @@ def mean_gradients(model: PrunableModel, batches: Sequence[dict[str, Tensor]]) -
         NumericalError: if a loss is not finite.
         UserError: if the losses depend on none of the layers.
     """
+
+    def keep(layer: Layer, gradient: Tensor, _: float) -> Tensor:
+        return gradient.to(layer.weight.dtype).cpu()  # scaled, so that half precision holds it
+
     sums = {layer.name: torch.zeros(layer.weight.shape) for layer in model.layers}
     total = sum(samples_in(batch) for batch in batches)
     with quiet_forward(model.module):
         for batch in track(batches, "gradients", total=len(batches)):
-            gradients, scale = _gradients(model, batch)
-            for name, gradient in gradients.items():
-                sums[name].add_(gradient.float().abs(), alpha=samples_in(batch) / total / scale)
+            gradients, scale = scaled_gradients(model, batch, keep, recompute=True)
+            for layer, gradient in gradients.items():
+                sums[layer.name].add_(gradient.float().abs(), alpha=samples_in(batch) / total / scale)
     if not any(bool(gradient.any()) for gradient in sums.values()):
         raise loss_is_independent()
     return sums
-
-
-def _gradients(model: PrunableModel, batch: Batch) -> tuple[dict[str, Tensor], float]:
-    """Compute the gradient of each layer that the loss of a batch depends on.
-
-    Returns:
-        {layer: gradient of the scaled loss in the layer's dtype on the CPU}, and the scale of the loss.
-    """
-    found: dict[str, Tensor] = {}
-    for scale in loss_scales(model):
-        found.clear()
-
-        def keep(layer: Layer, gradient: Tensor) -> None:
-            found[layer.name] = gradient.to(layer.weight.dtype).cpu()
-
-        with streaming_gradients(model.layers, keep), recomputing(model.blocks):
-            differentiate(model, batch, scale)
-        if all(bool(torch.isfinite(gradient).all()) for gradient in found.values()):
-            break
-    return found, scale

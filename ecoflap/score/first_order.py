@@ -47,7 +47,8 @@ MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-SCALES = (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0)  # factors of an fp16 loss, tried in turn
+# Factors of an fp16 loss, tried in turn until no gradient overflows; fp16 rounds small gradients to zero.
+SCALES = (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0)
 
 
 @dataclass(frozen=True)
@@ -120,31 +121,37 @@ def measure_gradients(
     Raises:
         NumericalError: if the loss is not finite.
     """
-    found, values = dict[Layer, Tensor](), dict[Layer, Tensor]()
+    return scaled_gradients(
+        model, batch, lambda layer, gradient, scale: measure(layer, gradient / scale), recompute
+    )[0]
+
+
+def scaled_gradients(
+    model: PrunableModel, batch: Batch, reduce: Callable[[Layer, Tensor, float], Tensor], recompute: bool
+) -> tuple[dict[Layer, Tensor], float]:
+    """Reduce the gradients of a batch's scaled mean loss, at the first loss scale at which all are finite.
+
+    Like ``measure_gradients``, but ``reduce`` is also called with the loss scale, by which the gradient is
+    multiplied, and the loss scale is returned too.
+    """
+    found: dict[Layer, Tensor] = {}
     # Offloaded blocks are always recomputed: their weights are released after the forward pass, and
     # recomputing a block loads them again.
     recomputed = model.blocks if recompute or model.placement.kind != "none" else ()
-    for scale in loss_scales(model):
+    half = any(layer.weight.dtype == torch.float16 for layer in model.layers)
+    for scale in SCALES if half else (1.0,):
         found.clear()
 
-        def reduce(layer: Layer, gradient: Tensor, scale: float = scale) -> None:
-            found[layer] = measure(layer, gradient / scale)
+        def keep(layer: Layer, gradient: Tensor, scale: float = scale) -> None:
+            found[layer] = reduce(layer, gradient, scale)
 
-        with streaming_gradients(model.layers, reduce), recomputing(recomputed):
+        with streaming_gradients(model.layers, keep), recomputing(recomputed):
             differentiate(model, batch, scale)
         # Copying after the pass spares the host from waiting for the accelerator at every layer.
-        values = {layer: value.cpu() for layer, value in found.items()}
-        if all(bool(value.isfinite().all()) for value in values.values()):
+        found.update({layer: value.cpu() for layer, value in found.items()})
+        if all(bool(value.isfinite().all()) for value in found.values()):
             break
-    return values
-
-
-def loss_scales(model: PrunableModel) -> tuple[float, ...]:
-    """Loss scales to try in turn until no gradient overflows; 1 alone for a model without fp16 weights.
-
-    Without scaling, fp16 rounds the smallest gradients to zero.
-    """
-    return SCALES if any(layer.weight.dtype == torch.float16 for layer in model.layers) else (1.0,)
+    return found, scale
 
 
 def differentiate(model: PrunableModel, batch: Batch, scale: float = 1.0) -> None:
