@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
-from ecoflap.allocate.groups import group_layers, parts, split
+from ecoflap.allocate.groups import group_layers, parts, size_of, split, split_all
 from ecoflap.allocate.options import WaterFillingOptions
 from ecoflap.allocate.protocol import Allocator, Context, Requires
 from ecoflap.errors import UserError, require_choices
@@ -83,7 +83,7 @@ class WaterFilling(WaterFillingOptions, Allocator):
     ) -> dict[str, int]:
         """Divide a budget among the groups of some towers by score, and within each group evenly."""
         groups, scored = group_layers(towers, self.granularity), scores.by_layer(towers)
-        sizes = [sum(layer.size for layer in group) for group in groups]
+        sizes = [size_of(group) for group in groups]
         parts = [dict.fromkeys(scored[layer.name] for layer in group) for group in groups]
         values = [sum(scores.importance[name] for name in names) for names in parts]
         if self.aggregate == "average":
@@ -99,8 +99,4 @@ class WaterFilling(WaterFillingOptions, Allocator):
             kept = water_fill(sizes, values, total, cap)
         except ValueError as error:
             raise UserError(f"allocation.cap={self.cap} with sparsity={sparsity}: {error}") from None
-        return {
-            name: count
-            for group, budget in zip(groups, kept, strict=True)
-            for name, count in split(group, budget).items()
-        }
+        return split_all(groups, kept)
