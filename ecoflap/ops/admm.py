@@ -12,16 +12,16 @@ a solve is as many matrix products as iterations, for all matrices that read the
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ecoflap.ops.checks import require_columns, require_finite_weight, require_square
 from ecoflap.ops.hessian import unit_columns
 from ecoflap.ops.selection import Keep, Pattern, check_keep, check_n_of_m, keep_n_of_m
 from ecoflap.ops.shared_selection import Part, select_part
-from ecoflap.ops.sparsegpt import Solution
+from ecoflap.ops.sparsegpt import Solution, spans_of
 
 
 class NormalisedInverse(NamedTuple):
@@ -108,7 +108,7 @@ def admm_solve(
         if isinstance(pattern, tuple):
             check_n_of_m(weight.shape[1], *pattern)
     scaled = _scaled(weights, inverse)
-    state, mask, spans = scaled.clone(), torch.ones_like(scaled, dtype=torch.bool), _spans_of(weights)
+    state, mask, spans = scaled.clone(), torch.ones_like(scaled, dtype=torch.bool), spans_of(weights)
     for iteration in range(iterations):
         if iteration < schedule:
             gone = 1 - (1 - (iteration + 1) / schedule) ** 3
@@ -149,7 +149,7 @@ def admm_repair(
     for _ in range(iterations):
         _step(state, scaled, mask, inverse, relaxation)
     solved = _unscaled(state, mask, weights, inverse)
-    return [solved[span] for span in _spans_of(weights)]
+    return [solved[span] for span in spans_of(weights)]
 
 
 def _step(state: Tensor, scaled: Tensor, mask: Tensor, inverse: NormalisedInverse, relaxation: float) -> None:
@@ -191,17 +191,8 @@ def _unscaled(state: Tensor, mask: Tensor, weights: Sequence[Tensor], inverse: N
     return solved
 
 
-def _spans_of(weights: Sequence[Tensor]) -> list[slice]:
-    """The rows of each matrix among those of all."""
-    ends = accumulate(map(len, weights))
-    return [slice(end - len(weight), end) for end, weight in zip(ends, weights, strict=True)]
-
-
 def _check_gram(gram: Tensor, damping: float, penalty: float) -> None:
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or gram.numel() == 0:
-        raise ValueError(
-            f"a Gram matrix must be a square matrix [cols, cols]; found shape {tuple(gram.shape)}"
-        )
+    require_square(gram, "Gram matrix")
     if not (math.isfinite(damping) and damping >= 0 and math.isfinite(penalty) and penalty > 0):
         raise ValueError(
             f"damping is 0 or more (0.1 is usual) and penalty above 0 (1 is usual); found {damping} and"
@@ -210,15 +201,6 @@ def _check_gram(gram: Tensor, damping: float, penalty: float) -> None:
 
 
 def _check_weights(weights: Sequence[Tensor], inverse: NormalisedInverse) -> None:
-    cols = len(inverse.norms)
     for weight in weights:
-        if weight.ndim != 2 or weight.shape[1] != cols:
-            raise ValueError(
-                f"weight [rows, cols] needs an inverse [cols, cols]; found {tuple(weight.shape)} and"
-                f" {tuple(inverse.inverse.shape)}"
-            )
-        if not torch.stack(torch.aminmax(weight)).isfinite().all():
-            raise ValueError(
-                f"{int((~weight.isfinite()).sum())} of {weight.numel()} weights are NaN or infinite; check"
-                " the checkpoint and its dtype"
-            )
+        require_columns(weight, inverse.inverse, "an inverse")
+        require_finite_weight(weight)

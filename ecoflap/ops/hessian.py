@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ecoflap.ops.checks import require_finite_gram, require_square
+
 SMALLEST_ESCALATION = 1e-4  # first damping to try after 0, which tenfold steps would never leave
 SMALL_TRIANGLE = 128  # columns; below it the calls cost more than the arithmetic
 LARGEST_DAMPING = 1.0  # beyond the mean diagonal the damping, not the data, decides
@@ -89,11 +91,7 @@ def unit_columns(gram: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: if the Gram matrix is not finite.
     """
-    if not gram.isfinite().all():
-        raise ValueError(
-            f"{int((~gram.isfinite()).sum())} of {gram.numel()} entries of the Gram matrix are NaN or"
-            " infinite; check the layer's calibration inputs and accumulate in fp32"
-        )
+    require_finite_gram(gram)
     norms = gram.diagonal().to(torch.float32).clamp_min(0).sqrt()
     largest = norms.max()
     norms = norms.clamp_min(float(SMALLEST_NORM * largest)) if largest > 0 else torch.ones_like(norms)
@@ -148,16 +146,9 @@ def _escalation(damping: float) -> Iterator[float]:
 
 
 def _check(hessian: Tensor, damping: float) -> None:
-    if hessian.ndim != 2 or hessian.shape[0] != hessian.shape[1] or hessian.numel() == 0:
-        raise ValueError(
-            f"a Hessian must be a square matrix [cols, cols]; found shape {tuple(hessian.shape)}"
-        )
+    require_square(hessian, "Hessian")
     if not (math.isfinite(damping) and damping >= 0):
         raise ValueError(
             f"damping is a fraction of the mean diagonal, 0 or more (0.01 is usual); found {damping}"
         )
-    if not hessian.isfinite().all():
-        raise ValueError(
-            f"{int((~hessian.isfinite()).sum())} of {hessian.numel()} entries of the Hessian are NaN or"
-            " infinite; check the layer's calibration inputs and accumulate in fp32"
-        )
+    require_finite_gram(hessian, "Hessian")

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
 
+from ecoflap.ops.checks import require_budget
 from ecoflap.ops.rounding import round_to_total
 
 
@@ -83,8 +84,7 @@ def _shift(sizes: Sequence[int], shares: Sequence[Fraction], total: int) -> list
 
 
 def _check(sizes: Sequence[int], values: Sequence[float], total: int) -> None:
-    if not sizes or min(sizes) < 0:
-        raise ValueError(f"need at least one group and no negative size; found sizes {list(sizes)}")
+    require_budget(sizes, total)
     if len(sizes) != len(values):
         raise ValueError(
             f"every group needs one size and one value; found {len(sizes)} sizes and {len(values)} values"
@@ -92,8 +92,3 @@ def _check(sizes: Sequence[int], values: Sequence[float], total: int) -> None:
     for index, value in enumerate(values):
         if not math.isfinite(value):
             raise ValueError(f"value {index} is {value}; values must be finite")
-    if not 0 <= total <= sum(sizes):
-        raise ValueError(
-            f"asked to keep {total} weights, but the groups hold {sum(sizes)}; valid totals are 0 to"
-            f" {sum(sizes)}"
-        )

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ecoflap.ops.checks import require_mean_square
+
 
 def ria_metric(weight: Tensor, mean_square: Tensor, power: float = 0.5) -> Tensor:
     """Score every weight by (|W_ij| / sum_i |W_ij| + |W_ij| / sum_j |W_ij|) ||X_j||^power.
@@ -21,11 +23,7 @@ def ria_metric(weight: Tensor, mean_square: Tensor, power: float = 0.5) -> Tenso
     Raises:
         ValueError: if the statistics do not have one entry per column.
     """
-    if weight.ndim != 2 or mean_square.shape != weight.shape[1:]:
-        raise ValueError(
-            f"weight [rows, cols] needs mean_square [cols]; found {tuple(weight.shape)} and"
-            f" {tuple(mean_square.shape)}"
-        )
+    require_mean_square(weight, mean_square)
     size = weight.detach().to(torch.float32).abs()
     tiny = torch.finfo(torch.float32).tiny
     relative = size / size.sum(dim=0).clamp_min(tiny) + size / size.sum(dim=1, keepdim=True).clamp_min(tiny)

@@ -12,7 +12,15 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ecoflap.ops.selection import Keep, Pattern, select, select_by_row, select_in_matrix, select_in_rows
+from ecoflap.ops.selection import (
+    Keep,
+    Pattern,
+    check_keep,
+    select,
+    select_by_row,
+    select_in_matrix,
+    select_in_rows,
+)
 
 
 class Part(NamedTuple):
@@ -65,10 +73,7 @@ def select_part(metric: Tensor, keep: Keep, pattern: Pattern, part: Part) -> Ten
         return select_by_row(metric, keep[part.start : part.start + len(metric)])
     if part.rows == len(metric) or isinstance(pattern, tuple):
         return select(metric, keep, pattern)
-    if not 0 <= keep <= part.rows * metric.shape[1]:
-        raise ValueError(
-            f"asked to keep {keep} weights of a matrix of {part.rows} rows and {metric.shape[1]} columns"
-        )
+    check_keep((part.rows, metric.shape[1]), keep)
     if pattern == "matrix":
         return select_in_matrix(part.of_all(metric), keep)[part.start : part.start + len(metric)]
     return _in_rows(metric, keep, part)

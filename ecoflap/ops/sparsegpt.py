@@ -9,13 +9,15 @@ Rows are independent, so layers that read the same input are solved as one matri
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ecoflap.ops.checks import require_columns, require_finite_weight
 from ecoflap.ops.hessian import InverseFactor, inverse_factor
-from ecoflap.ops.selection import check_n_of_m, keep_n_of_m
+from ecoflap.ops.selection import check_keep, check_n_of_m, keep_n_of_m
 from ecoflap.ops.shared_selection import Part, select_part
 
 BLOCKS_PER_UPDATE = 2  # far columns are read and written once for so many blocks
@@ -123,7 +125,7 @@ def solve_together(
     stacked = torch.cat([weight.detach() for weight in weights]) if len(weights) > 1 else weights[0].detach()
     solved = stacked.t().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     mask = torch.ones_like(solved, dtype=torch.bool)
-    matrices = _spans_of([len(weight) for weight in weights])
+    matrices = spans_of(weights)
     # Far columns are updated once for several blocks: each update reads and writes all of them.
     for several in _spans(0, cols, block * BLOCKS_PER_UPDATE):
         errors = torch.empty_like(solved[several])
@@ -211,10 +213,10 @@ def _spans(start: int, stop: int, width: int) -> list[slice]:
     return [slice(at, min(at + width, stop)) for at in range(start, stop, width)]
 
 
-def _spans_of(lengths: Sequence[int]) -> list[slice]:
-    """Spans of consecutive parts of the given lengths."""
-    ends = [sum(lengths[: index + 1]) for index in range(len(lengths))]
-    return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+def spans_of(weights: Sequence[Tensor]) -> list[slice]:
+    """The rows of each matrix among those of all."""
+    ends = accumulate(map(len, weights))
+    return [slice(end - len(weight), end) for end, weight in zip(ends, weights, strict=True)]
 
 
 def _check(
@@ -227,17 +229,8 @@ def _check(
     parts: Sequence[Part],
 ) -> None:
     for weight in weights:
-        if weight.ndim != 2 or factor.upper.shape != (weight.shape[1], weight.shape[1]):
-            raise ValueError(
-                f"weight [rows, cols] needs a factor [cols, cols]; found {tuple(weight.shape)} and"
-                f" {tuple(factor.upper.shape)}"
-            )
-        # One pass over the weight. Pruning a weight that is not finite would spread it over its row.
-        if not torch.stack(torch.aminmax(weight)).isfinite().all():
-            raise ValueError(
-                f"{int((~weight.isfinite()).sum())} of {weight.numel()} weights are NaN or infinite; check"
-                " the checkpoint and its dtype"
-            )
+        require_columns(weight, factor.upper, "a factor")
+        require_finite_weight(weight)
     if (keeps is None) == (n_of_m is None):
         found = None if keeps is None else keeps[0] if len(keeps) == 1 else list(keeps)
         raise ValueError(
@@ -245,11 +238,7 @@ def _check(
         )
     cols = weights[0].shape[1]
     for keep, part in zip(keeps or (), parts if keeps is not None else (), strict=True):
-        if not 0 <= keep <= part.rows * cols:
-            raise ValueError(
-                f"asked to keep {keep} weights of a {(part.rows, cols)} matrix; valid counts are 0 to"
-                f" {part.rows * cols}"
-            )
+        check_keep((part.rows, cols), keep)
     if n_of_m is not None:
         check_n_of_m(cols, *n_of_m)
     if block < 1 or leaf < 1:

@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ecoflap.ops.checks import require_finite_gram, require_finite_weight
+
 CANDIDATES = 8  # of each kind in a row and round
 WORTH = 1e-5  # what a swap has to gain, as a share of its row's error: more than rounding
 
@@ -163,9 +165,5 @@ def _check(weight: Tensor, gram: Tensor, mask: Tensor) -> None:
             "weight [rows, cols] needs a Gram matrix [cols, cols] and a mask [rows, cols]; found"
             f" {tuple(weight.shape)}, {tuple(gram.shape)} and {tuple(mask.shape)}"
         )
-    for name, values in (("weight", weight), ("Gram matrix", gram)):
-        if not torch.stack(torch.aminmax(values)).isfinite().all():
-            raise ValueError(
-                f"{int((~values.isfinite()).sum())} of {values.numel()} entries of the {name} are NaN or"
-                " infinite; check the checkpoint and the layer's calibration inputs"
-            )
+    require_finite_weight(weight)
+    require_finite_gram(gram)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ecoflap.ops.checks import require_mean_square
+
 
 def wanda_metric(weight: Tensor, mean_square: Tensor) -> Tensor:
     """Score every weight by S_ij = |W_ij| * sqrt(mean_square_j) (Sun et al. 2024, equation 1).
@@ -21,9 +23,5 @@ def wanda_metric(weight: Tensor, mean_square: Tensor) -> Tensor:
     Raises:
         ValueError: if the statistics do not have one entry per column.
     """
-    if weight.ndim != 2 or mean_square.shape != weight.shape[1:]:
-        raise ValueError(
-            f"weight [rows, cols] needs mean_square [cols]; found {tuple(weight.shape)} and"
-            f" {tuple(mean_square.shape)}"
-        )
+    require_mean_square(weight, mean_square)
     return weight.detach().to(torch.float32).abs() * mean_square.to(torch.float32).sqrt()

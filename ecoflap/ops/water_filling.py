@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
+from ecoflap.ops.checks import require_budget
+
 # Reads 0.7 + 0.1 = 0.7999999999999999 as 4/5, and changes no float by more than its rounding error.
 LARGEST_DENOMINATOR = 10**9
 
@@ -33,7 +35,7 @@ def water_fill(sizes: Sequence[int], scores: Sequence[float], total: int, cap: f
         ValueError: if lengths differ, a score is negative or not finite, all scores are 0, the cap is not in
             0..1, or the floors exceed the total.
     """
-    _check_sizes(sizes, total)
+    require_budget(sizes, total)
     _check_scores(sizes, scores)
     floors = _floors(sizes, total, cap)
     rooms = [size - floor for size, floor in zip(sizes, floors, strict=True)]
@@ -56,7 +58,7 @@ def proportional(sizes: Sequence[int], total: int) -> list[int]:
     Raises:
         ValueError: if there is no group, a size is negative, or the total is not in 0..sum(sizes).
     """
-    _check_sizes(sizes, total)
+    require_budget(sizes, total)
     return _share(sizes, total)
 
 
@@ -117,16 +119,6 @@ def _as_integers(scores: Sequence[float]) -> list[int]:
     exact = [Fraction(float(score)) for score in scores]
     scale = max(score.denominator for score in exact)
     return [int(score * scale) for score in exact]
-
-
-def _check_sizes(sizes: Sequence[int], total: int) -> None:
-    if not sizes or min(sizes) < 0:
-        raise ValueError(f"need at least one group and no negative size; found sizes {list(sizes)}")
-    if not 0 <= total <= sum(sizes):
-        raise ValueError(
-            f"asked to keep {total} weights, but the groups hold {sum(sizes)}; valid totals are 0 to"
-            f" {sum(sizes)}"
-        )
 
 
 def _check_scores(sizes: Sequence[int], scores: Sequence[float]) -> None:

@@ -123,5 +123,5 @@ def test_arguments_that_do_not_match() -> None:
     with pytest.raises(ValueError, match=r"found \(6, 20\), \(20, 20\) and \(6, 19\)"):
         swap_masks(weight, gram, mask[:, :19], 1)
     weight[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="1 of 120 entries of the weight"):
+    with pytest.raises(ValueError, match="1 of 120 weights are NaN or infinite"):
         swap_masks(weight, gram, mask, 1)
