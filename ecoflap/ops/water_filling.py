@@ -1,8 +1,9 @@
 """ECoFLaP's coarse allocation: a budget of kept weights, shared among groups in proportion to their scores.
 
-Picture tanks of volume N_g, each filled to floor_g beforehand because no group may lose more than the cap
-allows; the rest of the budget flows in at rates proportional to the scores, and full tanks take no more (Sung
-et al. 2024, section 3.2). All arithmetic is on integers, so totals are exact for any number of weights.
+Think of each group as a tank of volume N_g, filled to floor_g beforehand because no group may lose more than
+the cap allows; the rest of the budget flows in at rates proportional to the scores, and full tanks take no
+more (Sung et al. 2024, section 3.2). All arithmetic is on integers and fractions, so totals are exact for any
+number of weights.
 """
 
 import math
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from ecoflap.ops.checks import require_budget
+from ecoflap.ops.rounding import round_to_total
 
 # Reads 0.7 + 0.1 = 0.7999999999999999 as 4/5, and changes no float by more than its rounding error.
 LARGEST_DENOMINATOR = 10**9
@@ -83,15 +85,9 @@ def _fill(rooms: Sequence[int], rates: Sequence[int], budget: int) -> list[int]:
 
 def _share(weights: Sequence[int], total: int) -> list[int]:
     """Split `total` in proportion to integer weights by largest remainder; a zero weight gets nothing."""
-    whole = sum(weights)
-    if total == 0:
-        return [0] * len(weights)
-    shares = [total * weight // whole for weight in weights]
-    # The sort is stable: ties stay in the order of the index.
-    by_remainder = sorted(range(len(weights)), key=lambda g: -(total * weights[g] % whole))
-    for g in by_remainder[: total - sum(shares)]:
-        shares[g] += 1
-    return shares
+    whole = sum(weights) or 1  # no weights share nothing
+    exact = [Fraction(total * weight, whole) for weight in weights]
+    return round_to_total(exact, [total] * len(weights), total)
 
 
 def _floors(sizes: Sequence[int], total: int, cap: float) -> list[int]:
