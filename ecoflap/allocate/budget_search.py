@@ -187,9 +187,7 @@ class BudgetSearch:
     def _loss(self, candidate: Candidate) -> float | None:
         """The mean loss of the pruned model; None if it is not finite."""
         self._trial.row_weights = candidate.row_weights
-        self._trial.prune(self.counts(candidate))
-        loss = self._trial.loss(self._all_batches)
-        return loss if math.isfinite(loss) else None
+        return self._trial.loss_at(self.counts(candidate), self._all_batches)
 
     @cached_property
     def _all_batches(self) -> Sequence[Batch]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property, partial
@@ -71,9 +70,7 @@ class _Trials:
 
     def loss(self, counts: CountsAt, candidate: float) -> float | None:
         """The mean loss of the model pruned at a candidate; None if it is not finite."""
-        self._pruner.prune(counts(candidate))
-        loss = self._pruner.loss(self._batches)
-        return loss if math.isfinite(loss) else None
+        return self._pruner.loss_at(counts(candidate), self._batches)
 
     @cached_property
     def _pruner(self) -> TrialPruner:

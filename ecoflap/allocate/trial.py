@@ -6,6 +6,7 @@ the dense model's inputs, which are gathered once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -169,6 +170,12 @@ class TrialPruner:
             for layer, weight in zip(group.layers, weights, strict=True):
                 layer.write(weight)
             placement.changed(group.block)
+
+    def loss_at(self, keep: Mapping[str, Keep], batches: Sequence[Batch]) -> float | None:
+        """The mean loss per sample of the model pruned to the given counts; None if it is not finite."""
+        self.prune(keep)
+        loss = self.loss(batches)
+        return loss if math.isfinite(loss) else None
 
     def loss(self, batches: Sequence[Batch]) -> float:
         """The mean loss per sample of the model as it is now."""
