@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
+from numbers import Integral
 from typing import Any
 
 import torch
 
 from ecoflap.errors import UserError, nearest
 from ecoflap.models.core.layers import Layer
-from ecoflap.models.core.towers import Tower
 from ecoflap.ops import Keep
 
 EXACT, GROUPS, UNITS = "exact", "groups", "units"
@@ -91,126 +89,46 @@ def check_sparsity(sparsity: float) -> None:
         )
 
 
-def read_file(path: str) -> Allocation:
-    """Read an allocation that a run saved.
-
-    Raises:
-        UserError: if there is no such file, or it holds no allocation.
-    """
-    file = Path(path).expanduser()
-    try:
-        value = json.loads(file.read_text())
-        return Allocation(
-            dict(value["keep"]),
-            dict(value["sizes"]),
-            float(value["target"]),
-            value["granularity"],
-            GROUPS if value.get("total") == GROUPS else EXACT,
-            in_trials=bool(value.get("in_trials", False)),
-            rows=dict(value.get("rows", {})),
-            row_weights=dict(value.get("row_weights", {})),
-        )
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(
-            f"allocation.path={path}: there is no such file; each run with the allocate step writes"
-            " allocation.json into its folder"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"allocation.path={path} is not an allocation file ({type(error).__name__}: {error})"
-        ) from None
-
-
-def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str, total: str) -> Allocation:
-    """Check an allocation from a file against the model.
+def check_counts(allocation: Allocation, layers: Sequence[Layer], source: str = "the allocation") -> None:
+    """Refuse an allocation that was made for other layers.
 
     Args:
-        allocation: the contents of the file.
-        towers: the towers of the model.
-        path: the file, for messages.
-        total: ``exact`` if the counts must add up to the target, up to the whole groups to which they were
-            rounded for a mask n:m; ``as_given`` if they need not.
-
-    Returns:
-        The allocation with its layers in the model's order.
+        allocation: how many weights its layers keep.
+        layers: those of the model that is pruned.
+        source: where it comes from, for the message.
 
     Raises:
-        UserError: if it was made for other layers, or its counts have to meet the target and do not.
+        UserError: if it has no count for a layer, one too many, or one that a layer can't keep.
     """
-    layers = [layer for tower in towers for layer in tower.layers]
+    misfit = next(_misfits(allocation, layers), None)
+    if misfit is not None:
+        raise UserError(
+            f"{source} was made for other layers: {misfit}; check towers and skip_layers, or allocate for the"
+            " model that is pruned"
+        )
+
+
+def _misfits(allocation: Allocation, layers: Sequence[Layer]) -> Iterator[str]:
+    """What does not fit the layers of a model; the counts of rows are looked at last."""
     sizes = {layer.name: layer.size for layer in layers}
     for name, size in sizes.items():
-        if name not in allocation.keep:
-            raise UserError(
-                f"allocation.path={path} has no entry for {name}; it was made for other layers (nearest:"
-                f" {nearest(name, allocation.keep)})"
-            )
-        if (
-            allocation.sizes.get(name) != size
-            or not isinstance(allocation.keep[name], int)
-            or not 0 <= allocation.keep[name] <= size
-        ):
-            raise UserError(
-                f"allocation.path={path}: {name} keeps {allocation.keep[name]} of"
-                f" {allocation.sizes.get(name)}, but has {size} weights here"
-            )
-    named = (*allocation.keep, *allocation.rows, *allocation.row_weights)
-    unknown = next((name for name in named if name not in sizes), None)
-    if unknown is not None:
-        raise UserError(
-            f"allocation.path={path}: {unknown} is not a layer to prune here (nearest:"
-            f" {nearest(unknown, sizes)}); check towers and skip_layers"
-        )
+        kept, known = allocation.keep.get(name), allocation.sizes.get(name)
+        if kept is None:
+            yield f"it has no entry for {name} (nearest: {nearest(name, allocation.keep)})"
+        elif known != size or not isinstance(kept, Integral) or not 0 <= kept <= size:
+            yield f"{name} keeps {kept} of {known}, but has {size} weights here"
+    for name in (*allocation.keep, *allocation.rows, *allocation.row_weights):
+        if name not in sizes:
+            yield f"{name} is not a layer to prune here (nearest: {nearest(name, sizes)})"
     for layer in layers:
-        misfit = _misfit_of_rows(allocation, layer)
-        if misfit is not None:
-            raise UserError(f"allocation.path={path}: {misfit}")
-    found = replace(
-        allocation,
-        keep={name: allocation.keep[name] for name in sizes},
-        sizes=sizes,
-        total=allocation.total if total == EXACT else total,
-        rows={name: allocation.rows[name] for name in sizes if name in allocation.rows},
-        row_weights={name: allocation.row_weights[name] for name in sizes if name in allocation.row_weights},
-    )
-    if total == EXACT:
-        _check_total(found, towers, path)
-    return found
-
-
-def _check_total(allocation: Allocation, towers: tuple[Tower, ...], path: str) -> None:
-    """Refuse counts whose sum differs from the exact total, of the model or summed over its towers.
-
-    Counts that were rounded to whole groups may miss it by less than a group of a layer.
-
-    Raises:
-        UserError: if it does.
-    """
-    of_towers = [[layer.size for layer in tower.layers] for tower in towers]
-    wanted = keep_total([size for sizes in of_towers for size in sizes], allocation.target)
-    wanted_by_tower = sum(keep_total(sizes, allocation.target) for sizes in of_towers)
-    found = sum(allocation.keep.values())
-    missing = min(abs(wanted - found), abs(wanted_by_tower - found))
-    rounded = allocation.total == GROUPS and found <= max(wanted, wanted_by_tower)
-    if missing and not (rounded and missing < max(allocation.sizes.values()) // 2):
-        raise UserError(
-            f"allocation.path={path} says target {allocation.target:g}, which keeps {wanted:,} weights, and"
-            f" its counts keep {found:,} (a sparsity of {allocation.sparsity:.4f}); correct the counts, or"
-            " take them as they are with allocation.total=as_given"
-        )
-
-
-def _misfit_of_rows(allocation: Allocation, layer: Layer) -> str | None:
-    """What does not fit a layer in the counts or weights of its rows; None if all does."""
-    rows, cols = layer.shape
-    if not _rows_fit(allocation, layer):
-        return (
-            f"the counts of rows of {layer.name} are not {rows} whole numbers up to {cols} that add up to"
-            f" {allocation.keep[layer.name]}"
-        )
-    if not _row_weights_fit(allocation, layer):
-        return f"the row weights of {layer.name} are not {rows} numbers from {LEAST:g} to {MOST:g}"
-    return None
+        rows, cols = layer.shape
+        if not _rows_fit(allocation, layer):
+            yield (
+                f"the counts of rows of {layer.name} are not {rows} whole numbers up to {cols} that add up to"
+                f" {allocation.keep[layer.name]}"
+            )
+        if not _row_weights_fit(allocation, layer):
+            yield f"the row weights of {layer.name} are not {rows} numbers from {LEAST:g} to {MOST:g}"
 
 
 def _rows_fit(allocation: Allocation, layer: Layer) -> bool:
@@ -233,27 +151,3 @@ def _row_weights_fit(allocation: Allocation, layer: Layer) -> bool:
     if not isinstance(weights, list) or len(weights) != layer.shape[0]:
         return False
     return all(type(one) in (int, float) and LEAST <= one <= MOST for one in weights)
-
-
-def check_counts(allocation: Allocation, layers: Sequence[Layer]) -> None:
-    """Refuse an allocation that was made for other layers.
-
-    Raises:
-        UserError: if it has no count for a layer, one too many, or one that a layer can't keep.
-    """
-    sizes = {layer.name: layer.size for layer in layers}
-    for name in {**sizes, **allocation.keep}:
-        size, kept, known = sizes.get(name), allocation.keep.get(name), allocation.sizes.get(name)
-        if size is None or kept is None or known != size or not 0 <= kept <= size:
-            there = "has no count" if kept is None else f"keeps {kept} of {known} weights"
-            here = "is not pruned" if size is None else f"has {size}"
-            raise UserError(
-                f"the allocation was made for other layers: {name} {there} there, and {here} here; allocate"
-                " for the model that is pruned, with its towers and skip_layers"
-            )
-    for layer in layers:
-        misfit = _misfit_of_rows(allocation, layer)
-        if misfit is not None:
-            raise UserError(
-                f"the allocation was made for other layers: {misfit}; allocate for the model that is pruned"
-            )

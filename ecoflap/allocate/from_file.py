@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
-from ecoflap.allocate.allocation import Allocation, fitted, read_file
+from ecoflap.allocate.allocation import EXACT, GROUPS, Allocation, check_counts, keep_total
 from ecoflap.allocate.options import FromFileOptions
 from ecoflap.allocate.protocol import Allocator, Context, Requires
 from ecoflap.errors import UserError, require_choices
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Tower
 from ecoflap.prune.protocol import LayerPruner
 from ecoflap.score.scores import Scores
 
@@ -34,7 +37,7 @@ class FromFile(FromFileOptions, Allocator):
     @cached_property
     def allocation(self) -> Allocation:
         """The contents of the file, read once, as a run in the same folder replaces the file."""
-        return read_file(self.path)
+        return _read(self.path)
 
     def check(self, sparsity: float) -> None:
         """Refuse a missing file or another target before any work is done.
@@ -64,9 +67,73 @@ class FromFile(FromFileOptions, Allocator):
         sparsity: float,
         context: Context | None = None,
     ) -> Allocation:
-        """Check the counts of the file against the model and return them.
+        """Check the counts of the file against the model and return them in the model's order.
 
         Raises:
             UserError: if they were made for other layers, or miss the target.
         """
-        return fitted(self.allocation, model.towers, self.path, self.total)
+        given, sizes = self.allocation, {layer.name: layer.size for layer in model.layers}
+        check_counts(given, model.layers, f"allocation.path={self.path}")
+        found = replace(
+            given,
+            keep={name: given.keep[name] for name in sizes},
+            sizes=sizes,
+            total=given.total if self.total == EXACT else self.total,
+            rows={name: given.rows[name] for name in sizes if name in given.rows},
+            row_weights={name: given.row_weights[name] for name in sizes if name in given.row_weights},
+        )
+        if self.total == EXACT:
+            _check_total(found, model.towers, self.path)
+        return found
+
+
+def _read(path: str) -> Allocation:
+    """Read an allocation that a run saved.
+
+    Raises:
+        UserError: if there is no such file, or it holds no allocation.
+    """
+    file = Path(path).expanduser()
+    try:
+        value = json.loads(file.read_text())
+        return Allocation(
+            dict(value["keep"]),
+            dict(value["sizes"]),
+            float(value["target"]),
+            value["granularity"],
+            GROUPS if value.get("total") == GROUPS else EXACT,
+            in_trials=bool(value.get("in_trials", False)),
+            rows=dict(value.get("rows", {})),
+            row_weights=dict(value.get("row_weights", {})),
+        )
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(
+            f"allocation.path={path}: there is no such file; each run with the allocate step writes"
+            " allocation.json into its folder"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"allocation.path={path} is not an allocation file ({type(error).__name__}: {error})"
+        ) from None
+
+
+def _check_total(allocation: Allocation, towers: tuple[Tower, ...], path: str) -> None:
+    """Refuse counts whose sum differs from the exact total, of the model or summed over its towers.
+
+    Counts that were rounded to whole groups may miss it by less than a group of a layer.
+
+    Raises:
+        UserError: if it does.
+    """
+    of_towers = [[layer.size for layer in tower.layers] for tower in towers]
+    wanted = keep_total([size for sizes in of_towers for size in sizes], allocation.target)
+    wanted_by_tower = sum(keep_total(sizes, allocation.target) for sizes in of_towers)
+    found = sum(allocation.keep.values())
+    missing = min(abs(wanted - found), abs(wanted_by_tower - found))
+    rounded = allocation.total == GROUPS and found <= max(wanted, wanted_by_tower)
+    if missing and not (rounded and missing < max(allocation.sizes.values()) // 2):
+        raise UserError(
+            f"allocation.path={path} says target {allocation.target:g}, which keeps {wanted:,} weights, and"
+            f" its counts keep {found:,} (a sparsity of {allocation.sparsity:.4f}); correct the counts, or"
+            " take them as they are with allocation.total=as_given"
+        )

@@ -48,7 +48,7 @@ def test_order_is_the_models(tmp_path: Path, model: PrunableModel) -> None:
         (
             lambda value: value["keep"].pop(Q),
             (
-                r"has no entry for model\.layers\.0\.self_attn\.q_proj\.weight; it was made for other layers"
+                r"was made for other layers: it has no entry for model\.layers\.0\.self_attn\.q_proj\.weight"
                 r" \(nearest"
             ),
         ),
