@@ -1,9 +1,9 @@
 """Pruning mathematics as pure functions on tensors.
 
-Masks with exact counts and their refinement by swaps, the metrics of Wanda and RIA, the solves of SparseGPT
-and ADMM, the inverses that they need and the compensation of earlier errors, the water-filling, the ramps and
-the descent that share a budget of weights, and reproducible noise. Nothing here reads a config or a file,
-logs, or knows what a model is, so each file can be read, used and tested by itself.
+Masks with exact counts, and their refinement by swaps; the metrics of Wanda and RIA; the solves of SparseGPT
+and ADMM, the inverses that they need and the compensation of earlier errors; the allocations that share a
+budget of weights; and reproducible noise. Nothing here reads a config or a file, logs, or knows what a model
+is, so each file can be read, used and tested by itself.
 """
 
 from ecoflap.ops.admm import NormalisedInverse, admm_repair, admm_solve, normalised_inverse

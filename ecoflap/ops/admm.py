@@ -99,9 +99,7 @@ def admm_solve(
     """
     _check_weights(weights, inverse)
     if not 1 <= schedule <= iterations:
-        raise ValueError(
-            f"asked for {iterations} iterations, of which {schedule} choose a mask; 1 to all can"
-        )
+        raise ValueError(f"schedule={schedule} must be between 1 and iterations={iterations}")
     parts = Part.each(weights, parts)
     for weight, keep, pattern, part in zip(weights, keeps, patterns, parts, strict=True):
         check_keep((part.rows, weight.shape[1]), keep)

@@ -24,7 +24,9 @@ def shift_to_budget(sparsities: Tensor, sizes: Tensor, target: float, low: float
         ValueError: if the target is outside [low, high].
     """
     if not low <= target <= high:
-        raise ValueError(f"no sparsities in [{low}, {high}] have the mean {target}")
+        raise ValueError(
+            f"the target {target} is outside the allowed sparsities [{low}, {high}]; choose one inside"
+        )
     least, most = low - float(sparsities.max()), high - float(sparsities.min())
     for _ in range(HALVINGS):
         middle = (least + most) / 2

@@ -30,8 +30,9 @@ def global_threshold(metrics: Sequence[Callable[[], Tensor]], keep: int) -> tupl
     high = torch.zeros(1 << 15, dtype=torch.long)
     for metric in metrics:
         high += torch.bincount(_bits(metric()) >> 16, minlength=1 << 15).cpu()
-    if not 1 <= keep <= int(high.sum()):
-        raise ValueError(f"{keep} entries cannot stay of {int(high.sum())}")
+    count = int(high.sum())
+    if not 1 <= keep <= count:
+        raise ValueError(f"asked to keep {keep} of {count} entries; valid counts are 1 to {count}")
     bin_of, left = _last(high, keep)
     low = torch.zeros(LOW, dtype=torch.long)
     for metric in metrics:

@@ -21,7 +21,10 @@ def round_to_total(exact: Sequence[float | Fraction], sizes: Sequence[int], tota
         ValueError: if no numbers have this sum.
     """
     if not 0 <= total <= sum(sizes):
-        raise ValueError(f"no numbers of at most {sum(sizes)} in all have the sum {total}")
+        raise ValueError(
+            f"asked for a total of {total} from sizes that add up to {sum(sizes)}; valid totals are 0 to"
+            f" {sum(sizes)}"
+        )
     counts = [min(size, math.floor(wanted)) for wanted, size in zip(exact, sizes, strict=True)]
     by_remainder = sorted(range(len(counts)), key=lambda place: counts[place] - exact[place])
     while (missing := total - sum(counts)) != 0:

@@ -241,7 +241,7 @@ def test_arguments_that_do_not_match() -> None:
         admm_solve([weight], inverse, [25], ["row"], *STEPS)
     with pytest.raises(ValueError, match="groups of 4 columns"):
         admm_solve([weight], inverse, [12], [(2, 4)], *STEPS)
-    with pytest.raises(ValueError, match="5 iterations, of which 6"):
+    with pytest.raises(ValueError, match="schedule=6 must be between 1 and iterations=5"):
         admm_solve([weight], inverse, [12], ["row"], 5, 6, 1.0)
     with pytest.raises(ValueError, match="square matrix"):
         normalised_inverse(torch.zeros(3, 4))

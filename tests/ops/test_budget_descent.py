@@ -34,7 +34,7 @@ def test_a_shift_adds_one_number_where_nothing_is_clipped() -> None:
 
 
 def test_a_budget_outside_the_bounds_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"no sparsities in \[0.0, 0.98\] have the mean 0.99"):
+    with pytest.raises(ValueError, match=r"target 0.99 is outside the allowed sparsities \[0.0, 0.98\]"):
         shift_to_budget(doubles(0.5), doubles(1), 0.99, 0.0, 0.98)
 
 

@@ -51,5 +51,5 @@ def test_entries_that_have_no_place(value: float) -> None:
 
 
 def test_too_many() -> None:
-    with pytest.raises(ValueError, match="3 entries cannot stay of 2"):
+    with pytest.raises(ValueError, match="asked to keep 3 of 2 entries; valid counts are 1 to 2"):
         select_globally(lazily([torch.ones(2)]), 3)

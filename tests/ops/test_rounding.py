@@ -20,7 +20,7 @@ def test_rounding_moves_the_largest_remainders_by_less_than_one() -> None:
 
 
 def test_an_impossible_total_is_refused() -> None:
-    with pytest.raises(ValueError, match="at most 3 in all have the sum 4"):
+    with pytest.raises(ValueError, match="total of 4 from sizes that add up to 3; valid totals are 0 to 3"):
         round_to_total([1.0, 2.0], [1, 2], 4)
 
 
