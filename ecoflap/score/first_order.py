@@ -95,7 +95,7 @@ class FirstOrder(FirstOrderOptions, Scorer):
                 values = measure_gradients(model, batch, measure, self.recompute)
                 for layer in model.layers:  # the gradient of an expert that the batch doesn't reach is zero
                     averages[layer.name].add(
-                        float(values.get(layer, 0.0)), count, f"{layer.name} (batch {index})"
+                        float(values.get(layer, 0.0)), count, f"{layer.name} (batch {index})", index
                     )
         combine(averages)
         zero_independent(averages)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -76,18 +77,21 @@ class Average:
     Attributes:
         values: the numbers.
         weights: their weights.
+        batches: the batches that they were measured on.
     """
 
     values: list[float] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
 
-    def add(self, value: float, weight: float, where: str) -> None:
+    def add(self, value: float, weight: float, where: str, batch: int | None = None) -> None:
         """Add a number.
 
         Args:
             value: the number.
             weight: its weight.
             where: the layer and the batch that it belongs to, for the message.
+            batch: the index of the batch that it was measured on; None for one of its own.
 
         Raises:
             NumericalError: if it is NaN or infinite.
@@ -99,6 +103,7 @@ class Average:
             )
         self.values.append(value)
         self.weights.append(weight)
+        self.batches.append(len(self.batches) if batch is None else batch)
 
     @property
     def mean(self) -> float:
@@ -108,20 +113,30 @@ class Average:
 
     @property
     def standard_error(self) -> float:
-        """The standard error of the mean; 0 for a single number."""
-        count, total, mean = len(self.values), math.fsum(self.weights), self.mean
-        if count < 2:
+        """The standard error of the mean; 0 for a single number.
+
+        Numbers of one batch are not independent, as they share its samples: the spread is that of the means
+        of batches. Of a single batch, it is that of the numbers, and says nothing about other samples.
+        """
+        mean, deviations = self.mean, defaultdict[int, float](float)
+        groups = self.batches if len(set(self.batches)) > 1 else range(len(self.values))
+        for group, weight, value in zip(groups, self.weights, self.values, strict=True):
+            deviations[group] += weight * (value - mean)
+        if (count := len(deviations)) < 2:
             return 0.0
-        spread = math.fsum(w * w * (v - mean) ** 2 for w, v in zip(self.weights, self.values, strict=True))
-        return math.sqrt(spread * count / (count - 1)) / total
+        spread = math.fsum(deviation**2 for deviation in deviations.values())
+        return math.sqrt(spread * count / (count - 1)) / math.fsum(self.weights)
 
 
 def combine(averages: dict[str, Average]) -> None:
     """Join what all processes have measured, each on its share of the batches, in the batches' order."""
-    found = gathered({name: (average.values, average.weights) for name, average in averages.items()})
-    for name, average in averages.items():
-        average.values = [value for one in found for value in one[name][0]]
-        average.weights = [weight for one in found for weight in one[name][1]]
+    found = gathered(averages)
+    for name in averages:
+        averages[name] = Average(
+            [value for one in found for value in one[name].values],
+            [weight for one in found for weight in one[name].weights],
+            [batch for one in found for batch in one[name].batches],
+        )
 
 
 def zero_independent(averages: dict[str, Average]) -> None:

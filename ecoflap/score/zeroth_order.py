@@ -131,7 +131,7 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
             batches = loss_batches(model, calibration.take(self.samples), self.batch_size)
             for layer, index, draw, value in estimate(model, batches, seed):
                 where = f"{layer.name} (batch {index}, draw {draw})"
-                averages[layer.name].add(value, samples_in(batches[index]), where)
+                averages[layer.name].add(value, samples_in(batches[index]), where, index)
         combine(averages)
         zero_independent(averages)
         samples = min(self.samples, len(calibration))

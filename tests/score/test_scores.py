@@ -1,5 +1,6 @@
 import json
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -9,10 +10,10 @@ from ecoflap.score.scores import Average, Scores, collect
 from tests import tiny
 
 
-def average(values: list[float], weights: list[float]) -> Average:
+def average(values: list[float], weights: list[float], batches: Sequence[int] = range(99)) -> Average:
     result = Average()
-    for value, weight in zip(values, weights, strict=True):
-        result.add(value, weight, "layer")
+    for value, weight, batch in zip(values, weights, batches, strict=False):
+        result.add(value, weight, "layer", batch)
     return result
 
 
@@ -29,6 +30,15 @@ def test_weights_count() -> None:
     assert average([3.0, 3.0, 3.0], [1.0, 2.0, 3.0]).standard_error == 0.0
     # sum w^2 (v - mean)^2 = 4 + 4, times n / (n - 1), over (sum w)^2
     assert average([1.0, 4.0], [2.0, 1.0]).standard_error == pytest.approx(math.sqrt(8 * 2) / 3)
+
+
+def test_numbers_of_one_batch_count_as_their_mean() -> None:
+    several = average([1.0, 3.0, 4.0, 10.0, 6.0], [2.0, 2.0, 1.0, 1.0, 3.0], [0, 0, 1, 1, 2])
+    means = average([2.0, 7.0, 6.0], [4.0, 2.0, 3.0])
+    assert several.mean == pytest.approx(means.mean)
+    assert several.standard_error == pytest.approx(means.standard_error)
+    alone = average([1.0, 3.0, 4.0], [2.0, 2.0, 2.0], [5, 5, 5])  # of one batch there is no other spread
+    assert alone.standard_error == pytest.approx(average([1.0, 3.0, 4.0], [2.0, 2.0, 2.0]).standard_error)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

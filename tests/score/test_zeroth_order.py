@@ -157,6 +157,18 @@ def test_more_draws_rank_the_blocks_more_like_their_gradients() -> None:
     assert correlation[1] < correlation[64]
 
 
+@pytest.mark.parametrize("probe", ["layer", "block", "derivative"])
+def test_draws_on_the_same_samples_are_no_more_samples(probe: str) -> None:
+    """With many draws, what is left is how much the batches differ."""
+    model, calibration = tiny.build("llama"), tiny.samples("llama")
+    scorer = ZerothOrder(samples=6, batch_size=1, noises=64, samples_per_pass=256, probe=probe)
+    scores = scorer(model, calibration, 0)
+    parts = [scorer(model, CalibrationSet("one", (sample,)), 0) for sample in calibration.samples[:6]]
+    for name, error in scores.standard_error.items():
+        means = torch.tensor([part.importance[name] for part in parts], dtype=torch.float64)
+        assert error == pytest.approx(float(means.std() / 6**0.5), rel=0.3)
+
+
 def test_one_probe_has_no_standard_error() -> None:
     scores = ZerothOrder(noises=1, batch_size=8)(
         tiny.build("llama"), tiny.samples("llama", lengths=(5, 5)), 0
