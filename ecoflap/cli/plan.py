@@ -135,7 +135,7 @@ def show(config: DictConfig) -> float | None:
         show_needs_without_data(model, offload, needs)
         print(wanted_by(plan, model, device))
     seconds = show_times(plan, model)
-    print("nothing speaks against this run")
+    print("all checks passed")
     return seconds
 
 

@@ -56,11 +56,11 @@ def show_times(plan: Plan, shapes: PrunableModel | None) -> float | None:
     table(
         f"time, about, on {device}: measured on two samples and one batch",
         ["step", "time"],
-        [(step, in_words(seconds)) for step, seconds in {**times, "altogether": total}.items()],
+        [(step, in_words(seconds)) for step, seconds in {**times, "total": total}.items()],
     )
     for step in [one for one in ("score", "allocate", "prune", "finetune") if one in plan.steps]:
         if step not in times and not (step == "score" and plan.scorer is None):
-            print(f"the time of {step} is not known, and comes on top")
+            print(f"the total does not include {step}, whose time is unknown")
     return total
 
 

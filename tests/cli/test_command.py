@@ -162,7 +162,7 @@ class TestPlan:
         assert "16,384 prunable" in shown
         assert "0-1.layer.1.DenseReluDense.wo.weight" in shown
         times = shown[shown.index("time, about, on") :]
-        for step in ("evaluate_dense", "allocate", "prune", "evaluate", "altogether"):
+        for step in ("evaluate_dense", "allocate", "prune", "evaluate", "total"):
             assert re.search(rf"^ +{step} +\d+ (s|min)", times, re.MULTILINE), times
         assert files(tmp_path) == []
 
@@ -197,7 +197,7 @@ class TestPlan:
         assert command.main(["plan", *text_run, f"model.path={folder}"]) == 0
         shown = capsys.readouterr().out
         assert "no times: " in shown
-        assert "nothing speaks against this run" in shown
+        assert "all checks passed" in shown
 
     def test_names_options_that_change_nothing(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert command.main(["plan", "steps=[calibrate,score]", "propagate=dense"]) == 0

@@ -46,7 +46,7 @@ def test_every_command_of_the_page(tmp_path: Path) -> None:
         said.append(done.stdout + done.stderr)
     assert len(said) == 10
     assert "0.5000 of the prunable weights are zero" in said[1]
-    assert "nothing speaks against this run" in said[3]
+    assert "all checks passed" in said[3]
     assert "accuracy: dense" in said[4]
     assert "4 done" in said[7]
     assert list((tmp_path / "sweep" / "report").iterdir())

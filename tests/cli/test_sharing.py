@@ -101,7 +101,7 @@ def test_a_plan_of_a_recipe(saved: Path, capsys: pytest.CaptureFixture[str]) -> 
     recipe = saved / "checkpoint" / "recipe.yaml"
     assert command.main(["plan", f"--config={recipe}", "tracking=none"]) == 0
     out = capsys.readouterr().out
-    assert "nothing speaks against this run" in out
+    assert "all checks passed" in out
     config, rows = Result.read(saved / "result.json").config, [line.split() for line in out.splitlines()]
     for group in ("model", "calibration", "score", "allocation", "pruner", "task"):
         assert [group, (config[group] or {"name": "none"})["name"]] in rows

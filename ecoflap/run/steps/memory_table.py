@@ -22,7 +22,7 @@ def show_needs_without_data(model: PrunableModel, offload: str, needs: Sequence[
     rows = [(need.step, *map(mebibytes, (need.weights, need.work, need.total))) for need in needs]
     table(
         f"memory beside activations, about: {held} (runtime.offload={offload}), {dtype}",
-        ["step", "weights", "statistics", "altogether"],
+        ["step", "weights", "statistics", "total"],
         rows,
     )
 
@@ -34,7 +34,7 @@ def show_needs(model: PrunableModel, needs: Sequence[Need]) -> None:
     for need in needs:
         sizes = [need.weights, need.states, need.work, need.total]
         rows.append((need.step, *map(mebibytes, [*sizes, need.offloaded] if kind != "none" else sizes)))
-    columns = ["step", "weights", "hidden states", "one pass", "altogether"]
+    columns = ["step", "weights", "hidden states", "one pass", "total"]
     if not said_before(f"memory {model.name} {rows}"):
         table(
             f"memory at a time, about, on {model.device} ({mebibytes(free)} free beside the loaded weights)",
