@@ -177,10 +177,10 @@ def wrong_type(key: str, value: object, kind: str, example: object = None) -> st
     given = f"{key}={written(value)}"
     instead = f", such as {key}={written(example)}" if example not in (None, "") else ""
     if value is None:
-        return f"{given}: null is no value of this option; it wants {KINDS.get(kind, kind)}{instead}"
+        return f"{given}: null is not allowed here; this option expects {KINDS.get(kind, kind)}{instead}"
     if kind == "list":
         text = str(value)
-        return f"{given} is a single value, and this option wants a list: '{key}=[{text}]'"
+        return f"{given} is a single value, and this option expects a list: '{key}=[{text}]'"
     if kind == "float" and isinstance(value, str) and (percent := re.fullmatch(r"\s*([\d.]+)\s*%\s*", value)):
         return f"{given} is not a number; write {key}={float(percent[1]) / 100:g}"
     return f"{given} is not {KINDS.get(kind, f'a {kind}')}{instead}"

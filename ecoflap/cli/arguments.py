@@ -81,7 +81,7 @@ def with_suites(arguments: list[str]) -> list[str]:
             continue
         names = [name.strip() for name in several[1].split(",")]
         if len(set(names)) < len(names) or "" in names:
-            found = "no task between its signs" if "" in names else "a task twice"
+            found = "no task between its brackets" if "" in names else "a task twice"
             raise UserError(f"{argument} has {found}; name each once: task=[one,other]")
         rewritten += ["task=suite", *(f"+task@task.tasks.{name}={name}" for name in names)]
     return rewritten
@@ -112,7 +112,7 @@ def parsed(arguments: list[str]) -> Namespace:
 def _no_flag(argument: str, known: list[str]) -> str:
     option = re.split(r"[=.]", argument.lstrip("-"))[0]
     if not argument.startswith("-"):
-        return f"{argument} stands behind a flag; write flags such as -m before all options or behind all"
+        return f"{argument} follows a flag; put flags such as -m before or after all options"
     if option in KNOWN:
         name = argument.lstrip("-").partition("=")[0]
         return f"{argument}: options are written without dashes, with a = before the value: {name}=VALUE"
@@ -127,7 +127,7 @@ def _check_flags(flags: Namespace) -> None:
             " my_conf/model/*.yaml"
         )
     if flags.shell_completion and not any(COMPLETION.match(override) for override in flags.overrides):
-        raise UserError("--shell-completion wants a shell: install=bash, install=zsh or install=fish")
+        raise UserError("--shell-completion needs a shell: install=bash, install=zsh or install=fish")
     modes = [flags.run, flags.multirun, flags.cfg is not None, flags.info is not None, flags.shell_completion]
     if sum(modes) > 1 or (flags.resolve and flags.cfg is None):
         raise UserError(
@@ -162,7 +162,7 @@ def check(overrides: list[str], config_dir: str | None = None) -> None:
         check_key(override, match, config_dir, overrides)
         if match["sign"] == "~" and key in METHODS:
             others = f"{key}=OPTION{WITHOUT.get(key, '')}"
-            raise UserError(f"{override} takes away what every run has; choose another with {others}")
+            raise UserError(f"{override} removes a required group; choose another with {others}")
         if match["sign"] in ("+", "++") and key in METHODS and not value.startswith(("[", "{")):
             raise UserError(f"{override}: a run has one {key}; leave the plus out: {key}={value}")
         if key in METHODS and key != "task" and value.startswith("["):
@@ -176,7 +176,7 @@ def check(overrides: list[str], config_dir: str | None = None) -> None:
                 f"{override} names no folder, so the run would write into this one; give one: {key}=FOLDER"
             )
         if value.startswith("="):
-            raise UserError(f"{override} has a = too many: {key}={value.lstrip('=')}")
+            raise UserError(f"{override} has one = too many: {key}={value.lstrip('=')}")
         name = key if match["sign"] != "~" else f"~{key}"
         if given.get(name, override) != override:
             last = f"{override}, not {given[name]}"
@@ -198,9 +198,7 @@ def check_key(override: str, match: re.Match[str], config_dir: str | None, overr
     """
     first = re.split(r"[./@\[]", match["key"])[0]
     if first in PLACES and match["sign"] is None:
-        raise UserError(
-            f"{override}: {first} is not in the config, and what is added has a plus before it: +{override}"
-        )
+        raise UserError(f"{override}: {first} is not in the config; prefix it with + to add it: +{override}")
     if first not in (*KNOWN, *PLACES) and first not in Choices(config_dir, overrides).groups:
         raise UserError(f"{override}: there is no option {first!r}; {did_you_mean(first, KNOWN, lister())}")
 
@@ -234,7 +232,7 @@ def _no_value(argument: str, before: str, after: str) -> str:
 
 
 def quoted(override: str) -> str:
-    """Quote an option whose value has special signs, for Hydra and around that for the shell."""
+    """Quote an option whose value has special characters, for Hydra and around that for the shell."""
     key, _, value = override.partition("=")
     inner = value.replace("\\", "\\\\").replace('"', '\\"')
     return shlex.quote(f'{key}="{inner}"')

@@ -28,7 +28,7 @@ class Subcommand(NamedTuple):
 SUBCOMMANDS = {
     "run": Subcommand("ecoflap.cli.run", "prune a model; a sweep with -m: group=option key=value ..."),
     "plan": Subcommand("ecoflap.cli.plan", "say what a run or a sweep would do, and how long it takes"),
-    "status": Subcommand("ecoflap.sweeps.status", "show how far a sweep is; --rerun-failed goes on with it"),
+    "status": Subcommand("ecoflap.sweeps.status", "show how far a sweep is; --rerun-failed resumes it"),
     "report": Subcommand("ecoflap.cli.report", "make the table, the plots and the page of a sweep"),
     "bench": Subcommand("ecoflap.cli.bench", "measure size and speed of pruned and dense models"),
     "verify": Subcommand("ecoflap.cli.verify", "check a run's record against its saved weights"),
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     if not arguments:
-        return complain(f"ecoflap wants a subcommand: {', '.join(SUBCOMMANDS)}; ecoflap --help says more")
+        return complain(f"ecoflap needs a subcommand: {', '.join(SUBCOMMANDS)}; ecoflap --help says more")
     name, *rest = arguments
     if name in HELP:
         print(_help())

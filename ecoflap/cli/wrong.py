@@ -77,12 +77,12 @@ def _unreadable(argument: str) -> str:
     opening = value[:1]
     if opening in OPENS and value.count(opening) != value.count(close := OPENS[opening]):
         return f"{argument}: the {opening} is not closed, or closed twice; write as many {close} as {opening}"
-    signs = f"signs that mean something else to Hydra ({_signs(value)})"
-    return f"{argument}: {value!r} has {signs}; quote it twice: {quoted(argument)}"
+    special = f"characters that are special to Hydra ({_special(value)})"
+    return f"{argument}: {value!r} contains {special}; quote it twice: {quoted(argument)}"
 
 
-def _signs(value: str) -> str:
-    return " ".join(dict.fromkeys(sign for sign in value if sign in "=,[]{}()'\"$:\\")) or "spaces"
+def _special(value: str) -> str:
+    return " ".join(dict.fromkeys(one for one in value if one in "=,[]{}()'\"$:\\")) or "spaces"
 
 
 def _wrong_sweep(override: Override, multirun: bool) -> str | None:
@@ -158,8 +158,8 @@ def _misplaced(override: Override, choices: Choices) -> str | None:
         if override.is_add() or override.is_force_add():
             return f"{line}: a run has one {noun}; leave the plus out: {one}"
         if override.is_delete():
-            return f"{line}: there is nothing to take away; leave it out"
-        return f"{line}: {group} is not chosen yet, so Hydra wants a plus before: +{line}"
+            return f"{line}: there is nothing to remove; leave it out"
+        return f"{line}: {group} is not in the config; prefix it with + to add it: +{line}"
     except Exception:
         return None
     return None

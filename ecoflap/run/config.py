@@ -166,8 +166,8 @@ def _target(group: str, node: Any) -> type:
     name = OmegaConf.select(node, "_target_") if OmegaConf.is_dict(node) else None
     if not isinstance(name, str) or "." not in name:
         raise UserError(
-            f"{group}._target_={name} names no class; the file of {group}=OPTION wants a line _target_:"
-            " module.Class"
+            f"{group}._target_={name} is not a class; add a line `_target_: module.Class` to the file of"
+            f" {group}=OPTION"
         )
     module_name, _, class_name = current_place(name).rpartition(".")
     try:

@@ -77,7 +77,7 @@ def test_help_loads_neither_torch_nor_hydra(subcommand: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), ("wants a subcommand", "run, plan, status")),
+        ((), ("needs a subcommand", "run, plan, status")),
         (("stats", "outputs"), ("ecoflap stats", "did you mean status?")),
         (("sparsity=0.5",), ("no such subcommand", "ecoflap run sparsity=0.5")),
         (("-m", "seed=0,1"), ("no such subcommand", "ecoflap run -m seed=0,1")),

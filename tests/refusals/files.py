@@ -62,9 +62,9 @@ CONFIGS: list[Case] = [
         own("_target_: x\n".encode("utf-16")),
     ),
     Case(
-        (*OWN, "seed=5"), ("pruner._target_=None names no class", "_target_: module.Class"), own("- a\n- b\n")
+        (*OWN, "seed=5"), ("pruner._target_=None is not a class", "_target_: module.Class"), own("- a\n- b\n")
     ),
-    Case((*OWN, "seed=6"), ("pruner._target_=None names no class", "_target_: module.Class"), own("")),
+    Case((*OWN, "seed=6"), ("pruner._target_=None is not a class", "_target_: module.Class"), own("")),
     Case(
         (*OWN, "seed=7"),
         ("pruner._target_=os.system is no dataclass", "as in ecoflap"),
@@ -94,8 +94,8 @@ CONFIGS: list[Case] = [
         ),
         own("_target_: nowhere.Class\n"),
     ),
-    Case((*OWN, "seed=12"), ("pruner._target_=Wanda names no class",), own("_target_: Wanda\n")),
-    Case((*OWN, "seed=13"), ("pruner._target_=3 names no class",), own("_target_: 3\n")),
+    Case((*OWN, "seed=12"), ("pruner._target_=Wanda is not a class",), own("_target_: Wanda\n")),
+    Case((*OWN, "seed=13"), ("pruner._target_=3 is not a class",), own("_target_: 3\n")),
     Case(
         (*OWN, "seed=14"),
         ("pruner.maks is no option", "did you mean mask?"),
