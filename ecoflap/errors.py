@@ -48,7 +48,7 @@ def require_seed(seed: int) -> None:
     """Refuse a seed that a random generator does not take.
 
     Raises:
-        UserError: if it is no whole number, or outside [0, 2**32).
+        UserError: if it is not a whole number, or outside [0, 2**32).
     """
     _require_whole("seed", seed)
     if not 0 <= seed < SEEDS:
@@ -67,7 +67,7 @@ def require_positive(group: str, part: object, *options: str) -> None:
         options: their names; None is allowed.
 
     Raises:
-        UserError: if one of them is no whole number, or below one.
+        UserError: if one of them is not a whole number, or below one.
     """
     for option in options:
         if (value := getattr(part, option)) is not None:
@@ -75,10 +75,10 @@ def require_positive(group: str, part: object, *options: str) -> None:
 
 
 def require_count(name: str, value: Any) -> None:
-    """Refuse what is no count.
+    """Require a whole number of at least 1.
 
     Raises:
-        UserError: if it is no whole number, or below one.
+        UserError: if it is not a whole number, or below one.
     """
     _require_whole(name, value)
     if value < 1:

@@ -54,7 +54,7 @@ def _items(data: Any) -> Iterator[Any]:
     """The items of data; a single batch is one item.
 
     Raises:
-        UserError: if the data are no iterable of items.
+        UserError: if the data are not an iterable of items.
     """
     if isinstance(data, Tensor):
         return iter([{"input_ids": data}])
@@ -194,5 +194,5 @@ def refuse_targets(rows: Sequence[Mapping[str, Any]]) -> None:
         if any(row.get(name) is not None for name in COLUMNS["target"]):
             raise UserError(
                 "a language model is scored on whole texts; put question and answer into one text, or give"
-                ' model inputs: {"input_ids": ..., "labels": ...} with -100 for tokens that are no target'
+                ' model inputs: {"input_ids": ..., "labels": ...} with -100 for tokens that are not targets'
             )

@@ -28,7 +28,7 @@ def share(sparsity: Any) -> float:
     """The requested sparsity as a number.
 
     Raises:
-        UserError: if there is none, or it is no number in [0, 1).
+        UserError: if there is none, or it is not a number in [0, 1).
     """
     if sparsity is None:
         raise UserError(

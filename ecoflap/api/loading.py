@@ -137,7 +137,7 @@ def _unknown_kind(what: str, give: str) -> UserError:
     """
     kinds = ", ".join(READ_WITHOUT_PROCESSOR)
     return UserError(
-        f"{what} is no model of a known kind; say which with kind=, one of {kinds}, ..., or {give} loss=, a"
+        f"{what} is not of a known kind; say which with kind=, one of {kinds}, ..., or {give} loss=, a"
         " function of (module, batch, copies)"
     )
 

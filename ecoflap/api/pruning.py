@@ -100,7 +100,7 @@ def prune(
 
 
 def _check_model(model: Any) -> None:
-    """Refuse what is no model.
+    """Refuse anything but a model.
 
     Raises:
         UserError: if it is none.

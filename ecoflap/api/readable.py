@@ -67,7 +67,7 @@ def check_labels(model: PrunableModel, labels: Tensor) -> None:
     """Refuse labels that the model can't put out.
 
     Raises:
-        UserError: if one is no number of a class, or of a token in the vocabulary.
+        UserError: if one is not the number of a class, or of a token in the vocabulary.
     """
     what, known = _outputs(model)
     found = labels[labels != IGNORED]
@@ -152,7 +152,7 @@ def check_ids(model: PrunableModel, ids: Tensor) -> None:
     """Refuse invalid token ids.
 
     Raises:
-        UserError: if they are no integers, or one is outside the vocabulary.
+        UserError: if they are not integers, or one is outside the vocabulary.
     """
     if ids.is_floating_point() or not ids.numel():
         raise UserError(f"input_ids of the data are {ids.dtype} {list(ids.shape)}; give token ids")

@@ -191,7 +191,7 @@ def _number(metric: str, value: Any) -> float:
     """A metric that a user's function returned.
 
     Raises:
-        UserError: if it is no number.
+        UserError: if it is not a number.
     """
     try:
         return float(value)

@@ -74,7 +74,7 @@ State = tuple[type, dict[str, Any], dict[str, dict[int, Any]], dict[str, Any]]
 
 
 def _state(child: nn.Module) -> State:
-    """The class of a module, its attributes, its hooks, and the buffers that are no weights."""
+    """The class of a module, its attributes, its hooks, and the buffers that are not weights."""
     hooks = {name: dict(getattr(child, name)) for name in HOOKS if hasattr(child, name)}
     return type(child), dict(vars(child)), hooks, _computed_buffers(child)
 

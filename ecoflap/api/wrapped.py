@@ -61,7 +61,7 @@ def _refuse_adapter(name: str, child: nn.Module) -> None:
     """
     if hasattr(child, "base_layer") and (hasattr(child, "lora_A") or hasattr(child, "adapter_layer_names")):
         raise UserError(
-            f"{name} has an adapter of peft's, which is no layer of its own; merge the adapters first, and"
+            f"{name} has a peft adapter, which is not a layer of its own; merge the adapters first, and"
             " give what .merge_and_unload() of the PeftModel returns"
         )
 
@@ -69,7 +69,8 @@ def _refuse_adapter(name: str, child: nn.Module) -> None:
 def _refuse_computed(name: str, child: nn.Module) -> None:
     """Refuse a layer whose weight is computed from others, which would be left dense and saved in parts.
 
-    Convolutions may be normalised so, as in speech models: they are no layers, and saved as they are loaded.
+    Convolutions, which are not layers, may be normalised this way, as in speech models; they are saved as
+    loaded.
 
     Raises:
         UserError: if it is one.

@@ -40,7 +40,7 @@ def prepared(arguments: list[str]) -> list[str]:
     """Check a command line and rewrite it for Hydra; put the parent of ``--config-dir`` on the import path.
 
     Raises:
-        UserError: if it is no list of options with values, or names an unknown option.
+        UserError: if it is not a list of options with values, or names an unknown option.
     """
     arguments = with_suites([OLD_SWEEP.sub("sweep", argument) for argument in arguments])
     flags = parsed(arguments)
@@ -144,7 +144,7 @@ def check(overrides: list[str], config_dir: str | None = None) -> None:
         config_dir: a folder with groups beside those of ``conf``.
 
     Raises:
-        UserError: if an argument is no ``key=value``, its key is no option, a folder or package of
+        UserError: if an argument is not ``key=value``, its key is not an option, a folder or package of
             ``hydra.searchpath`` does not exist, or a chosen file has its ``@package`` line too late.
     """
     given: dict[str, str] = {}
@@ -185,7 +185,7 @@ def check(overrides: list[str], config_dir: str | None = None) -> None:
 
 
 def check_key(override: str, match: re.Match[str], config_dir: str | None, overrides: Sequence[str]) -> None:
-    """Refuse a key whose first part is no option or group.
+    """Refuse a key whose first part is not an option or a group.
 
     Args:
         override: the option.
@@ -194,7 +194,7 @@ def check_key(override: str, match: re.Match[str], config_dir: str | None, overr
         overrides: all options; ``hydra.searchpath`` names further folders.
 
     Raises:
-        UserError: if the first part of the key is no option or group.
+        UserError: if the first part of the key is not an option or a group.
     """
     first = re.split(r"[./@\[]", match["key"])[0]
     if first in PLACES and match["sign"] is None:
@@ -204,7 +204,7 @@ def check_key(override: str, match: re.Match[str], config_dir: str | None, overr
 
 
 def _no_value(argument: str, before: str, after: str) -> str:
-    """A message about an argument that is no ``key=value``.
+    """A message about an argument that is not ``key=value``.
 
     Args:
         argument: the argument.
@@ -224,11 +224,11 @@ def _no_value(argument: str, before: str, after: str) -> str:
     if "=" in before:
         together = quoted(f"{before} {argument}")
         return (
-            f"{argument!r} is no option with a value; if it belongs to the value before it, quote them"
+            f"{argument!r} is not an option with a value; if it belongs to the value before it, quote them"
             f" together: {together}"
         )
     choices = did_you_mean(argument, KNOWN, lister())
-    return f"{argument!r} is no option with a value, which is written key=value; {choices}"
+    return f"{argument!r} is not an option with a value, which is written key=value; {choices}"
 
 
 def quoted(override: str) -> str:

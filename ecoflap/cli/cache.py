@@ -39,8 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
         return complain(f"there is no cache at {options.cache}; --cache FOLDER names another")
     if (other := foreign(options.cache)) is not None:
         return complain(
-            f"{options.cache} is no cache: {other} is no entry of one; --cache FOLDER names the cache, such"
-            f" as {CACHE}"
+            f"{options.cache} is not a cache: {other} is not an entry of one; --cache FOLDER names the cache,"
+            f" such as {CACHE}"
         )
     if options.command == "gc":
         if options.max_size is None:
@@ -74,11 +74,11 @@ def size(text: str) -> int:
     """Parse a size such as 500MB, 1.5 GiB or 4096; returns bytes.
 
     Raises:
-        argparse.ArgumentTypeError: if it is no size.
+        argparse.ArgumentTypeError: if it is not a size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", text.upper())
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 500MB, 10GB or a number of bytes")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 500MB, 10GB or a number of bytes")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** UNITS.index(match[2]))
 
 

@@ -29,8 +29,8 @@ def without_recipe(arguments: Sequence[str]) -> list[str]:
     """Take ``--config FILE`` out of a command line, and store the recipe for ``primary_config``.
 
     Raises:
-        UserError: if the flag lacks its file, the file is no recipe, or the command line is one of a sweep or
-            lacks a part that the recipe does not know.
+        UserError: if the flag lacks its file, the file is not a recipe, or the command line is one of a sweep
+            or lacks a part that the recipe does not know.
     """
     _forget()
     rest, files = list[str](), list[str]()

@@ -101,7 +101,7 @@ def track(project: str, mode: str, title: str, output: Path, table: Path) -> Non
     with table.open(newline="", encoding="utf-8") as file:
         columns, *texts = csv.reader(file)
     rows = [[_number(text) for text in row] for row in texts]
-    with tempfile.TemporaryDirectory() as copy:  # what W&B writes beside the page is no part of it
+    with tempfile.TemporaryDirectory() as copy:  # what W&B writes beside the page is not part of it
         shutil.copytree(output, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("wandb"))
         tracker = WandbTracker(project, mode, title, f"report of {title}", ["report"], folder=output)
         try:

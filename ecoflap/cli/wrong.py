@@ -73,7 +73,7 @@ def _unreadable(argument: str) -> str:
         return f"{argument}: a comma without a value beside it; leave it out: {key}={value.strip(' ,')}"
     names = re.split(r"[./@]", key.lstrip("+~"))
     if not all(name.isidentifier() for name in names):
-        return f"{argument}: {key!r} is no name of an option, which is written key=value or group.key=value"
+        return f"{argument}: {key!r} is not the name of an option; write key=value or group.key=value"
     opening = value[:1]
     if opening in OPENS and value.count(opening) != value.count(close := OPENS[opening]):
         return f"{argument}: the {opening} is not closed, or closed twice; write as many {close} as {opening}"
@@ -154,7 +154,7 @@ def _misplaced(override: Override, choices: Choices) -> str | None:
     except HydraException:
         one = f"{group}={line.partition('=')[2]}"
         if override.package is not None:
-            return f"{line}: {override.package or 'an empty text'} is no place for a {noun}; write {one}"
+            return f"{line}: {override.package or 'an empty text'} is not a place for a {noun}; write {one}"
         if override.is_add() or override.is_force_add():
             return f"{line}: a run has one {noun}; leave the plus out: {one}"
         if override.is_delete():

@@ -122,8 +122,8 @@ def require_no_nul(text: str, where: str) -> str:
 def half_character(value: Any) -> str | None:
     """The first half of a surrogate pair in the texts of a value, escaped; None if there is none.
 
-    It is no character, and neither UTF-8 nor tokenizers take it. JSON has one where a text was cut within an
-    emoji.
+    It is not a character, and neither UTF-8 nor tokenizers take it. JSON has one where a text was cut within
+    an emoji.
     """
     if isinstance(value, str):
         found = SURROGATE.search(value)

@@ -49,7 +49,7 @@ def size() -> int:
 
 
 def words() -> Any:
-    """The group for words, which are no tensors: patient, and on the CPU whatever carries tensors.
+    """The group for words, which are not tensors: patient, and on the CPU whatever carries tensors.
 
     Sums and weights go through the default group, whose limit of half an hour ends processes that wait on
     accelerators for one that is gone.

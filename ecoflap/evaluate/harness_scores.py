@@ -55,7 +55,7 @@ def errors(found: Scores) -> dict[str, float]:
 
 
 def noted(metrics: Mapping[str, float], found: Scores) -> Items | None:
-    """The items of the first metric; None if that is no mean over them, such as the mean of several tasks.
+    """The items of the first metric; None if that is not a mean over them, such as the mean of several tasks.
 
     Args:
         metrics: by task/metric, on the harness's scale, where 1 is the most that an accuracy can be.

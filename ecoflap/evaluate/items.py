@@ -28,7 +28,7 @@ class Items:
 
     Attributes:
         metric: the metric that the scores are the items' shares of.
-        scores: the score of each item; empty if the metric is no mean over items, such as BLEU.
+        scores: the score of each item; empty if the metric is not a mean over items, such as BLEU.
         exponential: whether the metric is exp of the scores' mean, not their mean in percent.
         answers: what the model answered to each item, in words; empty if it wrote none.
         examples: the items; empty if they have no pictures.

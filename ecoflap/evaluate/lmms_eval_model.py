@@ -68,7 +68,7 @@ def question(text: str, pictures: Sequence[Any], target: str = "") -> Conversati
     """A question about pictures as a conversation.
 
     Raises:
-        UserError: if one of them is no picture, such as a video.
+        UserError: if one of them is not a picture, such as a video.
     """
     for one in pictures:
         if not hasattr(one, "tobytes"):

@@ -24,7 +24,7 @@ def task_manager(include_path: str | None) -> Any:
         include_path: folder with further tasks; None for none.
 
     Raises:
-        UserError: if lmms-eval is not installed, or a file in the folder is no task.
+        UserError: if lmms-eval is not installed, or a file in the folder is not a task.
     """
     try:
         import lmms_eval.evaluator  # noqa: F401
@@ -42,7 +42,7 @@ def task_manager(include_path: str | None) -> Any:
         return TaskManager(include_path=folder)
     except Exception as error:
         raise UserError(
-            f"task.include_path={include_path}: a YAML file there is no task ({type(error).__name__}:"
+            f"task.include_path={include_path}: a YAML file there is not a task ({type(error).__name__}:"
             f" {error}); give a folder that holds tasks alone"
         ) from error
 

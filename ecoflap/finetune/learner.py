@@ -18,7 +18,7 @@ class Learner(nn.Module):
         super().__init__()
         self.in_step = in_step
         self.module = model.module
-        self.model = (model,)  # in a tuple: it is no submodule
+        self.model = (model,)  # in a tuple: it is not a submodule
 
     def forward(self, rows: Tensor, groups: list[dict[str, Tensor]]) -> Tensor:
         """Mean loss over the samples of all groups.

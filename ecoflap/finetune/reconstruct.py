@@ -160,7 +160,7 @@ def _gradients(module: nn.Module) -> Iterator[list[nn.Parameter]]:
 
 
 def _distance(block: Block, index: int, stream: Stream, target: Tensor) -> Tensor:
-    """``||output - target||^2 / ||target||^2`` over the tokens that are no padding."""
+    """``||output - target||^2 / ||target||^2`` over the tokens that are not padding."""
     output = stream.call(index).run(block.module, stream.hidden)
     real = next((mask for mask in stream.counted if mask.shape == target.shape[:2]), None)
     if real is not None:

@@ -51,7 +51,7 @@ def read_everything(
 ) -> CalibrationSet:
     """Read all samples that the calibrator draws from, in a random order, encoded when they are used.
 
-    Rows that the calibrator lets the dense model generate are no part of them.
+    Rows that the calibrator lets the dense model generate are not part of them.
 
     Raises:
         UserError: if the data have no labels of their own.

@@ -147,6 +147,6 @@ def kept_experts(scores: Tensor, removed: int, groups: int = 1) -> Tensor:
 
 
 def _stays(layer: Layer, mixtures: Sequence[Mixture], keep: Sequence[Tensor]) -> bool:
-    """Whether a layer is no matrix of an expert that goes."""
+    """Whether a layer is not a matrix of an expert that is removed."""
     kept = (indices for one, indices in zip(mixtures, keep, strict=True) if belongs(layer, one))
     return all(layer.expert[0] in indices for indices in kept)

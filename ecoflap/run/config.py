@@ -183,13 +183,13 @@ def _target(group: str, node: Any) -> type:
     wanted = METHODS[group.split(".")[0]]
     if not (isinstance(target, type) and is_dataclass(target)):
         raise UserError(
-            f"{group}._target_={name} is no dataclass; a {group} is a dataclass with {' or '.join(wanted)},"
+            f"{group}._target_={name} is not a dataclass; a {group} is one with {' or '.join(wanted)},"
             " as in ecoflap"
         )
     if not any(callable(getattr(target, method, None)) for method in wanted):
         raise UserError(
-            f"{group}._target_={name} is no {group}: it has no method {' or '.join(wanted)}; name a class of"
-            " this group"
+            f"{group}._target_={name} is not a valid {group}: it has no method {' or '.join(wanted)}; name a"
+            " class of this group"
         )
     if missing := sorted(getattr(target, "__abstractmethods__", ())):
         raise UserError(
@@ -206,7 +206,7 @@ def _explain(group: str, error: OmegaConfBaseException, values: dict[Any, Any], 
     if "mandatory" in first:
         return f"{key} is required: add {key}=VALUE"
     if "not in" in first:
-        return f"{key} is no option of this {group}; {did_you_mean(str(error.key), known)}{_source(key)}"
+        return f"{key} is not an option of this {group}; {did_you_mean(str(error.key), known)}{_source(key)}"
     name = str(error.full_key)
     if name in values and name in known:
         return wrong_type(key, values[name], kind_of(get_type_hints(target)[name]))

@@ -2,7 +2,7 @@
 
 A new part of this package has a dataclass in the ``options.py`` beside it, a line in ``PARTS`` and a file in
 ``conf``. The file names its part in its defaults list, such as ``/options/task/Mmlu@_here_``, and holds what
-differs. The group ``options`` is no choice of a run.
+differs. The group ``options`` is not a choice of a run.
 """
 
 from __future__ import annotations

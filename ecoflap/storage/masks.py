@@ -53,7 +53,7 @@ def save_masks(
             the weight is kept.
         names: Parameter name -> its name in the checkpoint where the two differ; masks are stored under
             the latter.
-        parts: Layer -> where its weights are in the checkpoint, for layers that are no whole tensors of it.
+        parts: Layer -> where its weights are in the checkpoint, for layers that are not whole tensors of it.
 
     Raises:
         TypeError: if a mask is not a bool tensor.
@@ -123,7 +123,7 @@ class MaskFile:
     Attributes:
         shapes: Parameter name in the checkpoint -> shape of its mask.
         names: Parameter name in the model -> its name in the checkpoint, where the two differ.
-        parts: Layer -> where its weights are in the checkpoint, for layers that are no whole tensors of it.
+        parts: Layer -> where its weights are in the checkpoint, for layers that are not whole tensors of it.
     """
 
     def __init__(self, path: Path) -> None:

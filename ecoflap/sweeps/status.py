@@ -153,7 +153,7 @@ def _overrides(run: Path) -> list[str]:
 
 
 def _as_in(config: Mapping[str, Any], override: str) -> str:
-    """An override with the value that a result's config has for its key, if that is no group or list."""
+    """An override with the value that a result's config has for its key, if that is not a group or a list."""
     key = override.partition("=")[0]
     value: Any = config
     for name in key.lstrip("+").split("."):

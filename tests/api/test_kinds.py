@@ -87,7 +87,7 @@ def test_an_encoder_decoder_of_a_type_with_a_decoder_alone_is_loaded_whole(tmp_p
 )
 def test_a_folder_of_another_task_is_refused_as_in_memory(make: Any, config: Any, tmp_path: Path) -> None:
     folder = saved(make(config()), tmp_path)
-    words = rf"{make.__name__}.* is no model of a known kind; say which with kind=, one of causal_lm, "
+    words = rf"{make.__name__}.* is not of a known kind; say which with kind=, one of causal_lm, "
     with pytest.raises(UserError, match=words):
         ecoflap.load(folder, device="cpu")
     with pytest.raises(UserError, match=words):

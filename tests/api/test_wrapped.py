@@ -21,10 +21,12 @@ from tests.api.test_loading import refused
 
 def test_layers_whose_weights_are_computed_are_refused() -> None:
     adapted = get_peft_model(llama().module, LoraConfig(target_modules=["q_proj"]))
-    refused("layers.0.self_attn.q_proj has an adapter", "merge_and_unload", model=adapted.base_model.model)
+    refused(
+        "layers.0.self_attn.q_proj has a peft adapter", "merge_and_unload", model=adapted.base_model.model
+    )
     assert ecoflap.load(adapted.merge_and_unload()).layers
     injected = inject_adapter_in_model(LoraConfig(target_modules=["q_proj"]), llama().module)
-    refused("layers.0.self_attn.q_proj has an adapter", "merge_and_unload", model=injected)
+    refused("layers.0.self_attn.q_proj has a peft adapter", "merge_and_unload", model=injected)
     module: Any = llama().module
     layer = module.model.layers[1].mlp.up_proj
     torch_prune.l1_unstructured(layer, "weight", amount=0.3)
@@ -84,7 +86,9 @@ def test_a_result_that_got_adapters_is_not_saved_beside_them(tmp_path: Path) -> 
     result = ecoflap.prune(llama().module, sparsity=0.5, score="none", pruner="magnitude")
     adapted = get_peft_model(result.model, LoraConfig(target_modules=["q_proj"]))
     for saved in (result, result.prunable):
-        with pytest.raises(UserError, match=r"self_attn\.q_proj has an adapter .* merge the adapters first"):
+        with pytest.raises(
+            UserError, match=r"self_attn\.q_proj has a peft adapter, .* merge the adapters first"
+        ):
             ecoflap.save(saved, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     adapted.unload()

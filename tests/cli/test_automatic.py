@@ -41,5 +41,7 @@ def test_parts(overrides: list[str], score: str, allocation: str, propagate: str
 
 @pytest.mark.parametrize("option", ["+allocation.cap=1", "+allocation.samples=8", "+score.noises=2"])
 def test_an_option_that_would_be_lost(option: str) -> None:
-    with pytest.raises(UserError, match=r"is no option of (allocation|score)=auto, which chooses by itself"):
+    with pytest.raises(
+        UserError, match=r"is not an option of (allocation|score)=auto, which chooses by itself"
+    ):
         settle(composed_as_given([option]))

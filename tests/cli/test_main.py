@@ -200,13 +200,13 @@ def test_several_tasks_are_all_measured(tmp_path: Path) -> None:
         (
             ["+experiment=blip2/ecoflap_first", "score=zeroth_order", "calibration=easy_vqa"],
             [
-                "score.measure is no option of this score",
+                "score.measure is not an option of this score",
                 "+experiment=blip2/ecoflap_first sets it; leave it out with ~score.measure",
             ],
         ),
-        (["score=zeroth_order", "+score.noise=2"], ["score.noise is no option of this score", "noises"]),
-        (["+score.noises=2"], ["score.noises is no option of score=auto", "score=zeroth_order"]),
-        (["+allocation.cap=1"], ["allocation.cap is no option of allocation=auto"]),
+        (["score=zeroth_order", "+score.noise=2"], ["score.noise is not an option of this score", "noises"]),
+        (["+score.noises=2"], ["score.noises is not an option of score=auto", "score=zeroth_order"]),
+        (["+allocation.cap=1"], ["allocation.cap is not an option of allocation=auto"]),
     ],
 )
 def test_an_option_that_is_not_there(overrides: list[str], words: list[str], tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_the_name_of_a_part_of_a_recipe(part: dict[str, Any], name: str) -> None
         (["--config"], "takes one file"),
         (["--config", "{}/recipe.yaml", "--config={}/recipe.yaml"], "takes one file"),
         (["--config", "{}/recipe.yaml", "-m", "seed=0,1"], "starts a sweep"),
-        (["--config", "{}/config.json"], "is no recipe"),
+        (["--config", "{}/config.json"], "is not a recipe"),
         (["--config", "{}/model.safetensors"], "can't be read"),
     ],
 )

@@ -187,7 +187,7 @@ def test_refusals(folder: Path, model: PrunableModel) -> None:
     with pytest.raises(UserError, match="log is of the kind loglikelihood"):
         LmmsEval(["log"], include_path=str(folder)).check_data("task")
     (folder / "list.yaml").write_text("[model=vlm]")
-    with pytest.raises(UserError, match=r"task\.include_path=.*: a YAML file there is no task"):
+    with pytest.raises(UserError, match=r"task\.include_path=.*: a YAML file there is not a task"):
         LmmsEval(["one"], include_path=str(folder)).check_data("task")
     (folder / "list.yaml").unlink()
     (folder / "one.yaml").write_text((folder / "one.yaml").read_text().replace("/pictures", "/nowhere"))

@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_refused(state: dict[str, Tensor]) -> None:
     name = next(name for name in state if name.endswith("qkv.bias"))
     with pytest.raises(UserError, match=f"{name} holds a bias of the keys"):
         to_lavis({name: torch.ones_like(state[name])})
-    with pytest.raises(UserError, match=r"opt_model\.x is no weight of a BLIP-2 with T5"):
+    with pytest.raises(UserError, match=r"opt_model\.x is not a weight of a BLIP-2 with T5"):
         to_transformers({"opt_model.x": torch.zeros(1)})
     for one, other in (("q_bias", "v_bias"), ("v_bias", "q_bias")):
         with pytest.raises(UserError, match=rf"has visual_encoder\.blocks\.0\.attn\.{one} and no .*{other}"):

@@ -244,7 +244,7 @@ def test_a_sparsity_that_is_impossible_is_refused_with_one_that_is_not(sparsity:
     ("family", "words"),
     [
         ("llama", "has no experts that share parameters"),
-        ("dbrx", "no plain experts of transformers' interface"),
+        ("dbrx", "not plain experts of transformers' interface"),
         ("hunyuan_v1_moe", "no router with a weight"),
         ("lfm2_moe", "expert_bias of Lfm2MoeSparseMoeBlock"),
         ("inkling_text", "weight of InklingTopkRouter .* has no entry per expert"),

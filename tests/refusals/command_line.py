@@ -1,4 +1,4 @@
-"""Bad command lines: arguments that are no options, keys and choices that are not there, quotes, commas,
+"""Bad command lines: arguments that are not options, keys and choices that are not there, quotes, commas,
 signs and flags.
 """
 
@@ -43,8 +43,8 @@ SYNTAX: list[Case] = [
     Case(
         ("-m", "seed=0,1", "hydra.sweep.dir="), ("hydra.sweep.dir= names no folder", "hydra.sweep.dir=FOLDER")
     ),
-    Case(("model.path=/a", "b"), ("'b' is no option", """'model.path="/a b"'""")),
-    Case(("blip2_mini",), ("'blip2_mini' is no option", "key=value")),
+    Case(("model.path=/a", "b"), ("'b' is not an option", """'model.path="/a b"'""")),
+    Case(("blip2_mini",), ("'blip2_mini' is not an option", "key=value")),
     Case(("model.path=/a=b",), ("'/a=b'", "quote it twice", """'model.path="/a=b"'""")),
     Case(("model.path={a}",), ("{a}", """'model.path="{a}"'""")),
     Case(("towers=[language",), ("towers=[language", "the [ is not closed", "as many ] as [")),
@@ -90,7 +90,7 @@ KEYS: list[Case] = [
     Case(("~nothing",), ("no option 'nothing'", "python main.py --help")),
     Case(("model/path=x",), ("there is no group model/path",)),
     Case(("pruner.maks=row",), ("pruner.maks=row", "no option 'maks'", "did you mean mask?")),
-    Case(("++pruner.maks=row",), ("pruner.maks is no option", "did you mean mask?")),
+    Case(("++pruner.maks=row",), ("pruner.maks is not an option", "did you mean mask?")),
     Case(("~pruner.maks",), ("no option 'maks'", "did you mean mask?")),
     Case(("pruner.mask.x=row",), ("pruner.mask is a single value", "pruner.mask=VALUE")),
     Case(("+pruner.mask=row",), ("pruner.mask is there already", "leave the plus out: pruner.mask=row")),
@@ -107,7 +107,7 @@ KEYS: list[Case] = [
             "score=zeroth_order",
             "+score.sample=3",
         ),
-        ("score.sample is no option", "did you mean samples"),
+        ("score.sample is not an option", "did you mean samples"),
     ),
     Case(
         ("score=zeroth_order", "score.measure=wanda"), ("no option 'measure'", "score=first_order or local")
@@ -174,8 +174,8 @@ CHOICES: list[Case] = [
     Case(("++pruner=wanda",), ("a run has one pruner", "leave the plus out: pruner=wanda")),
     Case(("~pruner",), ("~pruner removes a required group", "pruner=OPTION")),
     Case(("~score",), ("~score removes", "score=none")),
-    Case(("pruner@x=wanda",), ("x is no place for a pruner", "pruner=wanda")),
-    Case(("pruner@=wanda",), ("is no place for a pruner", "pruner=wanda")),
+    Case(("pruner@x=wanda",), ("x is not a place for a pruner", "pruner=wanda")),
+    Case(("pruner@=wanda",), ("is not a place for a pruner", "pruner=wanda")),
     Case(("-m", "pruner=wanda,wnda"), ("no pruner 'wnda'", "did you mean wanda?")),
     Case(("model=blip_mini",), ("no model 'blip_mini'", "did you mean blip2_mini", "conf/model")),
     Case(("model=t5",), ("no model 't5'", "did you mean t5_mini")),

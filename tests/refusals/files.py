@@ -67,17 +67,17 @@ CONFIGS: list[Case] = [
     Case((*OWN, "seed=6"), ("pruner._target_=None is not a class", "_target_: module.Class"), own("")),
     Case(
         (*OWN, "seed=7"),
-        ("pruner._target_=os.system is no dataclass", "as in ecoflap"),
+        ("pruner._target_=os.system is not a dataclass", "as in ecoflap"),
         own("_target_: os.system\ncommand: ls\n"),
     ),
     Case(
         (*OWN, "seed=8"),
-        ("pruner._target_=collections.Counter is no dataclass",),
+        ("pruner._target_=collections.Counter is not a dataclass",),
         own("_target_: collections.Counter\n"),
     ),
     Case(
         (*OWN, "seed=9"),
-        ("is no pruner: it has no method together or prune",),
+        ("is not a valid pruner: it has no method together or prune",),
         own("_target_: ecoflap.score.local.Local\nmeasure: wanda\n"),
     ),
     Case(
@@ -98,7 +98,7 @@ CONFIGS: list[Case] = [
     Case((*OWN, "seed=13"), ("pruner._target_=3 is not a class",), own("_target_: 3\n")),
     Case(
         (*OWN, "seed=14"),
-        ("pruner.maks is no option", "did you mean mask?"),
+        ("pruner.maks is not an option", "did you mean mask?"),
         own("_target_: ecoflap.prune.wanda.Wanda\nmaks: row\n"),
     ),
     Case((*OWN, "seed=15"), ("nothing_here",), own("defaults:\n  - nothing_here\n_target_: x\n")),

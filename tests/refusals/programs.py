@@ -65,9 +65,9 @@ CASES: list[Case] = [
         "{tmp}",
         "--max-size",
         "10GB",
-        says=("{tmp} is no cache", "{tmp}/run/checkpoint", "--cache FOLDER"),
+        says=("{tmp} is not a cache", "{tmp}/run/checkpoint", "--cache FOLDER"),
     ),
-    of("cache", "verify", "--cache", "{tmp}", says=("{tmp} is no cache", "{tmp}/run/checkpoint")),
+    of("cache", "verify", "--cache", "{tmp}", says=("{tmp} is not a cache", "{tmp}/run/checkpoint")),
     of("cache", "gc", "--cache", "{tmp}/run", says=("--max-size 10GB",)),
-    of("cache", "gc", "--cache", "{tmp}/run", "--max-size", "lots", says=("'lots' is no size", "10GB")),
+    of("cache", "gc", "--cache", "{tmp}/run", "--max-size", "lots", says=("'lots' is not a size", "10GB")),
 ]

@@ -41,8 +41,8 @@ RUN: list[Case] = [
     Case(
         ("cache_mode=of",), ("cache_mode=of is not known", "did you mean off?", "use, refresh, readonly, off")
     ),
-    Case(("cache=",), ("cache= is no folder", "cache=outputs/cache")),
-    Case(("cache={tmp}/file",), ("cache={tmp}/file is no folder", "another place"), taken),
+    Case(("cache=",), ("cache= is not a folder", "cache=outputs/cache")),
+    Case(("cache={tmp}/file",), ("cache={tmp}/file is not a folder", "another place"), taken),
     Case(("propagate=sparse",), ("propagate=sparse is not known", "pruned, layer, compensated or dense")),
     Case(
         ("propagate=compensated", "pruner=wanda"),

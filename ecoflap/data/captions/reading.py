@@ -50,7 +50,8 @@ class CaptionSource(CaptionSourceOptions):
         """
         if self.layout not in LAYOUTS:
             raise UserError(
-                f"{group}.layout={self.layout} is no layout of captions; {did_you_mean(self.layout, LAYOUTS)}"
+                f"{group}.layout={self.layout} is not a layout of captions;"
+                f" {did_you_mean(self.layout, LAYOUTS)}"
             )
         layout = LAYOUTS[self.layout]
         root = Path(self.path or "").expanduser()

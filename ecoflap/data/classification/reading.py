@@ -151,12 +151,12 @@ class PictureSource(PictureSourceOptions):
         """The folder with the folder of each class.
 
         Raises:
-            UserError: if it is missing, or the split is no name.
+            UserError: if it is missing, or the split is not a name.
         """
         facts = self.facts(option)
         if self.split in ("", "..") or Path(self.split).name != self.split:
             raise UserError(
-                f"{option}.split={self.split} is no name of a split; choose one such as train. {ARRANGE}"
+                f"{option}.split={self.split} is not the name of a split; choose one such as train. {ARRANGE}"
             )
         if self.path is not None and self.split == "train" and self._holds_classes(Path(self.path)):
             return Path(self.path).expanduser()

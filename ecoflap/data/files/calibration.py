@@ -210,12 +210,12 @@ class RowsCalibration(RowsOptions, ABC):
         """Texts of rows in a random order.
 
         Raises:
-            UserError: if a row is no text.
+            UserError: if a row is not a text.
         """
         for row in self._shuffled(rows, seed):
             one = self.parsed(row)
             if not (isinstance(one, Example) and is_text(one)):
-                raise UserError(f"{row.where} is no text alone, as the first row is; give rows of one kind")
+                raise UserError(f"{row.where} is not text alone, as the first row is; give rows of one kind")
             yield one.text
 
 

@@ -108,7 +108,7 @@ def _decoded(content: bytes, where: str) -> ImageInMemory:
     """A picture from the bytes of its file.
 
     Raises:
-        UserError: if they are no picture.
+        UserError: if they are not a picture.
     """
     from PIL import Image
 

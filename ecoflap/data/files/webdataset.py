@@ -25,7 +25,7 @@ class WebDatasetRows:
         """Read the names of all members.
 
         Raises:
-            UserError: if a file is no tar.
+            UserError: if a file is not a tar.
         """
         self._shards = [(file, _members(file)) for file in files]
         self._places = [(number, key) for number, (_, members) in enumerate(self._shards) for key in members]
@@ -58,7 +58,7 @@ def _members(file: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
     """{sample: {ending: member}} of a shard, in its order.
 
     Raises:
-        UserError: if it is no tar.
+        UserError: if it is not a tar.
     """
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
@@ -83,7 +83,7 @@ def _values(found: Mapping[str, bytes], where: str, key: str) -> dict[str, Any]:
     """The columns of a sample: what its JSON holds, its texts, and its pictures.
 
     Raises:
-        UserError: if its JSON is none, or is no object.
+        UserError: if its JSON is invalid, or is not an object.
     """
     values: dict[str, Any] = {}
     try:

@@ -72,7 +72,7 @@ def read_subjects(folder: str | None, split: str, option: str) -> dict[str, list
         option: the config group of the part, for messages.
 
     Raises:
-        UserError: if the folder has no such split, or a row is no question.
+        UserError: if the folder has no such split, or a row is not a question.
     """
     if folder is None:
         return _read_hub(split, option)

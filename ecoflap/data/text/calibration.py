@@ -96,8 +96,8 @@ class Text(TextOptions, TextSource):
         """Refuse a model that can't read such windows, or whose tokenizer makes too few tokens of the text.
 
         Raises:
-            UserError: if the model is no language model, reads no windows of this length, or the text has too
-                few tokens.
+            UserError: if the model is not a language model, reads no windows of this length, or the text has
+                too few tokens.
         """
         require_language_model(model, f"calibration={self.name}")
         require_generates(self, model)
@@ -110,7 +110,7 @@ class Text(TextOptions, TextSource):
         """Draw the windows, and let the model generate others if asked.
 
         Raises:
-            UserError: if the model is no language model or reads no windows of this length, or the text is
+            UserError: if the model is not a language model or reads no windows of this length, or the text is
                 missing or too short.
         """
         self.check_model(model)

@@ -50,7 +50,7 @@ def require_generates(options: Options, model: PrunableModel) -> None:
     """Refuse to generate with a model that does not continue texts.
 
     Raises:
-        UserError: if rows are to be generated and the model is no decoder of transformers.
+        UserError: if rows are to be generated and the model is not a decoder of transformers.
     """
     module: Any = model.module
     decodes = hasattr(module, "can_generate") and module.can_generate()

@@ -65,8 +65,8 @@ class TextPerplexity(TextPerplexityOptions, TextSource):
         """Refuse a model that can't read such windows, or whose tokenizer makes too few tokens of the text.
 
         Raises:
-            UserError: if the model is no language model, reads no windows of this length, or the text has too
-                few tokens.
+            UserError: if the model is not a language model, reads no windows of this length, or the text has
+                too few tokens.
         """
         require_language_model(model, f"task={self.name}")
         require_length(model, self.sequence_length, f"task.sequence_length={self.sequence_length}")
@@ -87,8 +87,8 @@ class TextPerplexity(TextPerplexityOptions, TextSource):
         """Read and tokenise the text.
 
         Raises:
-            UserError: if the text is missing, or the model is no language model or reads no windows of this
-                length.
+            UserError: if the text is missing, or the model is not a language model or reads no windows of
+                this length.
         """
         self.check_model(model)
         return PerplexityEvaluation(self.rows(model.processor), self.batch_size, self.stride, self.sources)

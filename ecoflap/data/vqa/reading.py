@@ -92,7 +92,7 @@ def read_answer_list(folder: str, file: str) -> tuple[str, ...]:
         file: a JSON list of answers, as a path in the folder or an absolute one.
 
     Raises:
-        UserError: if the file is missing, or is no list of different answers.
+        UserError: if the file is missing, or is not a list of different answers.
     """
     path = Path(folder).expanduser() / file
     if not path.is_file():

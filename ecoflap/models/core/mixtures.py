@@ -148,7 +148,7 @@ def _mixture(name: str, parent: nn.Module, experts: Any) -> Mixture:
     router: Any = next((child for key, child in parent.named_children() if key in ROUTERS), None)
     weight = getattr(router, "weight", None)
     if not reads_choices(experts) or getattr(experts, "has_post_expert_norm", False):
-        raise _refused(f"{name} ({type(experts).__name__}) are no plain experts of transformers' interface")
+        raise _refused(f"{name} ({type(experts).__name__}) are not plain experts of transformers' interface")
     count = len(next(iter(experts.parameters())))
     if not isinstance(weight, nn.Parameter) or weight.ndim != 2 or isinstance(router, nn.Linear):
         raise _refused(f"no router with a weight [experts, features] is beside {name}")
@@ -172,8 +172,8 @@ def _require_nothing_else(
     """Refuse other tensors with an entry per expert, which only the model's own code could interpret.
 
     Raises:
-        UserError: if the module that holds router and experts, or a child of it that is no linear layer, has
-            such a tensor.
+        UserError: if the module that holds router and experts, or a child of it that is not a linear layer,
+            has such a tensor.
     """
     known = {id(tensor) for part in (router, experts) for _, _, tensor in _owned(part)}
     for owner, key, tensor in _owned(parent):

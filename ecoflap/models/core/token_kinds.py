@@ -94,7 +94,7 @@ def placeholder_kinds(
     Args:
         module: a model of transformers.
         input_ids: [batch, tokens]; None if the model reads no text.
-        labels: -100 where a token is no target, [batch, tokens]; None if the answer is in another sequence.
+        labels: -100 where a token is not a target, [batch, tokens]; None if another sequence has the answer.
 
     Returns:
         None if there is no text, the config names no such token, or the model reads pictures by

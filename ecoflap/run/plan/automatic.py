@@ -112,8 +112,8 @@ def _check_keys(group: str, node: DictConfig, known: Set[str], example: str) -> 
     unknown = sorted(set(node) - known) if _is_auto(node) else []
     if unknown:
         raise UserError(
-            f"{group}.{unknown[0]} is no option of {group}=auto, which chooses by itself; name the {group}"
-            f" that has it, such as {group}={example}"
+            f"{group}.{unknown[0]} is not an option of {group}=auto, which chooses by itself; name the"
+            f" {group} that has it, such as {group}={example}"
         )
 
 

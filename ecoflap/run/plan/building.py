@@ -120,7 +120,7 @@ def make_store(folder: str, mode: str) -> Store:
     """
     if mode != "off" and (not folder or (Path(folder).exists() and not Path(folder).is_dir())):
         raise UserError(
-            f"cache={folder} is no folder; choose another place, such as cache={RunConfig.cache}, or"
+            f"cache={folder} is not a folder; choose another place, such as cache={RunConfig.cache}, or"
             " cache_mode=off"
         )
     if mode not in get_args(Mode):

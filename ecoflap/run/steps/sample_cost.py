@@ -92,7 +92,7 @@ class _Peaks:
     Attributes:
         block: of activations in a call of a block.
         forward: of activations at once.
-        weights: of offloaded blocks that are loaded now, which are no activations.
+        weights: of offloaded blocks that are loaded now, which are not activations.
     """
 
     block: int = 0

@@ -54,7 +54,7 @@ def restore(stored: Bytes, count: int) -> Bytes:
     """The plane [count] of which ``squeeze`` made this.
 
     Raises:
-        ValueError: if it is no code of such a plane.
+        ValueError: if it is not a code of such a plane.
     """
     if len(stored) == count:
         return stored

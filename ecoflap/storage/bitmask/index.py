@@ -94,7 +94,7 @@ def read_index(folder: Path) -> Index:
         )
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path} is no index of a bitmask checkpoint, or is damaged; copy it anew")
+        raise ValueError(f"{path} is not an index of a bitmask checkpoint, or is damaged; copy it anew")
     if content.get("version") != VERSION:
         raise ValueError(
             f"{path} has version {content.get('version')}, and this release reads version {VERSION}; install"
@@ -140,7 +140,7 @@ def _own_digest(content: Mapping[str, Any]) -> str:
 
 def _file_name(path: Path, file: str) -> str:
     if not SHARD.fullmatch(file):
-        raise ValueError(f"{path} names the file {file!r}, which is no shard")
+        raise ValueError(f"{path} names the file {file!r}, which is not a shard")
     return file
 
 

@@ -150,7 +150,7 @@ def found_shard(path: Path) -> Shard:
     """A file's entry for the index, by the file alone.
 
     Raises:
-        ValueError: if it is no shard.
+        ValueError: if it is not a shard.
     """
     return Shard(path.stat().st_size, file_digest(path), entries_from_text(_metadata(path)[ENTRIES]))
 
@@ -159,7 +159,7 @@ def is_coded(path: Path) -> bool:
     """Whether a shard's values were coded where that was shorter.
 
     Raises:
-        ValueError: if it is no shard.
+        ValueError: if it is not a shard.
     """
     return _metadata(path)[CODED] == str(True)
 
@@ -169,9 +169,9 @@ def _metadata(path: Path) -> dict[str, str]:
         with safe_open(str(path), framework="pt") as file:
             found: dict[str, str] = file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file ({error})") from error
+        raise ValueError(f"{path} is not a safetensors file ({error})") from error
     if not {ENTRIES, CODED} <= found.keys():
-        raise ValueError(f"{path} is no shard of a bitmask checkpoint")
+        raise ValueError(f"{path} is not a shard of a bitmask checkpoint")
     return found
 
 

@@ -69,7 +69,7 @@ def saved_settings(folder: Path) -> dict[str, Any]:
 
 
 def _cached(hub_id: str, name: str, revision: str | None) -> Path | None:
-    """A file of a model in the hub's cache; None if it is not there, as of what is no model of the hub."""
+    """A file of a model in the hub's cache; None if it is not there, as for a model from elsewhere."""
     from huggingface_hub import try_to_load_from_cache
 
     try:

@@ -65,7 +65,7 @@ def read_recipe(file: Path) -> dict[str, Any]:
     """The values of a recipe, with interpolations as they are written.
 
     Raises:
-        UserError: if there is no such file, or it is no recipe.
+        UserError: if there is no such file, or it is not a recipe.
     """
     if not file.is_file():
         inside = f"; give {file / RECIPE}" if (file / RECIPE).is_file() else f"; give the {RECIPE} of a model"
@@ -78,8 +78,8 @@ def read_recipe(file: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(values, dict) or not any(isinstance(values.get(group), dict) for group in GROUPS):
         raise UserError(
-            f"--config {file} is no recipe: it has none of {', '.join(GROUPS)}; give the {RECIPE} that lies"
-            " beside a saved model"
+            f"--config {file} is not a recipe: it has none of {', '.join(GROUPS)}; give the {RECIPE} beside a"
+            " saved model"
         )
     return {str(name): value for name, value in values.items()}
 

@@ -181,7 +181,7 @@ def to_semi_structured(model: PrunableModel) -> PrunableModel:
     """Store the 2:4 layers of a model for sparse tensor cores, in place.
 
     Raises:
-        UserError: if the weights are no half precision, or no layer fits the kernel.
+        UserError: if the weights are not in half precision, or no layer fits the kernel.
     """
     from torch.sparse import to_sparse_semi_structured
 

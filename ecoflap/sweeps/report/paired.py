@@ -137,7 +137,7 @@ def _coarse_seconds(runs: Iterable[Run]) -> float | None:
 def interval(differences: Sequence[float]) -> float | None:
     """Half the width of the 95 % interval of the mean difference (Student's t); None if it has none.
 
-    That is where there are fewer than two differences, one is no finite number, or all are the same.
+    That is where there are fewer than two differences, one is not a finite number, or all are the same.
     """
     deviation = statistics(differences)[1]
     if deviation is None or not deviation > ROUNDING * max(map(abs, differences)):

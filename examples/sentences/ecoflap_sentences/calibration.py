@@ -91,7 +91,7 @@ class Sentences(TextSource):
         """Draw the passages.
 
         Raises:
-            UserError: if the model is no sentence encoder, or the text is missing or has no passages.
+            UserError: if the model is not a sentence encoder, or the text is missing or has no passages.
         """
         self.check_model(model)
         every = passages(self.read_text("calibration"), "calibration")

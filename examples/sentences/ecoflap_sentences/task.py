@@ -64,7 +64,7 @@ class SentenceRetrieval(TextSource):
         """Read the passages.
 
         Raises:
-            UserError: if the model is no sentence encoder, or the text is missing or has no passages.
+            UserError: if the model is not a sentence encoder, or the text is missing or has no passages.
         """
         self.check_model(model)
         found = spread(passages(self.read_text("task"), "task"), self.limit, "passages")

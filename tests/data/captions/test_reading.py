@@ -168,7 +168,7 @@ def without_pictures(root: Path) -> Path:
         (
             folders.nocaps,
             lambda path: CaptionSource(path, "kaggle"),
-            r"task\.layout=kaggle is no layout of captions; .*coco",
+            r"task\.layout=kaggle is not a layout of captions; .*coco",
         ),
         (
             folders.nocaps,

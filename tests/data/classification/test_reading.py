@@ -83,7 +83,7 @@ def test_class_folders_without_a_split_are_train(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("split", [".", "", "..", "train/..", "/", "./test"])
 def test_a_split_is_a_name(tmp_path: Path, split: str) -> None:
-    with pytest.raises(UserError, match="is no name of a split; choose one such as train"):
+    with pytest.raises(UserError, match="is not the name of a split; choose one such as train"):
         source("image_folder", write_folders(tmp_path, "train"), split).read("calibration", named=True)
 
 

@@ -94,10 +94,10 @@ def test_another_version_or_format(small: Path) -> None:
     with pytest.raises(ValueError, match=r"has version 2, and this release reads version 1; install"):
         Checkpoint(small)
     write_signed(small, {**index, "format": "other"})
-    with pytest.raises(ValueError, match="is no index of a bitmask checkpoint"):
+    with pytest.raises(ValueError, match="is not an index of a bitmask checkpoint"):
         Checkpoint(small)
     (small / INDEX).write_text("[]")
-    with pytest.raises(ValueError, match="is no index of a bitmask checkpoint"):
+    with pytest.raises(ValueError, match="is not an index of a bitmask checkpoint"):
         Checkpoint(small)
 
 
@@ -105,7 +105,7 @@ def test_an_index_that_names_files_elsewhere_or_unknown_kinds(small: Path) -> No
     index = json.loads((small / INDEX).read_text())
     file, shard = next((file, one) for file, one in index["shards"].items() if SPARSE in one["tensors"])
     write_signed(small, {**index, "shards": {"../secret.safetensors": shard}})
-    with pytest.raises(ValueError, match=r"names the file '../secret.safetensors', which is no shard"):
+    with pytest.raises(ValueError, match=r"names the file '../secret.safetensors', which is not a shard"):
         Checkpoint(small)
     write_signed(small, {**index, "shards": {file: {"bytes": 1, "blake2b": ""}}})
     with pytest.raises(ValueError, match=r"bitmask\.index\.json is damaged \(KeyError\('tensors'\)\)"):

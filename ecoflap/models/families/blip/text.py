@@ -150,7 +150,7 @@ class CaptionInterface:
         self.pixels = Pixels.of(processor.image_processor)
 
     def encode(self, example: Example) -> Sample:
-        """Encode picture, prompt and caption; the prompt is no target."""
+        """Encode picture, prompt and caption; the prompt is not a target."""
         text = f"{self.prompt} {example.target}"
         tokens = self.processor.tokenizer(
             text, truncation=True, max_length=LONGEST_CAPTION, return_tensors="pt"

@@ -53,7 +53,7 @@ def token_kinds(module: nn.Module, input_ids: Tensor, labels: Tensor | None) -> 
     Args:
         module: the model.
         input_ids: [batch, tokens].
-        labels: -100 where a token is no target, [batch, tokens]; None if the answer is in another sequence.
+        labels: -100 where a token is not a target, [batch, tokens]; None if another sequence has the answer.
     """
     kinds = placeholder_kinds(module, input_ids, labels)
     if kinds is not None and kinds.visual.any():

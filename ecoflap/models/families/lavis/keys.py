@@ -138,4 +138,4 @@ def _rename(name: str, parts: Iterable[Part]) -> str:
             for one, other in inside:
                 rest = rest.replace(one, other)
             return new + rest
-    raise UserError(f"{name} is no weight of a BLIP-2 with T5; the state dict is of another model")
+    raise UserError(f"{name} is not a weight of a BLIP-2 with T5; the state dict is of another model")
