@@ -193,7 +193,7 @@ BEFORE_WEIGHTS: dict[str, tuple[Break, str]] = {
     ),
     "an empty index": (
         sharded(write(INDEX, "{}")),
-        rf"{INDEX} of model\.path=\S+ says of no weight where it is",
+        rf"{INDEX} of model\.path=\S+ has no weight_map",
     ),
     "a missing shard": (
         sharded(remove("model-1.safetensors")),

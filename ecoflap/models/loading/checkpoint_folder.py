@@ -57,7 +57,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [single]
     file_of = _read_json(index).get("weight_map")
     if not isinstance(file_of, Mapping) or not file_of:
-        raise UserError(f"{WEIGHTS_INDEX} of model.path={folder} says of no weight where it is; copy it anew")
+        raise UserError(f"{WEIGHTS_INDEX} of model.path={folder} has no weight_map; copy it anew")
     files = sorted({str(file) for file in file_of.values()})
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
