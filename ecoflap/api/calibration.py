@@ -103,7 +103,8 @@ def calibrate(
             found: CalibrationSet = calibrator.load(model, seed)
         elif options:
             raise UserError(
-                f"{', '.join(options)}: data in memory have no such option, only samples and sequence_length"
+                f"{', '.join(options)}: these options only apply to a named data set; in-memory data takes"
+                " samples= and sequence_length="
             )
         else:
             amount = Amount(Text.samples if samples is None else samples, sequence_length)

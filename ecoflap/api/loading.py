@@ -116,8 +116,8 @@ def _prepare(
             raise UserError(f"kind={option} takes no model in memory; give a folder or a hub id instead")
         if processor is None and option not in READ_WITHOUT_PROCESSOR:
             raise UserError(
-                f"{type(module).__name__} is scored on what its processor makes: give"
-                " ecoflap.load(model, processor), and so for ecoflap.prune"
+                f"{type(module).__name__} needs its processor to be scored: call ecoflap.load(model,"
+                " processor) or ecoflap.prune(model, processor, ...)"
             )
         if processor is not None:
             _check_processor(module, processor)

@@ -124,5 +124,5 @@ def choose_method(pruner: Any, score: Any, allocation: Any, options: Mapping[str
     # Scores beside the allocation that was made of them are kept for the record.
     if unscored and (scorer is not None or (scores is not None and known is None)):
         owner = "pruner" if chosen.allocates else "allocation"
-        raise UserError(f"score was given, and this {owner} takes no scores; leave one of the two out")
+        raise UserError(f"a score was given, but the chosen {owner} does not use scores; omit one of them")
     return Method(chosen, scorer, scores, allocator, known)

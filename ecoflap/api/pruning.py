@@ -169,8 +169,8 @@ def _check(
     check_propagate(propagate, method.pruner)
     if data is None and method.requires_calibration:
         raise UserError(
-            "data are missing: the pruner or the scores look at some; give data=, such as a list of texts or"
-            ' the name of a data set ("wikitext2")'
+            "data is missing: the pruner, the allocation or the scores need calibration data; pass data=,"
+            ' such as a list of texts or the name of a data set ("wikitext2")'
         )
     if method.pruner.allocates:
         if method.pruner.trains:

@@ -21,9 +21,9 @@ def refuse_wrapped(module: nn.Module) -> None:
     """
     wrapped = type(module).__name__
     if isinstance(module, DataParallel | DistributedDataParallel):
-        raise UserError(f"{wrapped} holds the model that is pruned; give its .module")
+        raise UserError(f"{wrapped} wraps the model to prune; pass its .module")
     if hasattr(module, "_orig_mod"):
-        raise UserError(f"{wrapped}: a compiled model is pruned as it was before; give its ._orig_mod")
+        raise UserError(f"{wrapped}: a compiled model can't be pruned; pass its ._orig_mod")
     if hasattr(module, "merge_and_unload"):
         raise UserError(
             f"{wrapped} adds adapters to a model; give what its .merge_and_unload() returns, or .unload() to"
@@ -48,7 +48,7 @@ def refuse_compiled(module: nn.Module) -> None:
         if getattr(child, "_compiled_call_impl", None) is not None:
             what, here = (name, f'model.get_submodule("{name}")') if name else (type(child).__name__, "model")
             raise UserError(
-                f"{what} is compiled in place, and a model is pruned as it was before; set"
+                f"{what} is compiled in place, and a compiled model can't be pruned; set"
                 f" {here}._compiled_call_impl = None, and compile the pruned model"
             )
 
