@@ -1,4 +1,4 @@
-"""NeuronAL (Cunegatti et al., TMLR 2025), block step: a linear ramp that keeps activations most alike.
+"""NeuronAL (Cunegatti et al., TMLR 2025), block step: the linear ramp that changes activations least.
 
 Block b of the B blocks of a tower keeps the share 1 - s + 2 lambda (u_b - mean of u), with
 u_b = (B - b) / (B - 1). For each lambda the pruner of the fine stage prunes the model, block by block as
@@ -37,7 +37,7 @@ BELOW_80_PERCENT = 0.25
 
 @dataclass(frozen=True)
 class Neuronal(NeuronalOptions, Uneven):
-    """A linear ramp over the blocks that keeps activations most alike."""
+    """Sparsities on a straight line over the blocks, with the slope that changes activations least."""
 
     def __post_init__(self) -> None:
         require_choices("allocation", self)

@@ -128,7 +128,7 @@ class ATPOptions:
 
 @dataclass(frozen=True)
 class AlphaPruningOptions:
-    """More weights for blocks whose spectra have heavy tails; looks at no data.
+    """More weights for blocks whose spectra have heavy tails; needs no data.
 
     Attributes:
         epsilon: how far the sparsity of a block may be from the target, as a share of it, before all are
@@ -192,7 +192,7 @@ class MultiflowOptions:
 
 @dataclass(frozen=True)
 class InContextOptions:
-    """Small steps of the sparsities down the pruned model's own loss.
+    """Small steps of the sparsities that lower the pruned model's own loss.
 
     Attributes:
         granularity: what shares one sparsity: layer or block; row needs a pruner with pruner.mask=row.
@@ -226,14 +226,14 @@ class InContextOptions:
 
 @dataclass(frozen=True)
 class NeuronalOptions:
-    """Sparsities on a straight line over the blocks, as steep as keeps the activations most alike.
+    """Sparsities on a straight line over the blocks, with the slope that changes activations least.
 
     Attributes:
         spreads: the lambdas that are tried; null for the published ones: 0.01, 0.02, ..., 0.1, 0.12, 0.15,
             0.2, and 0.25 at sparsities below 0.8.
         samples: how many samples of the calibration set are used, from the first.
-        scope: a line over the blocks of each tower (tower), each as steep as fits that tower, or one over the
-            blocks of all towers (model).
+        scope: a line over the blocks of each tower (tower), each with its own slope, or one over the blocks
+            of all towers (model).
         name: what logs and result files call it.
     """
 
@@ -253,7 +253,7 @@ class EvoPressOptions:
         survivors: candidates that each stage of selection leaves, the last one 1 (published: 8, 2, 1).
         samples: samples of the calibration set that each stage measures its candidates on (published: 2048,
             16384 and 65536 tokens).
-        levels: most steps by which a layer becomes denser or sparser.
+        levels: maximum number of steps by which a layer becomes denser or sparser.
         step: weights in a step; null for 0.5 min(s, 1 - s) / levels of the median layer.
         fitness: the divergence from the dense model's predictions (kl), or the loss (loss).
         scope: each tower reaches the target by itself (tower), or the whole model does (model).

@@ -12,7 +12,7 @@ class ScheduleOptions:
     Attributes:
         loss: dotted path of a loss function of your own, (module, batch, copies) -> [batch]; null for the one
             that the model is scored with.
-        data: training (the whole split behind the calibration set) or calibration (the run's own few
+        data: training (the whole training split of the calibration data) or calibration (the run's own few
             samples).
         samples: how many of the training split; null for all.
         held_out: how many of the samples are not trained on; their loss is in the curve and decides which
@@ -20,18 +20,18 @@ class ScheduleOptions:
         epochs: passes over the samples.
         steps: optimizer steps; null leaves it to ``epochs``.
         batch_size: samples per step, process and accumulated part.
-        accumulation: parts whose gradients are summed up for one step.
+        accumulation: parts whose gradients are summed for one step.
         learning_rate: the highest learning rate of the schedule.
-        warmup: share of the steps on the way up to it; from there it falls as a half cosine to zero.
+        warmup: share of the steps in which the rate rises to it; then it falls as a half cosine to zero.
         weight_decay: decoupled weight decay of AdamW.
         clip: largest norm of the gradient.
         precision: auto (bfloat16 where the accelerator has it, else float32), float32, bfloat16 or float16;
             weights are held in fp32 throughout.
         recompute: recompute activations in the backward pass instead of keeping them.
-        shard: share weights, gradients and optimizer states out over the processes (FSDP); false trains a
-            whole copy in each (DDP).
+        shard: split weights, gradients and optimizer states over the processes (FSDP); false trains a whole
+            copy in each (DDP).
         every: steps between two checkpoints, each with a held-out loss; null for one per epoch.
-        patience: stop after so many checkpoints without a better held-out loss; null to go on to the end.
+        patience: stop after this many checkpoints without a better held-out loss; null never stops early.
         log_every: steps between two points of the curve.
         workers: processes that read samples; 0 reads in the training process.
     """
@@ -59,7 +59,7 @@ class ScheduleOptions:
 
 @dataclass(frozen=True)
 class FullOptions(ScheduleOptions):
-    """Training of every parameter, of pruned weights only those that were kept.
+    """Training of all parameters; pruned weights stay zero.
 
     Attributes:
         name: what logs and result files call it.
@@ -85,7 +85,7 @@ class LoraOptions(ScheduleOptions):
 
 @dataclass(frozen=True)
 class ReconstructOptions:
-    """Training of each block towards the dense model's outputs.
+    """Training of each block to match the dense model's outputs.
 
     Attributes:
         samples: how many of the run's calibration samples are used, from the first; null for all.

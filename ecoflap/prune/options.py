@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class MetricOptions:
-    """Removal of the weights of smallest metric.
+    """Removal of the weights with the smallest metric.
 
     Attributes:
-        mask: which weights compete: those of each row, of the matrix, N:M (N of every M weights of a row
-            stay, such as 2:4), or n:M (likewise, with an N for each layer that the allocation chooses).
-        refine: swaps: pruned and kept weights of a row swap while that lowers its output error; or none.
-        swaps: most swaps of a row.
-        repair: whether the kept weights make up for the pruned ones, by ADMM.
+        mask: which weights compete: those of each row, of the matrix, N:M (keeps N of every M weights of a
+            row, such as 2:4), or n:M (likewise, with an N for each layer that the allocation chooses).
+        refine: swaps (pruned and kept weights of a row swap while that lowers its output error) or none.
+        swaps: maximum number of swaps per row.
+        repair: whether ADMM updates the kept weights to compensate for the pruned ones.
     """
 
     mask: str = "row"
@@ -37,7 +37,7 @@ class MagnitudeOptions(MetricOptions):
 
 @dataclass(frozen=True)
 class WandaOptions(MetricOptions):
-    """Removal of the weights of smallest absolute value times the norm of their input column.
+    """Removal of the weights with the smallest absolute value times the norm of their input column.
 
     Attributes:
         name: what logs and result files call it.
@@ -48,7 +48,7 @@ class WandaOptions(MetricOptions):
 
 @dataclass(frozen=True)
 class RIAOptions(MetricOptions):
-    """Removal of the weights of smallest share in their row and column, times a power of their input's norm.
+    """Removal of the weights with the smallest share of their row and column times a power of the input norm.
 
     Attributes:
         power: of the norm of the input column.
@@ -62,11 +62,11 @@ class RIAOptions(MetricOptions):
 
 @dataclass(frozen=True)
 class ADMMOptions:
-    """Removal of weights in steps, between which those that stay adapt to it.
+    """Gradual removal of weights; the kept weights adapt after each step.
 
     Attributes:
-        mask: which weights compete: those of each row, of the matrix, N:M (N of every M weights of a row
-            stay, such as 2:4), or n:M (likewise, with an N for each layer that the allocation chooses).
+        mask: which weights compete: those of each row, of the matrix, N:M (keeps N of every M weights of a
+            row, such as 2:4), or n:M (likewise, with an N for each layer that the allocation chooses).
         iterations: steps in which the weights adapt (published: 20).
         schedule: the first steps, each of which removes weights (published: 15).
         relaxation: length of the steps, from 1 (as published) to below 2; longer steps need fewer of them.
@@ -86,12 +86,12 @@ class ADMMOptions:
 
 @dataclass(frozen=True)
 class SparseGPTOptions:
-    """Removal of weights, and correction of those that stay.
+    """Removal of the weights with the smallest output error; the others are updated to compensate.
 
     Attributes:
         mask: which weights compete: matrix (as published: those of all rows of each block of columns), N:M
-            (N of every M weights of a row stay, such as 2:4), or n:M (likewise, with an N for each layer that
-            the allocation chooses).
+            (keeps N of every M weights of a row, such as 2:4), or n:M (likewise, with an N for each layer
+            that the allocation chooses).
         damping: share of the mean diagonal that is added to the Hessian's diagonal.
         block: number of columns that a mask is chosen for at once.
         name: what logs and result files call it.
@@ -118,7 +118,7 @@ class GlobalMagnitudeOptions:
 
 @dataclass(frozen=True)
 class GlobalGradientOptions:
-    """Removal of the weights of smallest absolute value times mean absolute gradient, in several steps.
+    """Removal of the weights with the smallest absolute value times mean absolute gradient, in several steps.
 
     Attributes:
         scope: model (one threshold) or tower (one each, the paper's).
@@ -158,7 +158,7 @@ class UPopOptions:
 
 @dataclass(frozen=True)
 class REAPOptions:
-    """Removal of whole experts by the mean of router weight times norm of the expert's output.
+    """Removal of whole experts by the mean of the router weight times the norm of the expert's output.
 
     Attributes:
         batch_size: samples per forward pass; changes nothing beyond rounding.

@@ -53,26 +53,26 @@ class RunConfig:
     Attributes:
         sparsity: share of the prunable weights to remove, in [0, 1).
         seed: seed of all random draws.
-        towers: the towers to prune; null for all but projections (merger, perceiver, connector, Q-Former) and
-            towers that no loss runs.
+        towers: the towers to prune; null for all except projections (merger, perceiver, connector, Q-Former)
+            and towers that the loss never runs.
         skip_layers: regular expressions of layers to leave dense.
         steps: which of calibrate, score, allocate, prune, finetune and evaluate to run, in this order.
         batch_size: samples per forward pass of the fine stage.
         propagate: what comes before a layer when the fine stage measures its inputs: pruned blocks and its
             own block dense (pruned), everything pruned (layer; one pass where a batch holds all samples),
             everything pruned and the weights compensated for that before they are pruned (compensated), or
-            dense blocks (dense; one pass). Each gives another result. auto is dense for a pruner that leaves
-            kept weights as they are beside an allocation that prunes in trials, else pruned.
+            dense blocks (dense; one pass). Each gives a different result. auto is dense for a pruner that
+            leaves kept weights unchanged with an allocation that prunes in trials, else pruned.
         tokens: which tokens count when the fine stage or an allocation measures inputs, in towers that read
             text and visual tokens: all, text, answer, or text and the visual tokens that a block moves most
-            (atv). Each gives another result; scores count all.
+            (atv). Each gives a different result; scores count all.
         device: the device that runs the model: auto (the accelerator if there is one), cpu, cuda, cuda:1, ...
         inspect: only print what would be pruned; no weights are loaded.
         runtime: how the machine is used.
         cache: folder of the stage cache, which stores the results of steps for other runs.
         cache_mode: whether to read and write the stage cache (use), to overwrite it (refresh), to read it
-            only (readonly), or to do without it (off).
-        resume: resume a stopped run of the same config in this folder; false removes what it left.
+            only (readonly), or not to use it (off).
+        resume: resume a stopped run of the same config in this folder; false deletes its files.
     """
 
     model: Any = MISSING

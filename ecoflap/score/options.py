@@ -15,8 +15,8 @@ class ZerothOrderOptions:
             different lengths are padded, or in batches of their own where that changes a sample's loss.
         noises: independent draws of z per layer and batch.
         eps: size of a probe, in the units of the weights.
-        samples_per_pass: most samples that share one forward pass, probes included; fewer where memory does
-            not hold them. Changes nothing else.
+        samples_per_pass: maximum number of samples in one forward pass, probes included; fewer if memory is
+            short. Changes nothing else.
         probe: what one probe moves: layer (the paper's), derivative (the paper's in the limit of small eps,
             by a backward pass) or block (cheaper, another estimator).
         name: what logs and result files call it.

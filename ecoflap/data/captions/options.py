@@ -48,8 +48,8 @@ class RetrievalOptions(CaptionSourceOptions):
         split: split of the data set.
         limit: number of pictures, evenly spaced over the split; null for all.
         batch_size: pictures, captions or pairs per forward pass.
-        k_test: how many of the best candidates are ranked again by looking at picture and text together,
-            where the model can; 0 for none.
+        k_test: how many of the best candidates are ranked again by a pass over picture and text together, if
+            the model has one; 0 for none.
     """
 
     split: str = "test"
@@ -70,7 +70,7 @@ class CaptioningOptions(CaptionSourceOptions):
         limit: number of pictures, evenly spaced over the split; null for all.
         batch_size: pictures per generation; changes nothing beyond rounding.
         beams: width of the beam search; 1 is greedy.
-        max_new_tokens: length of the longest caption in tokens, the prompt not counted.
+        max_new_tokens: length of the longest caption in tokens, without the prompt.
         min_new_tokens: length of the shortest caption in tokens.
     """
 

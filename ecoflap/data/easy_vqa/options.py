@@ -86,7 +86,7 @@ class EasyClassificationOptions(PictureTaskOptions):
 
 @dataclass(frozen=True)
 class EasyCaptionsOptions(PictureTaskOptions):
-    """Share of written captions that name shape and colour right.
+    """Share of written captions that name the right shape and colour.
 
     Attributes:
         limit: number of pictures, evenly spaced; null for all.
@@ -109,8 +109,8 @@ class EasyRetrievalOptions(PictureTaskOptions):
         limit: number of pictures, evenly spaced; null for all.
         batch_size: pictures or pairs per forward pass.
         caption: what captions are made of, with one ``{}`` for the picture's name, such as "blue circle".
-        rerank: how many of the best candidates are ranked again by looking at picture and text together,
-            where the model can; 0 for none.
+        rerank: how many of the best candidates are ranked again by a pass over picture and text together, if
+            the model has one; 0 for none.
         name: what logs and result files call it.
     """
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class MmluCalibrationOptions:
-    """Calibration on questions with their letters, of a split that is not the test's.
+    """Calibration on questions with the letters of their answers, from a split other than test.
 
     Attributes:
         path: folder in MMLU's layout; null for MMLU from the hub.

@@ -11,7 +11,7 @@ class Nlvr2CalibrationOptions:
 
     Attributes:
         path: folder with the published files and pictures; null names what is needed.
-        split: train; no other one is taken.
+        split: train is the only choice.
         samples: number of sentences.
         name: what logs and result files call it.
     """
@@ -24,7 +24,7 @@ class Nlvr2CalibrationOptions:
 
 @dataclass(frozen=True)
 class Nlvr2TaskOptions:
-    """Share of sentences that are judged right, per split; the first split is the headline.
+    """Share of sentences that are judged correctly, per split; the first split is the headline.
 
     Attributes:
         path: folder with the published files and pictures; null names what is needed.

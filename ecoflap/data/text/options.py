@@ -98,7 +98,7 @@ class PrefixTextOptions(TextSourceOptions):
 
     Attributes:
         samples: number of paragraphs.
-        max_words: words that are read of a paragraph; the rest is left out.
+        max_words: words of a paragraph that are read; the rest is omitted.
         name: what logs and result files call it.
     """
 
@@ -122,9 +122,9 @@ class TextPerplexityOptions(TextSourceOptions):
 
     Attributes:
         sequence_length: tokens per window.
-        stride: tokens between the starts of two windows; only the last so many tokens of a window count, all
-            of the first window's but its first. The smaller, the more context a token has, and the more
-            windows there are. Null: windows don't overlap.
+        stride: tokens between the starts of two windows; only the last ``stride`` tokens of a window count,
+            of the first window all but its first token. A smaller stride gives each token more context and
+            takes more windows. Null: windows don't overlap.
         bos: whether a window begins with the token that begins texts: auto (as the tokenizer does it), true
             or false.
         limit: number of windows, from the first; null for all.

@@ -11,7 +11,7 @@ class VqaV2CalibrationOptions:
 
     Attributes:
         path: folder with the published files and pictures; null names what is needed.
-        split: train; no other one is taken.
+        split: train is the only choice.
         clean: ask in lower case and without most punctuation, as ``task=vqav2`` does.
         samples: number of questions.
         name: what logs and result files call it.
@@ -72,8 +72,8 @@ class OkVqaOptions(PublishedQuestionsOptions):
     """VQA accuracy on OK-VQA's validation split.
 
     Attributes:
-        lemmatize: bring nouns and verbs of answers to their base forms before they are compared, as BLIP-2's
-            published figure has it.
+        lemmatize: reduce nouns and verbs of answers to their base forms before they are compared, as for
+            BLIP-2's published figure.
     """
 
     lemmatize: bool = False

@@ -16,8 +16,8 @@ class BlipVqaOptions(PretrainedOptions):
 
     Attributes:
         loss: answer, or a function by its dotted path.
-        encoder_token: id of the token that stands before a question. The published models were trained with
-            [ENC], which transformers does not put there; null keeps the tokenizer's [CLS].
+        encoder_token: id of the token before a question. The published models were trained with [ENC], which
+            transformers does not add; null keeps the tokenizer's [CLS].
         image_size: side of the pictures in pixels; positions are resized (bicubic) where the checkpoint has
             others. Null for the checkpoint's.
     """

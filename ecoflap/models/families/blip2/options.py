@@ -12,12 +12,12 @@ class Blip2Options(PretrainedOptions):
     """BLIP-2 that answers questions and writes captions.
 
     Attributes:
-        prompt: how a question is put to the model, with one ``{}``.
+        prompt: template of a question, with one ``{}``.
         loss: answer, or a function by its dotted path.
         lavis_checkpoint: a file in LAVIS' format whose weights, all or some, replace those of ``path``: a
             pruned model of the paper's authors.
-        vision_from: checkpoint folder of another BLIP-2 whose (pruned) vision tower is taken over.
-        language_from: checkpoint folder of another BLIP-2 whose (pruned) language model is taken over.
+        vision_from: checkpoint folder of another BLIP-2 whose (pruned) vision tower is used.
+        language_from: checkpoint folder of another BLIP-2 whose (pruned) language model is used.
         save_lavis: write the pruned weights in LAVIS' format too, as ``lavis.pth`` beside the checkpoint's
             other files.
     """
@@ -37,7 +37,7 @@ class Blip2ItmOptions(PretrainedOptions):
 
     Attributes:
         loss: match_and_contrastive, match, contrastive, or a function by its dotted path.
-        vision_from: checkpoint folder of another BLIP-2 whose (pruned) vision tower is taken over.
+        vision_from: checkpoint folder of another BLIP-2 whose (pruned) vision tower is used.
     """
 
     name: str = "blip2_itm"

@@ -14,8 +14,8 @@ class LavisPretrainedOptions:
 
     Attributes:
         model_type: LAVIS' name of the weights that it downloads.
-        checkpoint: a file in LAVIS' format to read instead, such as a pruned model; nothing is downloaded
-            then but the tokenizer.
+        checkpoint: a file in LAVIS' format to read instead, such as a pruned model; then only the tokenizer
+            is downloaded.
         tokenizer: hub id or folder of the tokenizer.
         architecture: sizes of the model, so that ``inspect`` needs no download.
         name: what logs and result files call it.
@@ -37,7 +37,7 @@ class LavisBlip2Options(LavisPretrainedOptions):
     """A BLIP-2 with T5 of LAVIS.
 
     Attributes:
-        prompt: how a question is put to the model, with one ``{}``.
+        prompt: template of a question, with one ``{}``.
     """
 
     name: str = "blip2_lavis"

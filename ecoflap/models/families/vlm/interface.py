@@ -51,7 +51,7 @@ class VlmInterface:
             module: the model.
             processor: its processor.
             prompt: how a question is put to it, with one ``{}``; None for the chat template.
-            brief: what is put behind each question.
+            brief: text added after each question.
             chat: options of the chat template.
             images: options of the image processor.
 

@@ -13,9 +13,8 @@ class VisionLanguageOptions(PretrainedOptions):
     """A vision-language model that writes text.
 
     Attributes:
-        prompt: how a question is put to the model, with one ``{}``; null for the processor's chat template.
-        brief: what is put behind each question, so that a model which likes to talk answers with a word; null
-            for nothing.
+        prompt: template of a question, with one ``{}``; null for the processor's chat template.
+        brief: text added after each question to ask for a one-word answer; null for none.
         chat: options of the chat template, such as ``{enable_thinking: false}``; unused with a prompt.
         images: options of the image processor, such as ``{do_image_splitting: false}``.
         loss: answer, or a function by its dotted path.
@@ -36,7 +35,7 @@ class LlavaSmolLM2Options:
     Attributes:
         path: folder of the trained weights that join the towers.
         name: what logs and result files call it.
-        prompt: how a question is put to the model, with one ``{}``.
+        prompt: template of a question, with one ``{}``.
         dtype: float32 (what auto means here), float16 or bfloat16.
         save: write the pruned checkpoint into the run's folder: true or dense, bitmask, coded.
     """
