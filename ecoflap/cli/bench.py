@@ -2,12 +2,12 @@
 
     ecoflap bench RUN [RUN ...] [--json FILE] [--batch-size 1 8] [--repeats 10] [--tokens 32]
 
-The runs must be of one model, and have saved it (model.save=true). All models are loaded into one process
-and take turns, so that other load on the machine affects all alike. A language model writes tokens; any other
-model passes calibration samples. The figures are written to bench.json in the first run's folder, where
-ecoflap report finds them, and to FILE if one is given. The number of threads is that of OMP_NUM_THREADS; with
-one thread on a CPU, the clock is the CPU time of the process, which waits for no other work. Exit code 0:
-measured. 2: nothing could be measured.
+The runs must be of one model and have saved it (model.save=true). All models are loaded into one process and
+take turns, so that other load on the machine affects them equally. A language model writes tokens; any other
+model runs on calibration samples. The figures are written to bench.json in the first run's folder, where
+ecoflap report finds them, and to FILE if one is given. OMP_NUM_THREADS sets the number of threads; with one
+thread on a CPU, the clock is the CPU time of the process, which excludes other work. Exit code 0: measured.
+2: nothing could be measured.
 """
 
 from __future__ import annotations

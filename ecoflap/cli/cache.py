@@ -4,7 +4,7 @@
     ecoflap cache verify
     ecoflap cache gc --max-size 10GB
 
-``gc`` removes damaged entries and the remains of died processes, then the least recently used entries until
+``gc`` removes damaged entries and the leftovers of dead processes, then the least recently used entries until
 the rest fits. Runs may continue meanwhile: they compute a removed entry again. Exit code 1: ``verify`` found
 damage. 2: wrong usage.
 """
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         default=Path(CACHE),
         help=f"folder of the cache (default: {CACHE})",
     )
-    parser.add_argument("--max-size", type=size, help="with gc: how much may stay, such as 10GB")
+    parser.add_argument("--max-size", type=size, help="with gc: how much to keep, such as 10GB")
     options = parser.parse_args(arguments)
     if not options.cache.is_dir():
         return complain(f"there is no cache at {options.cache}; --cache FOLDER names another")
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.max_size is None:
             parser.error("gc needs --max-size, such as --max-size 10GB")
         removed, total = collect_garbage(options.cache, options.max_size)
-        print(f"removed {removed} entries; {in_words(total)} stay")
+        print(f"removed {removed} entries; {in_words(total)} remain")
         return 0
     return show(options.cache, options.command == "verify")
 
@@ -66,7 +66,7 @@ def show(root: Path, verify: bool) -> int:
     title = f"{root}: {len(known)} entries, {in_words(sum(info.size for info in known))}"
     table(title, [*columns, "state"] if verify else columns, rows)
     if damaged:
-        print(f"{damaged} damaged: they are computed again when they are asked for, and gc removes them")
+        print(f"{damaged} damaged: gc removes them, and runs compute them again when they need them")
     return int(damaged > 0)
 
 

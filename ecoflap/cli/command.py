@@ -27,15 +27,15 @@ class Subcommand(NamedTuple):
 
 SUBCOMMANDS = {
     "run": Subcommand("ecoflap.cli.run", "prune a model; a sweep with -m: group=option key=value ..."),
-    "plan": Subcommand("ecoflap.cli.plan", "say what a run or a sweep would do, and how long it takes"),
+    "plan": Subcommand("ecoflap.cli.plan", "show what a run or a sweep would do, and how long it takes"),
     "status": Subcommand("ecoflap.sweeps.status", "show how far a sweep is; --rerun-failed resumes it"),
     "report": Subcommand("ecoflap.cli.report", "make the table, the plots and the page of a sweep"),
     "bench": Subcommand("ecoflap.cli.bench", "measure size and speed of pruned and dense models"),
     "verify": Subcommand("ecoflap.cli.verify", "check a run's record against its saved weights"),
-    "convert": Subcommand("ecoflap.cli.convert", "write a saved model dense, bitmask, or coded"),
+    "convert": Subcommand("ecoflap.cli.convert", "convert a saved model to dense, bitmask or coded form"),
     "push": Subcommand("ecoflap.cli.push", "upload a saved model to the hub, with its card and recipe"),
     "cache": Subcommand("ecoflap.cli.cache", "list, check or shrink the stage cache"),
-    "explain": Subcommand("ecoflap.cli.explain", "say what a config group, or one of its options, means"),
+    "explain": Subcommand("ecoflap.cli.explain", "explain a config group or one of its options"),
 }
 PLAN = "plan=true"
 """The option that makes a run a plan of it, in any case, as Hydra reads booleans."""

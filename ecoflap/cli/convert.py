@@ -2,10 +2,10 @@
 
     ecoflap convert outputs/runs/RUN SMALL --to coded
 
-dense has all weights; bitmask leaves the zeros out; coded also writes the exponents of the other weights as a
-Huffman code. Each has the same bits, and is written a shard at a time. The same command goes on where an
-interrupted one stopped. Exit code 2: the folder has no sound checkpoint, or OUT holds something or is being
-written by another process.
+dense has all weights; bitmask omits the zeros; coded also writes the exponents of the other weights as a
+Huffman code. All forms hold the same bits and are written shard by shard. Repeat the command to resume an
+interrupted one. Exit code 2: the folder has no sound checkpoint, or OUT is not empty or another process is
+writing it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = ArgumentParser(prog="ecoflap convert", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of a saved model, or of the run that saved it")
-    parser.add_argument("out", type=Path, help="folder to write; it is new, or empty")
+    parser.add_argument("out", type=Path, help="new or empty folder to write")
     parser.add_argument("--to", choices=FORMS, required=True, help="the form to write")
     options = parser.parse_args(arguments)
     from ecoflap.storage.bitmask.convert import convert  # it imports torch

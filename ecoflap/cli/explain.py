@@ -1,4 +1,4 @@
-"""``ecoflap explain``: list the choices of a group, and explain each option."""
+"""List the choices of config groups and explain their options."""
 
 from __future__ import annotations
 

@@ -2,12 +2,12 @@
 
     ecoflap plan [-m] [group=option ...] [key=value ...]
 
-The options are those of ``ecoflap run``, where plan=true is the same. Of a sweep (-m) all jobs are checked,
+The options are those of ``ecoflap run``, where plan=true does the same. In a sweep (-m), all jobs are checked
 and the first is shown. The config and the data are checked, and the shapes of the model if its family can be
-built without weights; with these, the memory that each step needs beside activations is shown. Where the
-weights are at hand, each step is measured on two samples and on one batch: about how long the run will take.
-Nothing is written: which weights are removed, and how much accuracy that costs, only a run can tell. Exit
-code 0: the run passes all checks. 2: it can't be done, for the reason given.
+built without weights; these give the memory that each step needs beside activations. If the weights are
+available, each step is measured on two samples and one batch to estimate how long the run takes. Nothing is
+written; only a run can tell which weights are removed and how much accuracy that costs. Exit code 0: the run
+passes all checks. 2: it can't run, for the reason given.
 """
 
 from __future__ import annotations

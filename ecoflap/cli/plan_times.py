@@ -54,7 +54,7 @@ def show_times(plan: Plan, shapes: PrunableModel | None) -> float | None:
         return None
     total = sum(times.values())
     table(
-        f"time, about, on {device}: measured on two samples and one batch",
+        f"approximate time on {device}, measured on two samples and one batch",
         ["step", "time"],
         [(step, in_words(seconds)) for step, seconds in {**times, "total": total}.items()],
     )

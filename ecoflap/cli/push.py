@@ -2,7 +2,7 @@
 
     ecoflap push RUN_OR_FOLDER REPO_ID [--public] [--dry-run]
 
-The saved model is verified first, and one that is not as recorded is refused. A new repository is private.
+The saved model is verified first; one that differs from its record is refused. A new repository is private.
 With --dry-run, and where HF_HUB_OFFLINE is set, the folder is prepared and nothing is uploaded. Exit code 0:
 done. 2: it can't be done.
 """

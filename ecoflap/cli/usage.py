@@ -15,10 +15,10 @@ from ecoflap.errors import typed_command
 EXAMPLES = {
     "": "the embedded BLIP-2 at 60 %",
     "model=smollm2_135m pruner=sparsegpt sparsity=0.5": "a real language model (make real-models)",
-    "plan=true model=smollm2_135m": "check it, and say how long it takes; nothing is run",
+    "plan=true model=smollm2_135m": "check it and estimate how long it takes, without running it",
     "inspect=true model=causal_lm model.path=FOLDER": "only show what would be pruned",
     "-m sparsity=0.5,0.6,0.7 score=none,zeroth_order": "a sweep",
-    "--config RUN/checkpoint/recipe.yaml": "the run of a saved model again",
+    "--config RUN/checkpoint/recipe.yaml": "repeat the run of a saved model",
 }
 
 

@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = ArgumentParser(prog="ecoflap status", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of a sweep, or of a run")
     parser.add_argument(
-        "--rerun-failed", action="store_true", help="start what has not finished again, in the same folders"
+        "--rerun-failed", action="store_true", help="restart the unfinished jobs in the same folders"
     )
     options = parser.parse_args(arguments)
     try:

@@ -155,8 +155,8 @@ def test_a_run_says_it_before_it_scores(
 ) -> None:
     run([*text_run, "cache_mode=off", f"runtime.offload={offload}"])
     output = capsys.readouterr().out
-    assert "memory at a time, about, on cpu" in output
-    assert output.index("memory at a time") < output.index("sparsity")
+    assert "approximate peak memory on cpu" in output
+    assert output.index("approximate peak memory") < output.index("sparsity")
     assert ("waiting on disk" in output) == (offload == "disk")
 
 

@@ -293,7 +293,7 @@ def test_push_refuses_a_model_that_is_not_as_recorded(
     weights[name] = torch.ones_like(weights[name])
     save_file(weights, file, metadata={"format": "pt"})
     assert command.main(["push", str(copy), "me/tiny"]) == 2
-    assert "the saved model is not as recorded" in capsys.readouterr().err
+    assert "the saved model differs from its record" in capsys.readouterr().err
     file.unlink()
     assert command.main(["push", str(copy), "me/tiny"]) == 2
     assert "can't be shared" in capsys.readouterr().err

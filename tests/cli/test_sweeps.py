@@ -70,7 +70,7 @@ def test_a_sweep_says_which_job_it_is_at_and_tables_once(text_run: list[str], tm
     for number in (1, 2, 3):
         assert f"job {number} of 3: " in done.stderr
     assert done.stdout.count("left dense") == 1
-    assert done.stdout.count("memory at a time") == 1
+    assert done.stdout.count("approximate peak memory") == 1
     assert done.stdout.count("sparsity (target") == 3
     jobs = json.loads((tmp_path / "sweep" / "jobs.json").read_text())["jobs"]
     assert [job["number"] for job in jobs] == [0, 1, 2]

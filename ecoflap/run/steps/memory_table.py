@@ -21,7 +21,7 @@ def show_needs_without_data(model: PrunableModel, offload: str, needs: Sequence[
     held = "all weights" if offload == "none" else f"{AT_A_TIME} blocks at a time"
     rows = [(need.step, *map(mebibytes, (need.weights, need.work, need.total))) for need in needs]
     table(
-        f"memory beside activations, about: {held} (runtime.offload={offload}), {dtype}",
+        f"approximate memory beside activations: {held} (runtime.offload={offload}), {dtype}",
         ["step", "weights", "statistics", "total"],
         rows,
     )
@@ -37,7 +37,7 @@ def show_needs(model: PrunableModel, needs: Sequence[Need]) -> None:
     columns = ["step", "weights", "hidden states", "one pass", "total"]
     if not said_before(f"memory {model.name} {rows}"):
         table(
-            f"memory at a time, about, on {model.device} ({mebibytes(free)} free beside the loaded weights)",
+            f"approximate peak memory on {model.device} ({mebibytes(free)} free beside the loaded weights)",
             columns if kind == "none" else [*columns, f"waiting on {kind}"],
             rows,
         )

@@ -1,4 +1,4 @@
-"""Write a checkpoint in another form, shard by shard; one that was interrupted goes on where it stopped."""
+"""Write a checkpoint in another form, shard by shard; resume one that was interrupted."""
 
 from __future__ import annotations
 

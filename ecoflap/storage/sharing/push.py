@@ -65,7 +65,7 @@ def prepare(place: Path) -> Prepared:
         raise UserError(f"{place} can't be shared: {error}; give a run with model.save=true") from error
     if differences:
         raise UserError(
-            f"{place} can't be shared: the saved model is not as recorded ({differences[0]}"
+            f"{place} can't be shared: the saved model differs from its record ({differences[0]}"
             f"{f', and {len(differences) - 1} more' if len(differences) > 1 else ''}); ecoflap verify {place}"
             " lists it all; run it again"
         )
