@@ -82,7 +82,7 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
     }
     last = last_checkpoint(job.folder, {**job.identity, **identity})
     if last is not None:
-        log.info("finetune: goes on from %s", last)
+        log.info("finetune: resumes from %s", last)
     with naming_the_failed(), ExitStack() as context:
         if shard:
             context.enter_context(sharded(learner, model.blocks))

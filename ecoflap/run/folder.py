@@ -121,7 +121,7 @@ def claimed(
     """
 
     def refusal(owner: str) -> str:
-        return f"{folder}: the run of {owner} is at work there; wait for it, or choose another hydra.run.dir"
+        return f"another run ({owner}) is active in {folder}; wait for it, or choose another hydra.run.dir"
 
     with held(folder / LEASE, refusal, patience):
         key, earlier = run_id({**config, "versions": versions()}), read_json(folder / STATUS) or {}

@@ -76,10 +76,9 @@ def how_to_resume(changed: bool = False) -> str:
     """
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
-        return f"ecoflap status {hydra.sweep.dir} --rerun-failed goes on from here"
-    if changed:
-        return f"with that changed, and hydra.run.dir={hydra.runtime.output_dir}, the run goes on from here"
-    return f"the same command with hydra.run.dir={hydra.runtime.output_dir} goes on from here"
+        return f"to resume: ecoflap status {hydra.sweep.dir} --rerun-failed"
+    change = "change that and " if changed else ""
+    return f"to resume, {change}repeat the command with hydra.run.dir={hydra.runtime.output_dir}"
 
 
 def given_options() -> list[str]:

@@ -1,4 +1,4 @@
-"""The folder of a sweep: one is at work in it at a time, and none takes the places of jobs that are alive."""
+"""The folder of a sweep: one is active in it at a time, and none takes the places of active jobs."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def claimed(folder: Path) -> Iterator[None]:
     """Claim the folder for the process of one sweep, as long as that launches jobs or waits for them.
 
     Raises:
-        UserError: if that of another sweep is at work there.
+        UserError: if that of another sweep is active there.
     """
-    with held(folder / LEASE, lambda owner: f"{folder}: the sweep of {owner} is at work there; {REST}"):
+    with held(folder / LEASE, lambda owner: f"another sweep ({owner}) is active in {folder}; {REST}"):
         yield
 
 
@@ -51,7 +51,7 @@ def require_free_places(folder: Path, jobs: Sequence[Job]) -> None:
     for job in others:
         if slurm.get(str(job.get("id"))) in ALIVE or is_held(_lease(folder, job), DEAD_AFTER * 2):
             what = f"job {job['number']} ({' '.join(filter_overrides(job['overrides']))})"
-            raise UserError(f"{folder}: {what} has other options, and is queued or at work there; {REST}")
+            raise UserError(f"{folder}: {what} has other options and is queued or active there; {REST}")
 
 
 def _lease(folder: Path, job: dict[str, Any]) -> Path:

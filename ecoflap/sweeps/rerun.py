@@ -38,7 +38,7 @@ def rerun(folder: Path) -> int:
     recorded = _recorded(folder, is_sweep)
     if alive := _in_slurm(folder):
         raise UserError(
-            f"{folder}: Slurm has {len(alive)} of its jobs in the queue or at work, such as {alive[0]}, which"
+            f"{folder}: Slurm has {len(alive)} of its jobs queued or running, such as {alive[0]}, which"
             " would be submitted twice; wait for them, or cancel them with scancel"
         )
     command, started_in = _command(recorded, folder, is_sweep), Path(recorded["cwd"])

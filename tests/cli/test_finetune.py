@@ -149,7 +149,7 @@ def test_a_killed_run_resumes_to_the_same_curve(training: list[str], tmp_path: P
     assert killed.returncode == -signal.SIGKILL, output
     assert not last.exists(), "it was killed before its training ended"
     assert not (tmp_path / "killed" / "finetune.json").exists()
-    assert "goes on from" in finish(main(overrides, tmp_path / "killed"))
+    assert "resumes from" in finish(main(overrides, tmp_path / "killed"))
     finish(whole)
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
     expected, resumed = weights(tmp_path / "whole"), weights(tmp_path / "killed")

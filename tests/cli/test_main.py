@@ -112,7 +112,7 @@ def test_a_run_that_has_ended_is_not_resumed_by_another_config(text_run: list[st
     refused = forked.main([*given, "sparsity=0.7"], tmp_path)
     assert refused.returncode == 2
     assert "holds the result of another config" in refused.stderr
-    assert "goes on from here" not in refused.stderr
+    assert "to resume" not in refused.stderr
 
 
 def test_a_refused_run_leaves_the_records_of_another_alone(text_run: list[str], tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_run_goes_on_once_the_option_that_stopped_it_is_changed(
     stopped = forked.main([*given, "finetune.learning_rate=1e30"], tmp_path)
     assert stopped.returncode == 2
     assert "finetune.learning_rate" in stopped.stderr
-    assert f"with that changed, and hydra.run.dir={folder}, the run goes on from here" in stopped.stderr
+    assert f"to resume, change that and repeat the command with hydra.run.dir={folder}" in stopped.stderr
     assert forked.main([*given, "finetune.learning_rate=1e-5"], tmp_path).returncode == 0
     assert (folder / "result.json").exists()
 
@@ -163,9 +163,7 @@ def test_an_interrupted_run_leaves_nothing_that_looks_whole(text_run: list[str],
         check=False,
     )
     assert finished.returncode == 130
-    assert (
-        f"the same command with hydra.run.dir={folder} goes on from here" in finished.stderr + finished.stdout
-    )
+    assert f"to resume, repeat the command with hydra.run.dir={folder}" in finished.stderr + finished.stdout
     assert not (folder / "result.json").exists()
     assert not (folder / "checkpoint").exists()
 

@@ -99,7 +99,7 @@ def test_two_runs_never_share_a_folder(text_run: list[str], tmp_path: Path) -> N
     config: Any = {"sparsity": 0.5}
     with (
         claimed(tmp_path, config, resume=True),
-        pytest.raises(UserError, match=r"is at work there.*hydra\.run\.dir"),
+        pytest.raises(UserError, match=r"another run \(.*\) is active in .*hydra\.run\.dir"),
         claimed(tmp_path, config, resume=True, patience=0.1),
     ):
         pass

@@ -126,7 +126,8 @@ def test_two_sweeps_never_share_a_folder(text_run: list[str], tmp_path: Path, cl
     refused = forked.main(given, tmp_path)
     lease.release()
     assert refused.returncode == 2
-    assert f"{folder}: the sweep of {socket.gethostname()}:{os.getpid()} is at work there" in refused.stderr
+    owner = f"{socket.gethostname()}:{os.getpid()}"
+    assert f"another sweep ({owner}) is active in {folder}" in refused.stderr
     assert not (folder / "jobs.json").exists()
 
 

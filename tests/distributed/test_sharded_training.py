@@ -79,7 +79,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(text_run: list[str], tmp_path:
     assert "another process of the run has ended" in ended[0].stderr
     again = main(2, [*overrides, shards], folder)
     assert [one.returncode for one in again] == [0, 0], "\n".join(one.stderr for one in again)
-    assert "goes on from" in again[0].stderr
+    assert "resumes from" in again[0].stderr
     sharded(overrides, tmp_path / "whole")
     assert curve(folder) == curve(tmp_path / "whole")
     expected = weights(tmp_path / "whole")

@@ -119,8 +119,8 @@ def test_work_outlives_a_late_error(
     assert start({0: NumericalError("NaN in the loss")}, leaves=work) == 2
     assert (tmp_path / "run" / work).exists()
     assert (
-        f"error: NaN in the loss; with that changed, and hydra.run.dir={tmp_path / 'run'}, the run goes on"
-        in capfd.readouterr().err
+        "error: NaN in the loss; to resume, change that and repeat the command with"
+        f" hydra.run.dir={tmp_path / 'run'}" in capfd.readouterr().err
     )
 
 

@@ -53,7 +53,7 @@ def test_what_the_folder_holds_and_what_is_next(tmp_path: Path, monkeypatch: pyt
     assert "verify" not in unsaved[-1]
     assert any("model.save=true" in line for line in unsaved)
     units = lines(run, sparsity={"total": "units", "prunable": 0.0, "model": 0.0})
-    assert "  whole units are gone: 90 parameters are left" in units
+    assert "  whole units were removed; 90 parameters remain" in units
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_n_of_m_and_whole_units_are_told_apart(tmp_path: Path) -> None:
     units = {**record().sparsity, "total": "units"}
     card = model_card(record(sparsity=units, config={"pruner": {"name": "upop"}}), tmp_path)
     assert head(card)["tags"] == ["ecoflap", "pruned", "structured", "upop"]
-    assert "16 parameters are left" in card
+    assert "16 parameters remain" in card
     assert "not with plain `from_pretrained`" in card
     assert "runs as fast" not in card
 

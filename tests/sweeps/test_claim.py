@@ -18,7 +18,9 @@ from ecoflap.sweeps.jobs import Job
 
 def test_one_sweep_at_a_time(tmp_path: Path) -> None:
     with claimed(tmp_path):
-        with pytest.raises(UserError, match=r"is at work there; wait for it, .* hydra\.sweep\.dir"):
+        with pytest.raises(
+            UserError, match=r"another sweep \(.*\) is active in .*; wait for it, .* hydra\.sweep\.dir"
+        ):
             claimed(tmp_path).__enter__()
         assert (tmp_path / ".lease").exists()
     with claimed(tmp_path):

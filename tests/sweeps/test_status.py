@@ -191,7 +191,7 @@ def test_a_sweep_is_started_again_as_it_was(
     write_json(tmp_path / "sweep" / "jobs.json", {"jobs": [{"number": 0, "overrides": [], "id": "7_0"}]})
     monkeypatch.setattr(rerun, "slurm_states", lambda ids: dict.fromkeys(ids, "PENDING"))
     assert status.main([str(tmp_path / "sweep"), "--rerun-failed"]) == 2
-    assert "1 of its jobs in the queue or at work, such as 7_0" in capsys.readouterr().err
+    assert "1 of its jobs queued or running, such as 7_0" in capsys.readouterr().err
     monkeypatch.setattr(rerun, "slurm_states", lambda ids: dict.fromkeys(ids, "FAILED"))
     assert status.main([str(tmp_path / "sweep"), "--rerun-failed"]) == 0
     expected = [

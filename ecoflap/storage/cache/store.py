@@ -145,7 +145,7 @@ class Store:
         """Warn once that the disk is full or read-only; the run continues, as its result must not be lost."""
         if not self._write_failed:
             log.warning(
-                "cannot write to the store %s (%s): going on without it. Set cache to a writable folder or"
+                "cannot write to the store %s (%s): continuing without it. Set cache to a writable folder or"
                 " cache_mode=off",
                 self.root,
                 error,

@@ -132,7 +132,7 @@ def _about(result: Result, base: BaseModel) -> str:
 def _sparsity(result: Result) -> Iterator[str]:
     section = result.sparsity
     if section.get("total") == "units":
-        yield f"Whole units are gone: {result.model['parameters']:,} parameters are left."
+        yield f"Whole units were removed; {result.model['parameters']:,} parameters remain."
         return
     yield from _table(["part", "weights", "zeros", "sparsity"], _parts(section, result.model))
 
