@@ -23,9 +23,9 @@ class Recall(Protocol):
         """The result, in plain JSON values.
 
         Args:
-            name: what tells it from the allocator's other results.
+            name: distinguishes it from the allocator's other results.
             compute: computes it.
-            dense: whether it is measured of the dense model without the pruner; runs with any share it.
+            dense: whether it is measured on the dense model; runs with different pruners then share it.
         """
 
 
@@ -57,7 +57,7 @@ class Context:
 
     @property
     def samples(self) -> CalibrationSet:
-        """The calibration set, which is there for every allocator that requires one."""
+        """The calibration set, which every allocator that requires one gets."""
         assert self.calibration is not None
         return self.calibration
 
@@ -94,7 +94,7 @@ class Requires:
         """
         if kind != self.kind:
             raise UserError(
-                f"allocation={allocator} goes by scores of kind {self.kind}, and score={scorer} gives {kind};"
+                f"allocation={allocator} needs scores of kind {self.kind}, and score={scorer} gives {kind};"
                 " choose another score, or another allocation"
             )
         if granularity not in self.granularities:
@@ -143,9 +143,9 @@ class Allocator(Protocol):
         return
 
     def passes(self, samples: int, sparsity: float) -> float:
-        """How many samples all of its passes together read, in any unit, for an estimate of its time.
+        """How many samples all of its passes read in total, in any unit, to estimate its time.
 
-        By default, each pass reads all of them.
+        By default, each pass reads all samples.
         """
         return samples
 

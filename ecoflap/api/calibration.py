@@ -59,7 +59,7 @@ def calibrate(
         model: from ``ecoflap.load``.
         data: one of
 
-            - the name of a data set, as ``calibration=`` of the command line: ``"wikitext2"``, ``"c4"``,
+            - the name of a data set, as for ``calibration=`` on the command line: ``"wikitext2"``, ``"c4"``,
               ``"coco"``, ``"easy_vqa"``, ...;
             - texts: a list of str, or dicts with ``text``. A language model reads random windows of all texts
               joined; an encoder-decoder reads the first part of a line and predicts the rest;
@@ -78,7 +78,7 @@ def calibrate(
         sequence_length: tokens per window; None for the data set's default, or 512, but no more than the
             model reads and the texts have.
         seed: seed of the draw.
-        options: options of a data set that is named, such as ``path="train.txt"``.
+        options: options of a named data set, such as ``path="train.txt"``.
 
     Raises:
         UserError: if there is no such data set or option, the form of the data is unknown, or the model can't
@@ -121,7 +121,7 @@ class Amount:
     """How much data to draw.
 
     Attributes:
-        samples: the most samples.
+        samples: maximum number of samples.
         sequence_length: tokens per window; None for as many as model and texts allow.
     """
 

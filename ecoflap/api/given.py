@@ -1,4 +1,4 @@
-"""Refuse arguments of a step that are of another kind than it takes."""
+"""Refuse arguments of the wrong type for a step."""
 
 from __future__ import annotations
 

@@ -45,11 +45,11 @@ def load(
             such as ``"blip2_mini"``, or a transformers model. A folder with the ``result.json`` of a run is
             loaded with the options of that run.
         processor: the tokenizer or processor of a model in memory; None if the data will be model inputs.
-        kind: the kind of model, if its config or class does not tell: a choice of ``model`` such as
+        kind: the kind of model, if its config or class does not determine it: a choice of ``model`` such as
             ``"causal_lm"``, ``"seq2seq"``, ``"vlm"``, ``"clip"`` or ``"image_classifier"``.
         loss: the loss that scores use: a name that the kind knows, a function by its dotted path, or a
             function (module, batch, copies) -> one loss per sample. None for the default of the kind.
-        towers: the towers to prune; None for all but projections.
+        towers: the towers to prune; None for all except projections.
         skip_layers: regular expressions of layers to leave dense.
         device: the device to load a model to: ``"cpu"``, ``"cuda"``, ...; None for the accelerator, if there
             is one.

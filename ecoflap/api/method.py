@@ -96,10 +96,10 @@ def choose_method(pruner: Any, score: Any, allocation: Any, options: Mapping[str
         pruner: a pruner or its name; None for the default.
         score: a scorer, its name, or scores; None for the default.
         allocation: an allocator, its name, or an allocation; None for the default.
-        options: options of a pruner that is named.
+        options: options of a named pruner.
 
     Raises:
-        UserError: if there is no such part or option, or nothing takes the scores.
+        UserError: if there is no such part or option, or nothing uses the scores.
     """
     chosen: Pruner = part("pruner", default("pruner")["name"] if pruner is None else pruner, options)
     score = None if score == AUTO else score

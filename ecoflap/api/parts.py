@@ -28,7 +28,7 @@ def part(group: str, chosen: Any, options: Mapping[str, Any]) -> Any:
     Args:
         group: its config group.
         chosen: a name, or the part itself.
-        options: options of a part that is named.
+        options: options of a named part.
 
     Raises:
         UserError: if there is no such name or option, or an object is given options or can't be such a part.
@@ -41,7 +41,7 @@ def part(group: str, chosen: Any, options: Mapping[str, Any]) -> Any:
 
 
 def refuse_options(group: str, chosen: Any, options: Mapping[str, Any]) -> None:
-    """Refuse a class, and options of an object that is made already.
+    """Refuse a class, and options for an existing object.
 
     Raises:
         UserError: if it is a class, or options are given.

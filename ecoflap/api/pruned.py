@@ -1,4 +1,4 @@
-"""Load a saved model in any form of checkpoint, as it is: no towers, no tokenizer, ready to be used."""
+"""Load a saved model from any form of checkpoint, ready for use, without towers or tokenizer."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def load_pruned(
 def load_pruned(
     folder: str | Path, into: nn.Module | None = None, *, device: str | None = None, sparse: bool = False
 ) -> nn.Module:
-    """Load a model that was saved dense, bitmask or coded, in its dtype and to the bit.
+    """Load a model that was saved in dense, bitmask or coded form, bit for bit in its dtype.
 
-    Each tensor is decoded, checked and moved to the device before the next one is read. A few that
-    transformers keeps in fp32, such as T5's ``wo`` in fp16 models, are in fp32, with the same values.
+    Each tensor is decoded, checked and moved to the device before the next one is read. Those that
+    transformers keeps in fp32, such as T5's ``wo`` in fp16 models, are loaded in fp32 with the same values.
 
     Args:
         folder: a folder that ``ecoflap.save``, a run (its own folder, or the ``checkpoint`` in it) or
@@ -50,7 +50,7 @@ def load_pruned(
 
     Raises:
         UserError: if there is no such checkpoint, it is unfinished or damaged, or does not fit the module,
-            or ``sparse`` is asked for on another device.
+            or ``sparse`` is requested on another device.
     """
     if not isinstance(folder, str | PathLike):
         raise UserError(

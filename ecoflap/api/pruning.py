@@ -44,10 +44,10 @@ def prune(
     tokens: str = RunConfig.tokens,
     **options: Any,
 ) -> PruneResult:
-    """Prune a model in place, after the steps that are still missing: load, calibrate, score, allocate.
+    """Prune a model in place; first load, calibrate, score and allocate where the results are not given.
 
-    All steps in one call: ``ecoflap.prune(model, tokenizer, data=texts, sparsity=0.6)``. The last step
-    alone: ``ecoflap.prune(model, data=data, allocation=allocation)``.
+    All steps in one call: ``ecoflap.prune(model, tokenizer, data=texts, sparsity=0.6)``. Only the last
+    step: ``ecoflap.prune(model, data=data, allocation=allocation)``.
 
     Args:
         model: a transformers model in memory, or the result of ``ecoflap.load``.
@@ -57,25 +57,25 @@ def prune(
         pruner: ``"wanda"`` (the default), ``"sparsegpt"``, ``"magnitude"``, ``"global_magnitude"``,
             ``"global_gradient"`` or ``"reap"``; or an object such as ``ecoflap.Wanda(mask="2:4")``.
         score: a method of ``ecoflap.score``, its result, or ``"none"``. The default, None, is
-            ``"zeroth_order"`` for an allocation that goes by scores, and none otherwise.
+            ``"zeroth_order"`` for an allocation that uses scores, and none otherwise.
         allocation: a method of ``ecoflap.allocate``, or its result. The default, None, is ``"in_context"``;
-            with a score ``"water_filling"``, which shares the budget by it, or evenly with ``"none"``; and
-            the same sparsity everywhere for a mask such as 2:4, which fixes it.
+            with a score it is ``"water_filling"``, which shares the budget in proportion to the scores, or
+            evenly for ``"none"``; a mask such as 2:4 fixes the same sparsity everywhere.
         seed: seed of all random draws.
         batch_size: samples per forward pass of the pruner; changes nothing beyond rounding, unless the
-            samples of a batch meet inside of the model.
+            samples of a batch interact inside the model.
         propagate: what comes before a layer when its inputs are measured: ``"pruned"`` blocks and its own
-            block dense, everything pruned (``"layer"``), that with weights that are first compensated for it
-            (``"compensated"``), or ``"dense"`` blocks. ``"auto"`` is dense for a pruner that leaves kept
-            weights as they are, beside an allocation that prunes in trials.
-        tokens: which tokens count then, in towers that read text and visual tokens: ``"all"``, ``"text"``,
-            ``"answer"`` (those of the answer), or ``"atv"`` (text and the visual tokens that a block moves
-            most).
-        options: options of a pruner that is named, such as ``damping=0.1``.
+            block dense, everything pruned (``"layer"``), the same with weights that are first compensated
+            for it (``"compensated"``), or ``"dense"`` blocks. ``"auto"`` is dense for a pruner that leaves
+            kept weights unchanged with an allocation that prunes in trials, else pruned.
+        tokens: which tokens count in these inputs, in towers that read text and visual tokens: ``"all"``,
+            ``"text"``, ``"answer"`` (those of the answer), or ``"atv"`` (text and the visual tokens that a
+            block moves most).
+        options: options of a named pruner, such as ``damping=0.1``.
 
     Returns:
         The pruned model, its masks, and the contents of a run's ``result.json``. The model is the same
-        object; apart from its weights, nothing of it changes.
+        object; only its weights change.
 
     Raises:
         UserError: if a request can't be met.

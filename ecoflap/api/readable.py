@@ -43,7 +43,7 @@ def picture_tokens(config: Any) -> Tensor:
 def check_lengths(model: PrunableModel, samples: Sequence[Sample]) -> None:
     """Refuse texts that have more tokens than a model has positions; all modules are searched for them once.
 
-    Vision-language models are left out: not all parts of one read the whole text.
+    Vision-language models are skipped, as not all of their parts read the whole text.
 
     Raises:
         UserError: if one is too long.
@@ -64,7 +64,7 @@ def check_lengths(model: PrunableModel, samples: Sequence[Sample]) -> None:
 
 
 def check_labels(model: PrunableModel, labels: Tensor) -> None:
-    """Refuse labels that the model can't put out.
+    """Refuse labels that the model can't output.
 
     Raises:
         UserError: if one is not the number of a class, or of a token in the vocabulary.
@@ -82,7 +82,7 @@ def check_labels(model: PrunableModel, labels: Tensor) -> None:
 
 
 def _outputs(model: PrunableModel) -> tuple[str, int | None]:
-    """What the model puts out, and how many there are; None if that is unknown, as for a CLIP."""
+    """What the model outputs, and how many there are; None if that is unknown, as for a CLIP."""
     module: Any = model.module
     if option_of(module) == "image_classifier":
         return "classes", getattr(module.config, "num_labels", None)
@@ -94,7 +94,7 @@ def _outputs(model: PrunableModel) -> tuple[str, int | None]:
 
 
 def check_mask(model: PrunableModel, sample: Sample) -> None:
-    """Refuse a mask of more than padding, which a language model is not given.
+    """Refuse a mask of more than padding, as language models get none.
 
     Raises:
         UserError: if there is a mask of another shape than the tokens.
@@ -109,7 +109,7 @@ def check_mask(model: PrunableModel, sample: Sample) -> None:
 
 
 def check_gaps(model: PrunableModel, sample: Sample) -> None:
-    """Refuse a mask with zeros between its ones: without these tokens, those behind stand at other places.
+    """Refuse a mask with zeros between its ones: without these tokens, later ones would get other positions.
 
     Raises:
         UserError: if there is such a mask.

@@ -35,7 +35,7 @@ class PruneResult:
 
     @property
     def model(self) -> nn.Module:
-        """The pruned model, the same object that was given."""
+        """The pruned model, the same object as the given one."""
         return self.prunable.module
 
     @property

@@ -28,17 +28,17 @@ from ecoflap.storage.sharing.describe import describe
 
 INDEXES = (WEIGHTS_INDEX, BITMASK_INDEX)
 BESIDE = (MASKS, RESULT, RECIPE, ALLOCATION, SCORES)
-"""Files of an earlier checkpoint that, as its weights, do not stay beside other weights."""
+"""Files of an earlier checkpoint that, like its weights, are removed when other weights are written."""
 
 
 def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DENSE) -> Path:
     """Write a checkpoint with the tokenizer or processor.
 
-    The result of ``ecoflap.prune`` is saved with its masks (``masks.safetensors``, one bit per weight) and
-    the ``result.json``, ``scores.json`` and ``allocation.json`` of a run, a ``recipe.yaml`` of as much of it
-    as is known, and a model card (``README.md``). The weights of an earlier checkpoint in the
-    folder, also those in a ``pytorch_model.bin``, and these files are replaced or removed; all others stay,
-    a card that ecoflap did not write too.
+    The result of ``ecoflap.prune`` is saved with its masks (``masks.safetensors``, one bit per weight), the
+    ``result.json``, ``scores.json`` and ``allocation.json`` of a run, a ``recipe.yaml`` with what is known of
+    the run, and a model card (``README.md``). These files and the weights of an earlier checkpoint in the
+    folder, including a ``pytorch_model.bin``, are replaced or removed; all other files are kept, as is a card
+    that ecoflap did not write.
 
     Args:
         model: the result of ``ecoflap.prune`` or ``ecoflap.load``.
@@ -51,7 +51,7 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
 
     Raises:
         UserError: if there is no such form, the model has no ``save_pretrained``, a part of it is what
-            ``torch.compile`` returned or has got adapters, its embeddings are tied and its config says that
+            ``torch.compile`` returned or has adapters, its embeddings are tied and its config says that
             they aren't, weights that the masks remove are no longer zero, the folder is a file, or the disk
             is full.
     """

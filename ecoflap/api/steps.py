@@ -1,4 +1,4 @@
-"""The steps that leave the weights as they are: score, allocate, evaluate."""
+"""The steps that leave the weights unchanged: score, allocate, evaluate."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def score(
         method: ``"zeroth_order"`` (random probes, the default), ``"first_order"`` (gradients) or ``"local"``
             (a pruner's own metric); or a scorer such as ``ecoflap.ZerothOrder(noises=4)``.
         seed: seed of the probes.
-        options: options of a method that is named, such as ``noises=4``.
+        options: options of a named method, such as ``noises=4``.
 
     Raises:
         UserError: if there is no such method or option, or the loss depends on none of the layers.
@@ -85,22 +85,23 @@ def allocate(
 
     Args:
         model: from ``ecoflap.load``.
-        scores: from ``ecoflap.score``, for a method that goes by them.
+        scores: from ``ecoflap.score``, for a method that uses them.
         sparsity: share of the prunable weights to remove, in [0, 1).
-        method: ``"water_filling"``, which shares the budget by the scores, or evenly without any;
-            ``"in_context"``, or another that takes none, such as ``"owl"``; ``"file"``; or an allocator such
-            as ``ecoflap.WaterFilling(granularity="layer")``. The default, None, is ``"in_context"`` with data
-            and without scores, if layers can have sparsities of their own, else ``"water_filling"``.
+        method: ``"water_filling"``, which shares the budget in proportion to the scores, or evenly without
+            them; ``"in_context"`` or another that uses no scores, such as ``"owl"``; ``"file"``; or an
+            allocator such as ``ecoflap.WaterFilling(granularity="layer")``. The default, None, is
+            ``"in_context"`` with data and without scores, if layers can have different sparsities, else
+            ``"water_filling"``.
         data: from ``ecoflap.calibrate``, for a method that runs samples through the model.
-        pruner: the pruner to allocate for, as in ``ecoflap.prune``, for such a method. In context, rows get
-            counts or weights for it, which one with another mask refuses.
+        pruner: the pruner to allocate for, as in ``ecoflap.prune``, for such a method. ``"in_context"`` gives
+            rows counts or weights for it, which a pruner with another mask refuses.
         batch_size: as in ``ecoflap.prune``.
         tokens: as in ``ecoflap.prune``.
         seed: seed of all random draws.
-        options: options of a method that is named, such as ``granularity="layer"`` or ``cap=0.8``.
+        options: options of a named method, such as ``granularity="layer"`` or ``cap=0.8``.
 
     Raises:
-        UserError: if there is no such method or option, it lacks data, or no allocation has this sparsity.
+        UserError: if there is no such method or option, data is missing, or no allocation has this sparsity.
     """
     require(model, PrunableModel, "ecoflap.load")
     if scores is not None:
@@ -146,7 +147,7 @@ def check_scores(allocator: Allocator, scores: Scores | Scorer | None) -> None:
         allocator.requires.check(name, scores.kind, scores.granularity, allocator.name)
     elif allocator.requires.scores == "needed":
         raise UserError(
-            f"allocation={allocator.name} goes by scores, and there are none; measure some with ecoflap.score"
+            f"allocation={allocator.name} needs scores, and there are none; measure some with ecoflap.score"
         )
 
 
@@ -157,10 +158,10 @@ def evaluate(
 
     Args:
         model: the result of ``ecoflap.load`` or ``ecoflap.prune``.
-        task: the name of a task, as ``task=`` of the command line: ``"wikitext2"``, ``"easy_vqa"``,
+        task: the name of a task, as for ``task=`` on the command line: ``"wikitext2"``, ``"easy_vqa"``,
             ``"imagenet"``, ...; a task object; or a function of the transformers model that returns a
             number, or several by name.
-        options: options of a task that is named, such as ``path="test.txt"`` or ``limit=100``.
+        options: options of a named task, such as ``path="test.txt"`` or ``limit=100``.
 
     Returns:
         {metric: value}; for a suite, {task/metric: value}.

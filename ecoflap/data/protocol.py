@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 class Calibration(Protocol):
     """Draws the samples for scores and statistics.
 
-    Before any weight is loaded it may refuse, as a task may (see ``ecoflap.evaluate.protocol``): in
-    ``check_data(group)`` missing data, in ``check_model(model)`` a model that can't read them, and in
-    ``check_rows(model, seed)`` samples among those that it will draw. ``read_files(model, seed)`` may name
-    the files that ``load`` reads, so that a stored set is not taken for that of other contents; files and
-    folders that its options name need not be among them.
+    Like a task (see ``ecoflap.evaluate.protocol``), it may refuse before any weight is loaded: missing data
+    in ``check_data(group)``, a model that can't read the data in ``check_model(model)``, and samples that it
+    would draw in ``check_rows(model, seed)``. ``read_files(model, seed)`` may name the files that ``load``
+    reads, so that the stored set is not used for other contents; files and folders that its options name may
+    be omitted.
 
     Attributes:
         name: shown in logs and written to result files.

@@ -11,12 +11,12 @@ from ecoflap.models.core.prunable import PrunableModel
 class Evaluation(Protocol):
     """A task with its data in memory.
 
-    It may have ``sources``, the names of what it reads (see ``ecoflap.data.sources``); a calibration set with
-    one of them is refused. It may have ``chance()``, the headline that a constant answer reaches, in percent.
+    It may have ``sources``, the names of what it reads (see ``ecoflap.data.sources``); a calibration set that
+    shares one is refused. It may have ``chance()``, the headline metric of a constant answer, in percent.
     """
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the metrics depend on beside the model."""
+        """Everything besides the model that the metrics depend on."""
 
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """The model's metrics; the first one is the headline.
@@ -28,10 +28,9 @@ class Evaluation(Protocol):
 class Task(Protocol):
     """Evaluates models.
 
-    It may have ``metrics``, the names of all that it can return. Before any weight is read, a task may refuse
-    data that are missing, damaged or too few, in ``check_data(group)``, and a model that can't do what it
-    needs, in ``check_model(model)``, as far as the model's shapes, processor and interface tell. So may a
-    calibration set.
+    It may have ``metrics``, the names of all that it can return. Before any weight is read, it may refuse
+    missing, damaged or insufficient data in ``check_data(group)``, and a model that can't do what it needs,
+    judged by its shapes, processor and interface, in ``check_model(model)``.
 
     Attributes:
         name: the task's name in logs and result files.

@@ -16,7 +16,7 @@ class Finetuner(Protocol):
 
     Attributes:
         name: shown in logs and written to result files.
-        data: what it trains on: ``training`` (the split behind the run's calibration set) or ``calibration``.
+        data: what it trains on: ``training`` (the training split of the calibration data) or ``calibration``.
         samples: the number of samples; None for all.
     """
 
@@ -25,7 +25,7 @@ class Finetuner(Protocol):
     samples: int | None = None
 
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that can't be trained, before anything is pruned; it may be without weights.
+        """Refuse a model that can't be trained, before anything is pruned; the model may lack weights.
 
         Raises:
             UserError: if a layer that is to be pruned can't be trained.
@@ -33,7 +33,7 @@ class Finetuner(Protocol):
 
     @abstractmethod
     def finetune(self, job: Job) -> Training:
-        """Train; the run refuses weights that come out NaN or infinite.
+        """Train; the run refuses weights that become NaN or infinite.
 
         Raises:
             UserError: if the options don't fit the model or the data.

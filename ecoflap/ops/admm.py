@@ -76,13 +76,13 @@ def admm_solve(
 ) -> list[Solution]:
     """Prune matrices that read the same input: the mask of each of the first iterations is sparser.
 
-    After iteration t of the schedule, the share 1 - (1 - t / schedule)^3 of what has to go is gone; what goes
-    is smallest in |V|, which is the Wanda metric at first.
+    After iteration t of the schedule, the share 1 - (1 - t / schedule)^3 of the weights to remove is removed:
+    those with the smallest |V|, which is the Wanda metric at first.
 
     Args:
         weights: each [rows, cols], any floating dtype, on the inverse's device; rows may differ.
         inverse: of the Gram matrix of their inputs.
-        keeps: for each matrix the number of weights to keep, of all of its rows, or of each of them.
+        keeps: for each matrix the number of weights to keep, in all of its rows or in each of them.
         patterns: for each matrix which weights compete. Between a pattern (n, m) and its mask, weights beside
             the n largest of each group compete in the whole matrix.
         iterations: in all (published: 20); at least those of the schedule.
@@ -124,7 +124,7 @@ def admm_repair(
     iterations: int,
     relaxation: float,
 ) -> list[Tensor]:
-    """Adapt the kept weights of matrices that read the same input to masks that are given.
+    """Adapt the kept weights of matrices that read the same input to given masks.
 
     Args:
         weights: dense, each [rows, cols], any floating dtype, on the inverse's device; rows may differ.
@@ -159,7 +159,7 @@ def _step(state: Tensor, scaled: Tensor, mask: Tensor, inverse: NormalisedInvers
 
 
 def _gradual_mask(metric: Tensor, keep: Keep, gone: float, pattern: Pattern, part: Part) -> Tensor:
-    """The mask [rows, cols] once the share ``gone`` of what has to go is gone."""
+    """The mask [rows, cols] when the share ``gone`` of the weights to remove is removed."""
     if isinstance(keep, Tensor):
         removed = (metric.shape[1] - keep).double().mul(gone).long()
         return select_part(metric, metric.shape[1] - removed, pattern, part)

@@ -43,16 +43,16 @@ def descend(sparsities: Tensor, marginals: Tensor, sizes: Tensor, rate: float) -
 
     With mu the mean of |m_g| by size: p_g <- p_g - 2 rate (m_g - mu) / (|m_g| + mu). The fraction is
     tanh(log(m_g / mu) / 2) where m_g > 0, so that a few groups of very large marginals do not set the pace of
-    all, and -1 where m_g <= 0: weights that the loss is better off without.
+    all, and -1 where m_g <= 0: removing these weights lowers the loss.
 
     Args:
         sparsities: p, [groups], fp64.
-        marginals: m, the fall of the loss per weight that is kept at the margin, [groups].
+        marginals: m, by how much the loss falls per additional kept weight, [groups].
         sizes: number of weights of each group, [groups].
         rate: half of the largest step.
 
     Returns:
-        The new sparsities, [groups], with another mean.
+        The new sparsities, [groups], with a different mean.
     """
     mean = (marginals.abs() * sizes).sum() / sizes.sum()
     if not mean > 0:

@@ -1,15 +1,15 @@
-"""Compensation: weights that undo a part of the error that pruned layers before have put into the inputs.
+"""Compensation: weights that undo a part of the input error that earlier pruned layers cause.
 
-A layer W reads x~ in the pruned model and x in the dense one, where it puts out W x. The weights that come
-closest to that on the calibration tokens are, in least squares,
+A layer W reads x~ in the pruned model and x in the dense one, where its output is W x. The least-squares
+weights for this output on the calibration tokens are
 
     min over W* of ||W X - W* X~||^2:   W* = W + W (X - X~) X~^T inv(X~ X~^T)
 
-A layer that is added to a residual stream, s~ instead of s, can make up for the stream's error too: then
+A layer that is added to a residual stream, s~ instead of s, can compensate for the stream's error too: then
 
     min over W* of ||S + W X - S~ - W* X~||^2:   W* = W + (W (X - X~) + S - S~) X~^T inv(X~ X~^T)
 
-All of it fits the calibration tokens and little else, so a share of the step is taken, as Arai and Ichikawa
+The whole step overfits the calibration tokens, so only a share of it is taken, as Arai and Ichikawa
 (2025, QEP) do for quantisation, and the matrix is damped in columns scaled to unit norm.
 """
 

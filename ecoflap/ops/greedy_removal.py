@@ -1,4 +1,4 @@
-"""The error of removing a share of each row's weights one by one, each time the one that costs least."""
+"""The error of removing a share of each row's weights one by one, the cheapest first."""
 
 import torch
 from torch import Tensor
@@ -15,10 +15,10 @@ def greedy_removal_error(weight: Tensor, gram: Tensor, share: float, columns: in
         weight: [rows, cols], any floating dtype.
         gram: mean of x x^T over the layer's inputs, [cols, cols].
         share: of the weights of each row that are removed, 0 to 1.
-        columns: columns among which a row's cheapest weight is looked for.
+        columns: columns among which a row's cheapest weight is chosen.
 
     Returns:
-        The error in squared units of the output, summed over rows, as no weight makes up for those removed.
+        The error in squared units of the output, summed over rows, if the other weights stay unchanged.
     """
     weight, gram = weight.float(), gram.float()
     cost = weight.square() * gram.diagonal()
@@ -41,7 +41,7 @@ def _remove(weight: Tensor, gram: Tensor, cost: Tensor, share: float) -> tuple[T
         share: of the weights to remove.
 
     Returns:
-        The removed weights, [rows, columns], 0 where a weight stays, and the sum of their costs, [rows].
+        The removed weights, [rows, columns], 0 where a weight is kept, and the sum of their costs, [rows].
     """
     removed = torch.zeros_like(weight)
     errors = torch.zeros(len(weight), device=weight.device)

@@ -79,8 +79,8 @@ def inverse_factor(hessian: Tensor, damping: float = 0.01) -> InverseFactor:
 def unit_columns(gram: Tensor) -> tuple[Tensor, Tensor]:
     """A Gram matrix in input columns that are scaled to unit norm.
 
-    The norm of a dead column counts as a tiny one: in ADMM its weights go first, and stay as they are where
-    they are kept.
+    A dead column counts as one of tiny norm: ADMM removes its weights first, and leaves those that it keeps
+    unchanged.
 
     Args:
         gram: c X^T X of inputs X [tokens, cols], any scale c: [cols, cols].

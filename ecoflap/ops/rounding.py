@@ -36,7 +36,7 @@ def round_to_total(exact: Sequence[float | Fraction], sizes: Sequence[int], tota
 
 
 def round_in_turn(exact: Tensor, total: int) -> Tensor:
-    """Whole numbers next to ``exact`` whose sum is ``total``; each makes up for the rounding of those before.
+    """Whole numbers next to ``exact`` whose sum is ``total``; each compensates for the rounding before it.
 
     A run of equal numbers stays even all along: 2.5, 2.5, 2.5, 2.5 becomes 3, 2, 3, 2, where
     ``round_to_total`` makes it 3, 3, 2, 2.

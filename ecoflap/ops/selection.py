@@ -19,7 +19,7 @@ Pattern = Literal["row", "matrix"] | tuple[int, int]
 """Which weights of a matrix compete: those of each row, all, or (n, m) for n of every m columns of a row."""
 
 Keep = int | Tensor
-"""How many weights of a matrix stay: of all of its rows together, or of each, [rows] int64 on the CPU."""
+"""How many weights of a matrix are kept: in all of its rows together, or in each, [rows] int64 on the CPU."""
 
 PARTITIONED = 2**20  # scores per partition on the CPU
 LARGEST_COMPARED = 8  # largest n:m group, in columns, of which all pairs are compared
@@ -30,7 +30,7 @@ def select(metric: Tensor, keep: Keep, pattern: Pattern) -> Tensor:
 
     Args:
         metric: scores [rows, cols].
-        keep: number of weights to keep; a pattern (n, m) says so itself. Counts of rows need no pattern:
+        keep: number of weights to keep; ignored for a pattern (n, m). Counts of rows need no pattern:
             `select_by_row`.
         pattern: which weights compete.
     """
@@ -93,7 +93,7 @@ def select_in_rows(metric: Tensor, keep: int) -> Tensor:
 
 
 def select_by_row(metric: Tensor, keep: Tensor) -> Tensor:
-    """Keep the highest scores of each row, as many as its own count says.
+    """Keep the highest scores of each row, as many as the row's count.
 
     Args:
         metric: scores [rows, cols], any real dtype; infinities are ordinary scores.

@@ -1,7 +1,7 @@
-"""Masks of matrices whose rows several processes share: those of one process, to the last weight.
+"""Masks of matrices whose rows are split over several processes, identical to those of one process.
 
-Where rows do not compete, each process selects among its own. The scores of a whole matrix that do are put
-together first, and of rows that compete for a remainder one score each: few operations beside a solve.
+Where rows do not compete, each process selects among its own. Where they do, the processes first exchange all
+scores of the matrix, or one score per row that competes for a remainder; this costs little beside a solve.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Part(NamedTuple):
     Attributes:
         start: the first row.
         rows: of the whole matrix.
-        summed: gives the sum of a tensor over all parts of the matrix; all of them call it alike.
+        summed: gives the sum of a tensor over all parts of the matrix; all of them must call it.
     """
 
     start: int
@@ -58,8 +58,8 @@ def select_part(metric: Tensor, keep: Keep, pattern: Pattern, part: Part) -> Ten
 
     Args:
         metric: scores of the part's rows [some rows, cols].
-        keep: number of weights to keep of the whole matrix, or of each of all rows; a pattern (n, m) says so
-            itself.
+        keep: number of weights to keep in the whole matrix or in each of its rows; ignored for a pattern
+            (n, m).
         pattern: which weights compete.
         part: which rows they are.
 

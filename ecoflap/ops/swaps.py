@@ -46,7 +46,7 @@ def swap_masks(weight: Tensor, gram: Tensor, mask: Tensor, swaps: int, group: in
         weight: dense [rows, cols], any floating dtype.
         gram: c X^T X of the inputs X [tokens, cols], any scale c: [cols, cols].
         mask: [rows, cols], True where kept.
-        swaps: most swaps of a row.
+        swaps: maximum number of swaps per row.
         group: consecutive columns that a swap stays within, such as the M of N:M; None for the whole row.
 
     Returns:
@@ -131,9 +131,9 @@ def _best_swaps(changes: _Changes, worth: Tensor, mask: Tensor, most: Tensor, wi
 
     Args:
         changes: the candidates.
-        worth: what a swap has to gain [rows].
+        worth: the least gain of a swap [rows].
         mask: [rows, cols].
-        most: most swaps of each row [rows].
+        most: maximum number of swaps of each row [rows].
         within: whether only candidates of the same place pair, as those of a group do.
 
     Returns:

@@ -52,7 +52,7 @@ class LayerPruner(Protocol):
 
     @property
     def statistic(self) -> type[Statistic] | None:
-        """The statistic of a layer's inputs that it reads; None, as here, for a pruner that uses no data."""
+        """The statistic of a layer's inputs that it reads; by default None, for a pruner without data."""
         return None
 
     @property
@@ -67,7 +67,7 @@ class LayerPruner(Protocol):
 
     @abstractmethod
     def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
-        """Prune a weight [rows, cols] to ``keep`` weights, or rows to as many as each may keep.
+        """Prune a weight [rows, cols] to ``keep`` weights, or each of its rows to its own count.
 
         Counts of rows [rows] are given only to a pruner with ``pruner.mask=row`` that ``weighs_rows``.
         """
@@ -89,18 +89,18 @@ class LayerPruner(Protocol):
         Args:
             weights: of the layers, [rows, cols] each.
             statistic: of their input.
-            keeps: the number of weights that each layer keeps, or that each of its rows does.
-            parts: given to pruners that are ``by_rows`` alone: the weights are these rows of the layers, and
+            keeps: the number of weights that each layer, or each of its rows, keeps.
+            parts: given only to pruners that are ``by_rows``: the weights are these rows of the layers, and
                 other processes prune the others at the same time.
         """
         return [self(weight, statistic, keep) for weight, keep in zip(weights, keeps, strict=True)]
 
     @property
     def weighs_rows(self) -> bool:
-        """Whether the rows of a layer can have weights; by default, this isn't known of it.
+        """Whether the rows of a layer can have weights; by default, they can't.
 
-        With a mask ``row``, it then takes a count for each row. With ``matrix``, it prunes rows times factors
-        as it would prune the rows, but that rows of larger factors keep more.
+        With the mask ``row``, it then takes a count for each row. With ``matrix``, it prunes rows that are
+        scaled by factors like the unscaled rows, but rows with larger factors keep more.
         """
         return False
 
@@ -147,7 +147,7 @@ class LayerPruner(Protocol):
         """The allocation with counts that the mask can have, as near as possible.
 
         Raises:
-            UserError: if there are none, or ``check_rows`` refuses what it says of rows.
+            UserError: if there are none, or ``check_rows`` refuses its rows.
         """
         self.check_rows(allocation)
         return self.rule.fitted(allocation)
@@ -167,7 +167,7 @@ class ModelPruner(Protocol):
     Attributes:
         name: shown in logs and written to result files.
         allocates: True, as it decides itself how many weights each layer keeps.
-        trains: whether it trains on the training split behind the calibration set, instead of using that set.
+        trains: whether it uses the training split of the calibration data instead of the calibration set.
         requires_calibration: whether it uses data.
     """
 
@@ -204,7 +204,7 @@ class ModelPruner(Protocol):
             calibration: the samples, or the training split if it trains; None for a pruner that uses no data.
             sparsity: the target.
             on_block: called with the report of each block.
-            seed: the run's, of a pruner that draws random numbers.
+            seed: the run's seed, for a pruner that draws random numbers.
 
         Returns:
             How many weights each layer keeps, and what was removed.

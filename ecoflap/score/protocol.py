@@ -38,7 +38,7 @@ class Scorer(Protocol):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Everything that the scores depend on beside model, data and seed."""
+        """Everything besides model, data and seed that the scores depend on."""
 
     @abstractmethod
     def __call__(self, model: PrunableModel, calibration: CalibrationSet, seed: int) -> Scores:

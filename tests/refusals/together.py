@@ -35,13 +35,11 @@ CASES = [
     case(
         "allocation=ByNorms",
         "score=none",
-        says=("goes by scores of kind norms", "score=none measures nothing", "of that kind"),
+        says=("needs scores of kind norms", "score=none measures nothing", "of that kind"),
     ),
+    case("allocation=ByNorms", says=("ByNorms needs scores of kind norms", "zeroth_order gives importance")),
     case(
-        "allocation=ByNorms", says=("ByNorms goes by scores of kind norms", "zeroth_order gives importance")
-    ),
-    case(
-        "score=LayerNorms", says=("water_filling goes by scores of kind importance", "LayerNorms gives norms")
+        "score=LayerNorms", says=("water_filling needs scores of kind importance", "LayerNorms gives norms")
     ),
     case(
         "score=BlockNorms",

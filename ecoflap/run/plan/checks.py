@@ -167,7 +167,7 @@ def check_parts(plan: Plan) -> None:
     elif requires.scores == "needed":
         such = ", such as score=zeroth_order" if requires.kind == IMPORTANCE else ""
         raise UserError(
-            f"allocation={plan.allocator.name} goes by scores of kind {requires.kind}, and score=none"
+            f"allocation={plan.allocator.name} needs scores of kind {requires.kind}, and score=none"
             f" measures nothing; choose a score of that kind{such}, or allocation=water_filling, which is"
             " uniform without scores"
         )
