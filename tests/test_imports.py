@@ -126,7 +126,7 @@ def test_main_imports_only_what_it_needs_to_start() -> None:
     assert imported_files((ROOT / "main.py").read_text()) == {"cli/command.py"}
     assert imported_files(FILES["__main__.py"].read_text()) == {"cli/command.py"}
     assert imported_files(FILES["cli/command.py"].read_text()) == {
-        "console/progress.py",
+        "console/arguments.py",
         "console/startup.py",
         "errors.py",
     }

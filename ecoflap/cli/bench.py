@@ -15,7 +15,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ecoflap.console.progress import ArgumentParser, complain, table
+from ecoflap.console.arguments import ArgumentParser, complain
+from ecoflap.console.tables import table
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import BENCH, RESULT
 

@@ -16,7 +16,8 @@ import re
 import time
 from pathlib import Path
 
-from ecoflap.console.progress import ArgumentParser, complain, table
+from ecoflap.console.arguments import ArgumentParser, complain
+from ecoflap.console.tables import table
 from ecoflap.storage.cache.upkeep import collect_garbage, entries, foreign, problem
 from ecoflap.storage.file_names import CACHE
 

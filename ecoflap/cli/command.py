@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import version
 from typing import NamedTuple
 
-from ecoflap.console.progress import complain
+from ecoflap.console.arguments import complain
 from ecoflap.console.startup import collect_less_garbage
 from ecoflap.errors import did_you_mean
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ecoflap.console.progress import ArgumentParser, complain
+from ecoflap.console.arguments import ArgumentParser, complain
 from ecoflap.errors import UserError
 from ecoflap.storage.bitmask.forms import FORMS
 

@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from ecoflap.cli.arguments import PLACES
 from ecoflap.cli.choices import Choices, is_search_path
 from ecoflap.cli.descriptions import Description, described, summary_of
-from ecoflap.console.progress import complain, wrapped
+from ecoflap.console.arguments import complain
+from ecoflap.console.wrapping import wrapped
 from ecoflap.errors import UserError, did_you_mean, written
 from ecoflap.run import config as run_config
 from ecoflap.run import registry, tables

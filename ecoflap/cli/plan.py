@@ -27,8 +27,11 @@ from ecoflap.cli.choices import Choices
 from ecoflap.cli.plan_sweep import check_sweep
 from ecoflap.cli.recipe import RECIPE, primary_config, without_recipe
 from ecoflap.cli.wrong import what_is_wrong
+from ecoflap.console.arguments import complain
+from ecoflap.console.logs import install_logging
 from ecoflap.console.pace import in_words
-from ecoflap.console.progress import complain, install_logging, paragraphs, table
+from ecoflap.console.tables import table
+from ecoflap.console.wrapping import paragraphs
 from ecoflap.errors import UserError
 from ecoflap.run import config as run_config
 from ecoflap.run import invocation

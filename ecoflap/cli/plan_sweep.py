@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ecoflap.cli.choices import Choices
 from ecoflap.cli.recipe import primary_config
-from ecoflap.console.progress import table
+from ecoflap.console.tables import table
 from ecoflap.errors import UserError
 from ecoflap.sweeps.check import check_jobs
 from ecoflap.sweeps.jobs import Job, composed, numbered

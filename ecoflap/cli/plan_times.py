@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ecoflap.console.pace import in_words
-from ecoflap.console.progress import table
 from ecoflap.console.startup import reuse_freed_memory
+from ecoflap.console.tables import table
 from ecoflap.console.telemetry import free_memory
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.prunable import PrunableModel

@@ -14,7 +14,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ecoflap.console.progress import ArgumentParser, complain, table
+from ecoflap.console.arguments import ArgumentParser, complain
+from ecoflap.console.tables import table
 from ecoflap.errors import UserError
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ecoflap.console.arguments import ArgumentParser, complain
 from ecoflap.console.options import WandbOptions
-from ecoflap.console.progress import ArgumentParser, complain
 from ecoflap.console.tracking import WandbTracker
 from ecoflap.errors import UserError
 

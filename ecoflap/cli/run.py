@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 from ecoflap.cli.arguments import parsed, prepared
 from ecoflap.cli.recipe import primary_config, without_recipe
 from ecoflap.cli.wrong import what_is_wrong
-from ecoflap.console.progress import complain, wrapped
+from ecoflap.console.arguments import complain
+from ecoflap.console.wrapping import wrapped
 from ecoflap.errors import NumericalError, SweepFailed, UserError
 from ecoflap.run import config as run_config
 from ecoflap.run import invocation, refusals
@@ -63,10 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def job(config: DictConfig) -> float | None:
     """Do one run; returns the headline metric of the pruned model, for sweepers that optimise it."""
-    from ecoflap.console import progress as console
+    from ecoflap.console.logs import install_logging
     from ecoflap.run import pipeline
 
-    console.install_logging()
+    install_logging()
     if (place := invocation.place_in_sweep()) is not None:
         log.info("%s", place)
     try:

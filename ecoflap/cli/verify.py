@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ecoflap.console.progress import ArgumentParser, complain, table
+from ecoflap.console.arguments import ArgumentParser, complain
+from ecoflap.console.tables import table
 from ecoflap.storage.file_names import RESULT
 
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ecoflap.console import progress as console
+from ecoflap.console.progress import watching
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import (
     ALLOCATION,
@@ -179,7 +179,7 @@ def _status_updates(file: Path, status: Status) -> Iterator[None]:
 
     write(state="running")
     try:
-        with console.watching(progressed):
+        with watching(progressed):
             yield
     except Exception as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

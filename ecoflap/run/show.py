@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from ecoflap.allocate.allocation import Allocation
-from ecoflap.console.progress import table
+from ecoflap.console.tables import table
 from ecoflap.console.telemetry import peak_memory_bytes
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel

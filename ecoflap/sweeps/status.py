@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ecoflap.console.arguments import ArgumentParser, complain
 from ecoflap.console.pace import in_words
-from ecoflap.console.progress import ArgumentParser, complain, table
+from ecoflap.console.tables import table
 from ecoflap.errors import UserError, written
 from ecoflap.storage.file_names import HYDRA, JOBS, LEASE, RESULT, STATUS
 from ecoflap.storage.files import read_json

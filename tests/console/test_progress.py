@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from ecoflap.console.progress import ConsoleHandler, install_logging, table, track
+from ecoflap.console.logs import ConsoleHandler, install_logging
+from ecoflap.console.progress import track
+from ecoflap.console.tables import table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,7 +41,8 @@ def test_no_bar_without_a_terminal(
 
 SCRIPT = """
 import logging, sys
-from ecoflap.console.progress import install_logging, track
+from ecoflap.console.logs import install_logging
+from ecoflap.console.progress import track
 install_logging("INFO")
 for item in track(range(3), "score [blocks]", total=3):
     logging.info("line of item %d [not markup]", item)
@@ -144,7 +147,8 @@ def test_no_line_of_a_table_is_padded_without_a_terminal(capsys: pytest.CaptureF
 def test_long_lines_break_between_words_on_a_terminal() -> None:
     path = "outputs/" + "x" * 110
     script = (
-        "import logging; from ecoflap.console.progress import complain, install_logging; install_logging();"
+        "import logging; from ecoflap.console.arguments import complain;"
+        "from ecoflap.console.logs import install_logging; install_logging();"
         f"logging.warning('{'word ' * 30}{path}'); complain('{'other ' * 30}')"
     )
     lines = [line.rstrip() for line in run_in_terminal(script).replace("\r\n", "\n").split("\n")]

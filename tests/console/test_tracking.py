@@ -173,7 +173,7 @@ def test_factories_are_structured_configs_that_hydra_can_build() -> None:
 
 def test_import_does_not_load_the_heavy_libraries() -> None:
     script = (
-        "import sys, ecoflap.console.tracking, ecoflap.console.progress, ecoflap.console.telemetry,"
+        "import sys, ecoflap.console.tracking, ecoflap.console.logs, ecoflap.console.telemetry,"
         " ecoflap.storage.cache.store, ecoflap.storage.results, ecoflap.storage.masks,"
         " ecoflap.sweeps.report.table;print([name for name in ('torch', 'wandb', 'transformers', 'rich',"
         " 'numpy') if name in sys.modules])"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ecoflap.console.progress import table
+from ecoflap.console.tables import table
 from ecoflap.console.telemetry import free_memory
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.models.core.expert_slices import refresh

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from ecoflap.console.progress import table
+from ecoflap.console.tables import table
 from ecoflap.console.telemetry import free_memory
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.placement import AT_A_TIME

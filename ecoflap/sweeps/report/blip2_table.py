@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from ecoflap.console.progress import ArgumentParser, complain
+from ecoflap.console.arguments import ArgumentParser, complain
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.results.record import Result, find_copies, find_records
 

@@ -21,7 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ecoflap.console.progress import ArgumentParser, complain, table, track
+from ecoflap.console.arguments import ArgumentParser, complain
+from ecoflap.console.progress import track
+from ecoflap.console.tables import table
 from ecoflap.errors import UserError
 from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward

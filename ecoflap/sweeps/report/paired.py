@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ecoflap.console.progress import ArgumentParser, complain
+from ecoflap.console.arguments import ArgumentParser, complain
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import RESULT
 from ecoflap.sweeps.report.methods import AXES, Method, flatten, is_path, shown

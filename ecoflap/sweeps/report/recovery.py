@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ecoflap.console.progress import ArgumentParser, complain
+from ecoflap.console.arguments import ArgumentParser, complain
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.results.record import first_metric

@@ -1,0 +1,42 @@
+"""Log lines on the console, which do not break a live progress line."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from ecoflap.console.progress import shared_console
+from ecoflap.console.wrapping import wrapped
+
+
+def install_logging(level: int | str = logging.INFO) -> None:
+    """Send log lines through the shared console, so that they appear above a live bar.
+
+    Plain console handlers of the root logger are replaced, or each line would be printed twice; file handlers
+    and their levels are left alone.
+
+    Args:
+        level: Lowest level to print, as ``logging`` takes it.
+    """
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if type(handler) is logging.StreamHandler or isinstance(handler, ConsoleHandler):
+            root.removeHandler(handler)
+    console = ConsoleHandler(level)
+    root.addHandler(console)
+    # Never raised, because a file handler may log more than the console.
+    root.setLevel(min(root.level, console.level))
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints the message alone for INFO and ``level: message`` for everything else."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record on the shared console, broken between words if at all, and without markup."""
+        try:
+            prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+            text = wrapped(prefix + self.format(record), sys.stderr)
+            shared_console().print(text, markup=False, highlight=False, soft_wrap=True)
+        except Exception:
+            # As in all of logging, a line that can't be printed must not stop the program.
+            self.handleError(record)
