@@ -15,7 +15,8 @@ from ecoflap.allocate.protocol import Context
 from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.data.easy_vqa.calibration import EasyVqa
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.forward_modes import quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.prune.wanda import Wanda
 from ecoflap.score.first_order import FirstOrder

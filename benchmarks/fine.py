@@ -15,7 +15,8 @@ from benchmarks.measure import Row, clock, medians
 from benchmarks.models import Dense, smollm2, tokens
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.data.calibration_set import CalibrationSet
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.forward_modes import quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
 from ecoflap.prune.protocol import LayerPruner

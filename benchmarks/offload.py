@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from benchmarks.measure import Row, in_child, medians
 from benchmarks.models import smollm2, tokens
 from ecoflap.blocks.capture import Flow
-from ecoflap.models.core.prunable import quiet_forward
+from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.causal_lm import CausalLM
 from ecoflap.models.offload.load import load_offloaded

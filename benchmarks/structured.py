@@ -12,7 +12,8 @@ import torch
 from benchmarks.measure import Row, interleaved, medians
 from benchmarks.models import device
 from ecoflap.data.batch import Batch
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.forward_modes import quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.core.units import cut_all, find_units
 from ecoflap.models.families.blip.text import vqa_loss

@@ -16,7 +16,7 @@ from benchmarks import coarse, fine, growth, kernels, offload, plain, sparse, st
 from benchmarks.measure import Row, in_child, in_children, interleaved, operations
 from benchmarks.models import llama, tokens
 from ecoflap.errors import UserError
-from ecoflap.models.core.prunable import quiet_forward
+from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.sparse import library
 from tests import tiny
 

@@ -15,8 +15,9 @@ from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.collectives import share, summed
 from ecoflap.errors import UserError
+from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.logits import collecting_logits
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import kl_divergence
 
 KL, LOSS = "kl", "loss"

@@ -22,8 +22,9 @@ from ecoflap.allocate.trial import Group, TrialPruner
 from ecoflap.data.batch import Batch, samples_in
 from ecoflap.distributed.collectives import share, summed
 from ecoflap.errors import NumericalError
+from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.layers import Layer
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import Keep
 from ecoflap.score.first_order import measure_gradients
 

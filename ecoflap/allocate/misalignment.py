@@ -14,8 +14,9 @@ from ecoflap.blocks.input_statistics import InputStatistics
 from ecoflap.blocks.statistics import MeanSquare
 from ecoflap.blocks.walk import walk
 from ecoflap.data.batch import Batch
+from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.layers import Layer
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.layers import prune_layers
 from ecoflap.prune.protocol import LayerPruner
 from ecoflap.prune.report import PruneReport

@@ -32,9 +32,10 @@ from ecoflap.blocks.token_choice import require_kinds
 from ecoflap.blocks.walk import Visit, walk
 from ecoflap.distributed.collectives import gathered
 from ecoflap.errors import NumericalError, UserError
+from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.layers import Layer
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.token_kinds import TokenKinds
 from ecoflap.models.core.towers import Tower
 from ecoflap.ops import water_fill

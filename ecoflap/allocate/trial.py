@@ -24,8 +24,9 @@ from ecoflap.blocks.walk import walk
 from ecoflap.data.batch import Batch
 from ecoflap.distributed.collectives import deal, gathered, share, tensor_from
 from ecoflap.distributed.processes import rank, size
+from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.layers import Layer
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block
 from ecoflap.ops import Keep
 from ecoflap.prune.dealing import deals_out, operations

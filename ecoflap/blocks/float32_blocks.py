@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from ecoflap.models.core.prunable import PrunableModel, in_float32
+from ecoflap.models.core.forward_modes import in_float32
+from ecoflap.models.core.prunable import PrunableModel
 
 
 @contextmanager

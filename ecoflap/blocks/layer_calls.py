@@ -19,9 +19,10 @@ from torch.overrides import TorchFunctionMode
 
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
+from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.layers import Layer
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 
 
 class LayerCalls(TorchFunctionMode):

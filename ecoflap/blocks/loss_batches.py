@@ -18,8 +18,9 @@ from ecoflap.blocks.float32_blocks import block_by_block_in_float32
 from ecoflap.console.telemetry import errors_suppressed
 from ecoflap.data.batch import Sample
 from ecoflap.data.calibration_set import CalibrationSet, split, stack
+from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.losses import IGNORED
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,9 @@ from ecoflap.blocks.stream import Stream
 from ecoflap.data.batch import Batch
 from ecoflap.distributed.collectives import gathered
 from ecoflap.errors import NumericalError, UserError
+from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.hooks import hooks
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.token_kinds import TokenKinds, misfit
 from ecoflap.models.core.towers import Block, Tower
 

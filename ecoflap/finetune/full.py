@@ -11,7 +11,7 @@ from ecoflap.finetune.protocol import Finetuner
 from ecoflap.finetune.schedule import Schedule
 from ecoflap.finetune.training import train
 from ecoflap.finetune.training_set import split_of
-from ecoflap.models.core.prunable import in_float32
+from ecoflap.models.core.forward_modes import in_float32
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ from ecoflap.finetune.protocol import Finetuner
 from ecoflap.finetune.schedule import Schedule
 from ecoflap.finetune.training import train
 from ecoflap.finetune.training_set import split_of
+from ecoflap.models.core.forward_modes import in_float32
 from ecoflap.models.core.layers import Layer, is_layer, read_by
-from ecoflap.models.core.prunable import PrunableModel, in_float32
+from ecoflap.models.core.prunable import PrunableModel
 
 ADAPTER = "default"
 

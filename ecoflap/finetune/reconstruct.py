@@ -32,7 +32,7 @@ from ecoflap.finetune.job import Job, Point, Training
 from ecoflap.finetune.masked_parameters import masked_parameters
 from ecoflap.finetune.options import ReconstructOptions
 from ecoflap.finetune.protocol import Finetuner
-from ecoflap.models.core.prunable import in_float32, quiet_forward
+from ecoflap.models.core.forward_modes import in_float32, quiet_forward
 from ecoflap.models.core.towers import Block, Tower
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.collectives import gathered
 from ecoflap.distributed.processes import is_first
 from ecoflap.errors import NumericalError
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.forward_modes import quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.inputs import measure_dense
 from ecoflap.prune.layers import Statistics, prune_groups, prune_layers

@@ -16,10 +16,11 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.collectives import summed
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.expert_slices import ExpertSlice
+from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.mixtures import Mixture
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from ecoflap.console.progress import track
 from ecoflap.data.batch import samples_in
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import require_choices, require_positive
+from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.layers import Layer
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.global_masks import apply_and_report, apply_masks, choose_masks
 from ecoflap.prune.options import GlobalGradientOptions
 from ecoflap.prune.protocol import ModelPruner, OnBlock

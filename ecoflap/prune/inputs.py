@@ -15,7 +15,8 @@ from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.processes import size
 from ecoflap.errors import UserError
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.forward_modes import quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.protocol import Pruner
 
 PROPAGATE = ("pruned", "layer", "compensated", "dense")

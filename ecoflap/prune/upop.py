@@ -38,7 +38,8 @@ from ecoflap.distributed.processes import size
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.finetune.learner import Learner
 from ecoflap.finetune.training_set import Collator, TrainingSet
-from ecoflap.models.core.prunable import PrunableModel, in_float32
+from ecoflap.models.core.forward_modes import in_float32
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.units import Units, cut_all, find_units, total_cost
 from ecoflap.prune.global_masks import report_blocks
 from ecoflap.prune.options import UPopOptions

@@ -29,9 +29,10 @@ from ecoflap.data.batch import Batch, samples_in
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.collectives import share
 from ecoflap.errors import NumericalError, require_choices, require_positive
+from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.layers import Layer
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.score.options import FirstOrderOptions
 from ecoflap.score.protocol import Scorer
 from ecoflap.score.recompute import recomputing

@@ -16,7 +16,8 @@ from ecoflap.blocks.statistics import MeanSquare, Statistic
 from ecoflap.blocks.walk import walk
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import require_choices, require_positive
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.forward_modes import quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import wanda_metric
 from ecoflap.score.options import LocalOptions
 from ecoflap.score.protocol import Scorer

@@ -42,8 +42,9 @@ from ecoflap.data.batch import Batch, samples_in
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.collectives import share
 from ecoflap.errors import NumericalError, UserError, require_choices, require_positive
+from ecoflap.models.core.forward_modes import in_float32, quiet_forward
 from ecoflap.models.core.layers import Layer
-from ecoflap.models.core.prunable import PrunableModel, in_float32, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block, Tower
 from ecoflap.score.derivative import directional_derivatives
 from ecoflap.score.options import ZerothOrderOptions

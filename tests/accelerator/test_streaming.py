@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.data.calibration_set import CalibrationSet
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.forward_modes import quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.copies import Copies
 from ecoflap.models.offload.placement import bytes_outside
 from ecoflap.prune.driver import prune

@@ -13,7 +13,8 @@ from ecoflap.allocate.tamp import TAMP, diversity
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.data.batch import Batch
 from ecoflap.errors import NumericalError, UserError
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.forward_modes import quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.token_kinds import TokenKinds, declaring
 from ecoflap.prune.wanda import Wanda
 from tests import tiny, unchained

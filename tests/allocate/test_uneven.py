@@ -24,7 +24,8 @@ from ecoflap.allocate.protocol import Allocator, Context
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.blocks.statistics import MeanSquare
 from ecoflap.errors import NumericalError, UserError
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.forward_modes import quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import wanda_metric
 from ecoflap.prune.magnitude import Magnitude
 from ecoflap.prune.wanda import Wanda

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from ecoflap.blocks.block_call import first_tensor
 from ecoflap.blocks.bypass import bypassing, find_bypass
 from ecoflap.blocks.capture import Flow
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.forward_modes import quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.loader import prunable
 from tests import tiny

@@ -12,7 +12,8 @@ from ecoflap.blocks.containers import equal
 from ecoflap.blocks.finished_towers import TowerPasses
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.forward_modes import quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block, Selection, Tower
 from ecoflap.models.loading.loader import prunable
 from ecoflap.models.offload.placement import Placement

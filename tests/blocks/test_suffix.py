@@ -5,7 +5,8 @@ import torch
 
 from ecoflap.blocks.suffix import SuffixRunner, repeatable_modules
 from ecoflap.errors import UserError
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.forward_modes import quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from tests import tiny
 
 

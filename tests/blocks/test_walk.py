@@ -8,7 +8,8 @@ import torch
 from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.statistics import MeanSquare, Statistic
 from ecoflap.blocks.walk import walk
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.forward_modes import quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from tests import tiny
 
 

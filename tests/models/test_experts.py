@@ -19,7 +19,7 @@ from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.errors import UserError
 from ecoflap.models.core.expert_slices import OPENED, ExpertSlice, all_slices, slices_of
 from ecoflap.models.core.experts import open_experts
-from ecoflap.models.core.prunable import in_float32, quiet_forward
+from ecoflap.models.core.forward_modes import in_float32, quiet_forward
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.loader import prunable
 from tests import experts as experts_of

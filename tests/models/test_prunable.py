@@ -5,8 +5,9 @@ import torch
 
 from ecoflap.errors import NumericalError
 from ecoflap.models.core import prunable
+from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.losses import next_token_loss, token_loss
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.blip.retrieval import match_loss
 from tests import tiny
 

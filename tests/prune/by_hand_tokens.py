@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.layers import Layer
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block, Tower
 from ecoflap.prune.driver import prune
 from tests import tiny

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
+from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.layers import Layer
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block
 from ecoflap.ops import compensate
 from ecoflap.prune.admm import ADMM

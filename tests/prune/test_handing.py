@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ecoflap.blocks.capture import Flow
 from ecoflap.errors import UserError
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.forward_modes import quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.loader import prunable
 from ecoflap.prune.driver import prune

@@ -16,7 +16,8 @@ from transformers.models.blip.modeling_blip import BlipAttention
 
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.forward_modes import quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.loader import prunable
 from ecoflap.prune.admm import ADMM

@@ -7,7 +7,7 @@ import torch
 
 from ecoflap.blocks.input_statistics import InputsComplete, InputStatistics
 from ecoflap.blocks.statistics import MeanSquare
-from ecoflap.models.core.prunable import quiet_forward
+from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.prune.driver import prune
 from ecoflap.prune.inputs import measure_dense
 from ecoflap.prune.sparsegpt import SparseGPT

@@ -14,7 +14,8 @@ import torch
 import ecoflap
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.forward_modes import quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.driver import prune
 from ecoflap.prune.inputs import measure_dense
 from ecoflap.prune.sparsegpt import SparseGPT

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from ecoflap.blocks.block_call import extract_hidden, first_tensor
 from ecoflap.blocks.bypass import bypassing, without_head
 from ecoflap.data.calibration_set import CalibrationSet, stack
+from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.hooks import hooks
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block
 from ecoflap.score.pass_size import LiveBytes
 

@@ -25,8 +25,9 @@ from ecoflap.console.arguments import ArgumentParser, complain
 from ecoflap.console.progress import track
 from ecoflap.console.tables import table
 from ecoflap.errors import UserError
+from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.hooks import hooks
-from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.run.config import build

@@ -1,0 +1,78 @@
+"""Contexts that change how a module runs, and restore it: in fp32, and as steps run it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.models.core.expert_slices import all_slices, refresh
+from ecoflap.models.offload.placement import is_placeholder, placeholder
+
+
+@contextmanager
+def in_float32(module: nn.Module, without: Iterable[nn.Module] = ()) -> Iterator[None]:
+    """Hold every half-precision weight and buffer in fp32 in this context, and restore them bit for bit.
+
+    Widening and narrowing again loses nothing. Offloaded weights load in the dtype of their placeholders.
+
+    Args:
+        module: the module.
+        without: modules inside it whose weights and buffers stay as they are.
+    """
+    left = {id(tensor) for one in without for tensor in (*one.parameters(), *one.buffers())}
+    tensors = [
+        tensor
+        for tensor in (*module.parameters(), *module.buffers())
+        if tensor.dtype in (torch.float16, torch.bfloat16) and id(tensor) not in left
+    ]
+    dtypes = [tensor.dtype for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.data = _cast(tensor.data, torch.float32)
+        refresh(module)
+        yield
+    finally:
+        for tensor, dtype in zip(tensors, dtypes, strict=True):
+            tensor.data = _cast(tensor.data, dtype)
+        refresh(module)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in another dtype; the placeholder of an offloaded weight keeps its single number."""
+    return placeholder(tensor.shape, dtype) if is_placeholder(tensor) else tensor.to(dtype)
+
+
+@contextmanager
+def quiet_forward(module: nn.Module) -> Iterator[None]:
+    """Run a module in evaluation mode, without key-value cache and without gradients of weights.
+
+    A cache object that blocks share would grow at each replay and change the result. PyTorch's fused encoder
+    layer is disabled, too, because hooks see nothing inside it. Everything is restored afterwards.
+    """
+    training = {child: child.training for child in module.modules()}
+    weights = (*module.parameters(), *(one.weight for one in all_slices(module)))
+    gradients = [(weight, weight.requires_grad) for weight in weights]
+    found: list[Any] = [getattr(child, "config", None) for child in module.modules()]
+    configs = {id(config): config for config in found if getattr(config, "use_cache", None) is not None}
+    caching = [(config, config.use_cache) for config in configs.values()]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        module.eval()
+        for weight in weights:
+            weight.requires_grad_(False)
+        for config, _ in caching:
+            config.use_cache = False
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for child, flag in training.items():
+            child.training = flag
+        for weight, flag in gradients:
+            weight.requires_grad_(flag)
+        for config, flag in caching:
+            config.use_cache = flag
