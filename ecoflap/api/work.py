@@ -11,13 +11,11 @@ from ecoflap.allocate.protocol import Context
 from ecoflap.api.calibration import calibrate
 from ecoflap.api.method import Method
 from ecoflap.api.result import PruneResult
-from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.token_choice import require_choice
 from ecoflap.console.telemetry import measure
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import driver
-from ecoflap.prune.inputs import require_propagation
+from ecoflap.prune.inputs import require_capture
 from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.run.outcome import (
     count_layers,
@@ -66,7 +64,9 @@ class Work:
         if data is not None and self.method.requires_calibration:
             with measure(costs, "calibrate"):
                 calibration = calibrate(self.model, data, seed=self.seed)
-                self._check_calls(calibration)
+                require_capture(
+                    self.model, self.method.pruner, calibration, self.batch_size, self.propagate, self.tokens
+                )
         scores = self._score(costs, calibration)
         allocation = self.method.allocation
         if self.method.allocator is not None and not self.method.pruner.allocates:
@@ -80,15 +80,6 @@ class Work:
             allocation, report = self._prune(calibration, allocation)
         record = self._record(costs, fingerprint, calibration, scores, allocation, report)
         return PruneResult(self.model, scores, allocation, report, record)
-
-    def _check_calls(self, calibration: CalibrationSet) -> None:
-        """Refuse layers whose inputs the pruner could not capture, before anything is scored."""
-        if not self.method.pruner.allocates and self.method.pruner.requires_calibration:
-            batches = calibration.batches(self.batch_size)
-            require_calls(self.model, batches, every_layer=True)
-            require_propagation(self.model, batches, self.propagate, self.method.pruner.statistic)
-            towers = [tower for tower in self.model.towers if tower.layers]
-            require_choice(self.model, towers, batches, self.tokens)
 
     def _score(self, costs: dict[str, dict[str, Any]], calibration: CalibrationSet | None) -> Scores | None:
         """The scores of an earlier step, or of the scorer; None if there is neither."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.statistics import MeanSquare, Statistic
+from ecoflap.blocks.token_choice import require_choice
 from ecoflap.blocks.walk import walk
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
@@ -37,6 +38,31 @@ def check_propagate(choice: str, pruner: Pruner) -> None:
             f"propagate=compensated changes the weights that stay, and pruner={pruner.name} leaves them as"
             " they are; use pruner=admm or sparsegpt, or another value of propagate"
         )
+
+
+def require_capture(
+    model: PrunableModel,
+    pruner: Pruner,
+    calibration: CalibrationSet,
+    batch_size: int,
+    propagate: str,
+    tokens: str,
+) -> None:
+    """Refuse layers whose inputs the pruner could not capture, before anything is scored.
+
+    Scorers, and pruners of the whole model, check by themselves.
+
+    Raises:
+        UserError: if the calibration data do not reach a layer, the model uses its weight without calling its
+            module, its blocks can't be pruned from the inputs that ``propagate`` asks for, or the tokens that
+            ``tokens`` tells apart are not known.
+    """
+    if pruner.allocates or not pruner.requires_calibration:
+        return
+    batches = calibration.batches(batch_size)
+    require_calls(model, batches, every_layer=True)
+    require_propagation(model, batches, propagate, pruner.statistic)
+    require_choice(model, [tower for tower in model.towers if tower.layers], batches, tokens)
 
 
 @torch.no_grad()

@@ -116,7 +116,7 @@ def _work(plan: Plan, device: torch.device, tracker: Tracker, pace: RunPace) -> 
     if "calibrate" in plan.steps:
         refuse_overlap(coarse.calibrate(plan, model, state), evaluations)
         coarse.show_memory(plan, model, state)
-        coarse.check_calls(plan, model, state)
+        coarse.check_capture(plan, model, state)
     if evaluations and (training := fine.trained_on(plan, model, state)) is not None:
         refuse_overlap(training, evaluations, published=True)
     fine.check_schedule(plan, model, state)

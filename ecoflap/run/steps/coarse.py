@@ -13,8 +13,6 @@ import torch
 
 from ecoflap.allocate.allocation import check_counts
 from ecoflap.allocate.protocol import Context
-from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.token_choice import require_choice
 from ecoflap.console.telemetry import measure
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.collectives import from_process
@@ -22,7 +20,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.load import load_offloaded
 from ecoflap.models.offload.placement import WORK
-from ecoflap.prune.inputs import require_propagation
+from ecoflap.prune.inputs import require_capture
 from ecoflap.run import model_reuse
 from ecoflap.run.invocation import given_options, runs_in_sequence
 from ecoflap.run.plan import Plan, few_samples
@@ -99,22 +97,16 @@ def calibrate(plan: Plan, model: PrunableModel, state: RunState) -> CalibrationS
     return state.calibration
 
 
-def check_calls(plan: Plan, model: PrunableModel, state: RunState) -> None:
-    """Refuse layers whose inputs the pruner could not capture, before anything is scored.
-
-    Scorers check by themselves.
+def check_capture(plan: Plan, model: PrunableModel, state: RunState) -> None:
+    """Refuse layers whose inputs the pruner could not capture.
 
     Raises:
-        UserError: if the calibration data do not reach a layer, the model uses its weight without calling its
-            module, its blocks can't be pruned from the inputs that ``propagate`` asks for, or the tokens that
-            ``tokens`` tells apart are not known.
+        UserError: as ``require_capture`` does.
     """
-    if "prune" in plan.steps and not plan.pruner.allocates and plan.pruner.requires_calibration:
+    if "prune" in plan.steps:
         assert state.calibration is not None
-        batches = state.calibration.batches(plan.config.batch_size)
-        require_calls(model, batches, every_layer=True)
-        require_propagation(model, batches, plan.config.propagate, plan.pruner.statistic)
-        require_choice(model, [tower for tower in model.towers if tower.layers], batches, plan.config.tokens)
+        config, samples = plan.config, state.calibration
+        require_capture(model, plan.pruner, samples, config.batch_size, config.propagate, config.tokens)
 
 
 def show_memory(plan: Plan, model: PrunableModel, state: RunState) -> None:
