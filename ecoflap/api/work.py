@@ -112,7 +112,6 @@ class Work:
             on_block=log_block,
             propagate=self.propagate,
             tokens=self.tokens,
-            checked=True,
         )
         return allocation, report
 

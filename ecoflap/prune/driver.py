@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.blocks.dense_twin import DenseTwin
-from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.walk import Visit, walk
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
@@ -46,12 +45,11 @@ def prune(
     tokens: str = "all",
     finished: FinishedBlocks | None = None,
     recall: RecallStatistics | None = None,
-    checked: bool = False,
 ) -> PruneReport:
     """Prune every tower of the model in order, in place.
 
     Args:
-        model: dense.
+        model: dense; ``require_capture`` accepts it.
         calibration: the samples; may be None for a pruner that uses no data.
         pruner: prunes one layer.
         allocation: how many weights each layer keeps.
@@ -69,7 +67,6 @@ def prune(
             instead of pruned.
         recall: reads the statistics of the dense model that an earlier run has stored, or computes and stores
             them.
-        checked: whether ``require_calls`` has already accepted the model with all of the samples.
 
     Raises:
         NumericalError: if a weight or a hidden state is not finite, or a mask misses its count.
@@ -81,10 +78,8 @@ def prune(
     statistics: Mapping[str, Tensor] | None = None
     if calibration is not None and statistic is not None:
         batches = calibration.batches(batch_size)
-        if not checked:
-            require_calls(model, batches, every_layer=True)
         if dense and statistic.storable:
-            compute = partial(measure_dense, model, calibration, batch_size, True, statistic, tokens)
+            compute = partial(measure_dense, model, calibration, batch_size, statistic, tokens)
             statistics, batches = compute() if recall is None else recall(compute), []
     towers = tuple(reversed(model.towers)) if dense else model.towers
     with quiet_forward(model.module):

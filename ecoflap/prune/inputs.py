@@ -101,18 +101,16 @@ def measure_dense(
     model: PrunableModel,
     calibration: CalibrationSet,
     batch_size: int,
-    checked: bool = False,
     statistic: type[Statistic] = MeanSquare,
     tokens: str = "all",
 ) -> dict[str, Tensor]:
     """Gather a storable statistic of all layers' inputs in the dense model, in one pass over the data.
 
     Args:
-        model: dense.
+        model: dense; ``require_calls`` accepts it.
         calibration: the samples.
         batch_size: samples per forward pass; changes nothing beyond rounding, unless a loss takes negatives
             from the batch.
-        checked: whether ``require_calls`` has already accepted the model with all of the samples.
         statistic: the statistic to gather.
         tokens: which tokens count, see ``ecoflap.blocks.token_choice.choose_tokens``.
 
@@ -121,8 +119,6 @@ def measure_dense(
     """
     found: dict[str, Tensor] = {}
     batches = calibration.batches(batch_size)
-    if not checked:
-        require_calls(model, batches, every_layer=True)
     with quiet_forward(model.module):
         for visit in walk(model, model.towers, batches, "statistics", tokens=tokens):
             if (statistics := visit.measure(statistic, leave=True)) is not None:

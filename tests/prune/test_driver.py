@@ -17,6 +17,7 @@ from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.loader import prunable
 from ecoflap.ops import Keep
 from ecoflap.prune.driver import prune
+from ecoflap.prune.inputs import require_capture
 from ecoflap.prune.magnitude import Magnitude
 from ecoflap.prune.protocol import LayerPruner, Pruned
 from ecoflap.prune.report import BlockReport
@@ -105,7 +106,7 @@ def test_layer_that_never_runs(pruner: LayerPruner) -> None:
     with pytest.raises(
         UserError, match=r"never reach blocks\.1\.spare\.weight, .* add skip_layers=\[spare\]"
     ):
-        prune(model, data(), pruner, uniform(model), 2)
+        require_capture(model, pruner, data(), 2, "pruned", "all")
     assert not any(module._forward_pre_hooks for module in model.module.modules())
     assert all(parameter.requires_grad for parameter in model.module.parameters())
 

@@ -66,7 +66,6 @@ def _prune_layers(plan: Plan, pruner: LayerPruner, model: PrunableModel, state: 
         tokens=plan.config.tokens,
         finished=finished,
         recall=partial(_recall_statistics, plan, pruner, model, state),
-        checked=True,
     )
 
 

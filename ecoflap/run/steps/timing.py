@@ -139,7 +139,6 @@ def _time_prune(
             on_block=lambda _: None,
             propagate=config.propagate,
             tokens=config.tokens,
-            checked=True,
         )
 
     if calibration is None:
