@@ -63,7 +63,7 @@ class RowsCalibration(RowsOptions, ABC):
         Raises:
             UserError: if files are missing or empty, or the first row isn't understood.
         """
-        self.first(group)
+        self.first()
 
     def check_model(self, model: PrunableModel) -> None:
         """Refuse a model that reads no such rows, judging by the first one.
@@ -72,7 +72,7 @@ class RowsCalibration(RowsOptions, ABC):
             UserError: if the model reads no such rows.
         """
         require_reader(model, f"calibration={self.name}")
-        first = self.first("calibration")
+        first = self.first()
         if images_of(first) and not sees(model):
             raise UserError(
                 f"calibration={self.name}: its rows show pictures, and {model.name} reads only text; choose"
@@ -90,8 +90,8 @@ class RowsCalibration(RowsOptions, ABC):
         Raises:
             UserError: if ``load`` refuses a row for anything but the pixels of a picture.
         """
-        rows = self.rows("calibration")
-        if is_text(self.first("calibration")):
+        rows = self.rows()
+        if is_text(self.first()):
             for _ in beginning(self._texts(rows, seed), self.samples, self.sequence_length):
                 pass
         else:
@@ -104,8 +104,8 @@ class RowsCalibration(RowsOptions, ABC):
             UserError: if files or pictures are missing, or the model can't read a row that was drawn.
         """
         self.check_model(model)
-        rows = self.rows("calibration")
-        if is_text(self.first("calibration")):
+        rows = self.rows()
+        if is_text(self.first()):
             texts = self._texts(rows, seed)
             return of_texts(model, texts, self.samples, self.sequence_length, self.name, self.sources, seed)
         found = self._drawn(model, rows, seed)
@@ -118,9 +118,9 @@ class RowsCalibration(RowsOptions, ABC):
         Raises:
             UserError: as for ``load``; no picture is opened.
         """
-        if is_text(self.first("calibration")):
+        if is_text(self.first()):
             return self.files
-        drawn = self._drawn(model, self.rows("calibration"), seed, look_up)
+        drawn = self._drawn(model, self.rows(), seed, look_up)
         return [*self.files, *(Path(image) for image in files_of(drawn) if image != IN_ROW)]
 
     @property
@@ -137,26 +137,26 @@ class RowsCalibration(RowsOptions, ABC):
         """The names of the files."""
         return frozenset().union(*(file_source(str(file)) for file in self.files))
 
-    def rows(self, group: str) -> Rows:
+    def rows(self) -> Rows:
         """All rows.
 
         Raises:
             UserError: if there are no files, or no rows in them.
         """
-        files = find_files(self.path, self.split, self.endings, group, self.name)
+        files = self.files
         found = self.open(files)
         if not len(found):
             names = ", ".join(map(str, files[:3])) + (", ..." if len(files) > 3 else "")
-            raise UserError(f"{group}={self.name}: {names} has no rows; give another file")
+            raise UserError(f"calibration={self.name}: {names} has no rows; give another file")
         return found
 
-    def first(self, group: str) -> Example | Conversation:
+    def first(self) -> Example | Conversation:
         """The first row.
 
         Raises:
             UserError: if there is none, or it isn't understood.
         """
-        return self.parsed(self.rows(group).read([0])[0])
+        return self.parsed(self.rows().read([0])[0])
 
     def parsed(self, row: Row, locate: Locate = locate) -> Example | Conversation:
         """What a row holds, with its pictures as ``locate`` finds them.

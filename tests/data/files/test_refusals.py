@@ -182,10 +182,9 @@ def test_columns_that_options_name(folder: Path) -> None:
     rows = [{"picture": "0.png", "prompt": "what ?", "response": "circle"}]
     file = str(given.write_lines(folder / "a.jsonl", rows))
     named = {"image_column": "picture", "text_column": "prompt", "target_column": "response"}
-    found = Chat(file, **named).first("calibration")
-    assert found == Chat(
-        str(given.write_lines(folder / "b.jsonl", [{"image": "0.png", "text": "what ?", "target": "circle"}]))
-    ).first("calibration")
+    usual = [{"image": "0.png", "text": "what ?", "target": "circle"}]
+    other = str(given.write_lines(folder / "b.jsonl", usual))
+    assert Chat(file, **named).first() == Chat(other).first()
     with pytest.raises(UserError, match=r"calibration\.text_column=promt: .*line 1 has prompt"):
         Chat(file, text_column="promt").check_data("calibration")
     empty = str(given.write_lines(folder / "c.jsonl", [{"prompt": None}]))
