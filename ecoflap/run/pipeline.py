@@ -20,12 +20,12 @@ from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.offload.load import show_weights
 from ecoflap.run.closing import show_closing
-from ecoflap.run.config import build
 from ecoflap.run.folder import claimed, discard_products
 from ecoflap.run.invocation import given_options, record_command, sweep_name
 from ecoflap.run.outcome import conclude, show_in_tracker
 from ecoflap.run.plan import Plan, make_plan, unused
 from ecoflap.run.plan.automatic import settle
+from ecoflap.run.plan.parts import make
 from ecoflap.run.show import show_layers, show_metrics, show_model
 from ecoflap.run.state import RunState
 from ecoflap.run.steps import coarse, fine
@@ -101,7 +101,7 @@ def inspect(config: DictConfig) -> None:
         UserError: if there is no such model, tower or layer.
     """
     selection = Selection(config.towers, list(config.skip_layers))
-    model: PrunableModel = build("model", config.model).load(torch.device("meta"), selection)
+    model: PrunableModel = make("model", config.model).load(torch.device("meta"), selection)
     show_model(model, config.sparsity)
     dtype = str(model.layers[0].weight.dtype).removeprefix("torch.")
     show_weights(model, f"memory of the weights in {dtype}; in use: those in memory with runtime.offload")

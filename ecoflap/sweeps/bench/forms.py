@@ -19,7 +19,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.sparse.sparsify import sparsify
-from ecoflap.run.config import build
+from ecoflap.run.plan.parts import make
 from ecoflap.run.saved_loader import saved_node
 from ecoflap.storage.file_names import BITMASK_INDEX, RESULT
 from ecoflap.storage.results.record import Result
@@ -231,5 +231,5 @@ def _stored(tensor: Tensor) -> list[Tensor]:
 
 def _load(node: dict[str, Any], run: SavedRun, device: torch.device) -> PrunableModel:
     selection = Selection(run.record.config.get("towers"), list(run.record.config.get("skip_layers") or []))
-    model: PrunableModel = build("model", OmegaConf.create(node)).load(device, selection)
+    model: PrunableModel = make("model", OmegaConf.create(node)).load(device, selection)
     return model

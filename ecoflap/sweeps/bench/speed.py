@@ -14,7 +14,7 @@ from torch import Tensor
 from ecoflap.errors import UserError
 from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.run.config import build
+from ecoflap.run.plan.parts import make
 
 PROMPT = 32  # tokens that are read before new ones are written
 SEED = 0
@@ -55,7 +55,7 @@ def workload_for(model: PrunableModel, calibration: Any, tokens: int) -> Workloa
     can_write = callable(getattr(module, "can_generate", None)) and module.can_generate()
     if can_write and not towers & {"vision", "audio"}:
         return _writing(model, tokens)
-    return _passing(model, calibration, "images" if "vision" in towers else "samples")
+    return passing(model, calibration)
 
 
 def _writing(model: PrunableModel, tokens: int) -> Workload:
@@ -77,11 +77,19 @@ def _writing(model: PrunableModel, tokens: int) -> Workload:
     return Workload("tokens", what, tokens, prepare, run)
 
 
-def _passing(model: PrunableModel, calibration: Any, unit: str) -> Workload:
-    """A forward pass of calibration samples, with the loss; fewer than the batch size are repeated."""
+def passing(model: PrunableModel, calibration: Any) -> Workload:
+    """A forward pass of calibration samples, with the loss; fewer than the batch size are repeated.
+
+    Args:
+        model: the dense model, which draws the samples.
+        calibration: the ``calibration`` node of the runs' config.
+
+    Raises:
+        UserError: if there is no calibration set.
+    """
 
     def prepare(size: int) -> list[dict[str, Tensor]]:
-        loader = replace(build("calibration", OmegaConf.create(calibration)), samples=size)
+        loader = replace(make("calibration", OmegaConf.create(calibration)), samples=size)
         batches: list[dict[str, Tensor]] = loader.load(model, seed=SEED).repeat(size).batches(size)
         return batches
 
@@ -92,6 +100,7 @@ def _passing(model: PrunableModel, calibration: Any, unit: str) -> Workload:
 
     if not isinstance(calibration, dict):
         raise UserError("the run has no calibration set to time passes on; bench a run that calibrates")
+    unit = "images" if any(tower.name == "vision" for tower in model.every_tower) else "samples"
     return Workload(unit, "a forward pass of calibration samples, with the loss", 1, prepare, run)
 
 

@@ -9,15 +9,14 @@ A pass computes the loss, including targets. Where there are fewer samples than 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,23 +24,20 @@ from ecoflap.console.arguments import ArgumentParser, complain
 from ecoflap.console.progress import track
 from ecoflap.console.tables import table
 from ecoflap.errors import UserError
-from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.device import resolve_device
-from ecoflap.run.config import build
-from ecoflap.run.saved_loader import saved_node
 from ecoflap.storage.file_names import RESULT
-from ecoflap.storage.results.record import Result
+from ecoflap.sweeps.bench.forms import dense, read_runs, saved
+from ecoflap.sweeps.bench.speed import passing, seconds_of
 
 
 @dataclass(frozen=True)
-class Cost:
+class PassCost:
     """One model's row.
 
     Attributes:
-        name: dense, or the run's folder.
+        name: dense, or that of the run.
         parameters: number of stored parameters.
         nonzero: number of parameters that are not zero.
         operations: floating-point operations of a pass as it is computed, with zeros in matrices multiplied
@@ -72,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         costs = measure(options.runs, options.batch_size, options.repeats)
-    except (FileNotFoundError, ValueError, UserError) as error:
+    except UserError as error:
         return complain(f"nothing measured: {error}")
     columns = ["model", "parameters", "nonzero", "operations", "without zeros", "ms", "least ms"]
     rows = []
@@ -84,61 +80,36 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def measure(runs: Sequence[Path], batch_size: int, repeats: int) -> list[Cost]:
+def measure(folders: Sequence[Path], batch_size: int, repeats: int) -> list[PassCost]:
     """Measure the dense model of the first run, and the saved model of each run.
 
     Args:
-        runs: folders of the runs.
+        folders: of the runs.
         batch_size: samples per pass.
         repeats: timed passes of each model.
 
     Raises:
-        FileNotFoundError: if a folder has no record, or its run saved no model.
-        UserError: if a model can't be loaded.
+        UserError: if a folder has no record, its run saved no model, or a model can't be loaded.
     """
-    records = [Result.read(run / RESULT) for run in runs]
-    models = {"dense": _load(records[0].config, None)}
-    for run, record in zip(runs, records, strict=True):
-        if record.checkpoint is None:
-            raise FileNotFoundError(f"{run} saved no model; run it again with model.save=true")
-        models[str(run)] = _load(record.config, run / record.checkpoint)
-    loader = replace(build("calibration", _node(records[0].config["calibration"])), samples=batch_size)
-    batches = loader.load(models["dense"], seed=0).repeat(batch_size).batches(batch_size)
-    times: dict[str, list[float]] = {name: [] for name in models}
+    runs, device = read_runs(folders), resolve_device("auto")
+    forms = [dense(runs[0], device), *(form for run in runs for form in saved(run, device))]
+    models = [form.load() for form in forms]
+    workload = passing(models[0], runs[0].record.config.get("calibration"))
+    batches = workload.prepare(batch_size)
+    times: list[list[float]] = [[] for _ in models]
     for repeat in track(range(repeats + 1), "measure", total=repeats + 1):
-        for name, model in models.items():
-            seconds = _seconds(lambda model=model: [model.loss(batch) for batch in batches], model)  # type: ignore[misc]
+        for model, own in zip(models, times, strict=True):
+            seconds = seconds_of(workload, model, batches)
             if repeat:  # the first pass warms up
-                times[name].append(1000 * seconds)
-    return [_cost(name, model, batches, times[name]) for name, model in models.items()]
-
-
-def _load(config: dict[str, Any], folder: Path | None) -> PrunableModel:
-    settings = {**config["model"], "save": False}
-    if folder is not None:
-        settings = saved_node(config["model"], folder)
-    selection = Selection(config["towers"], config["skip_layers"])
-    model: PrunableModel = build("model", _node(settings)).load(resolve_device("auto"), selection)
-    return model
-
-
-def _node(values: dict[str, Any]) -> DictConfig:
-    return OmegaConf.create(values)
+                own.append(1000 * seconds)
+    return [
+        _cost(form.name, model, partial(workload.run, model, batches), own)
+        for form, model, own in zip(forms, models, times, strict=True)
+    ]
 
 
 @torch.no_grad()
-def _seconds(run: Callable[[], Any], model: PrunableModel) -> float:
-    synchronise = torch.accelerator.synchronize if model.device.type != "cpu" else lambda: None
-    with quiet_forward(model.module):
-        synchronise()
-        started = time.perf_counter()
-        run()
-        synchronise()
-        return time.perf_counter() - started
-
-
-@torch.no_grad()
-def _cost(name: str, model: PrunableModel, batches: Sequence[dict[str, Tensor]], times: list[float]) -> Cost:
+def _cost(name: str, model: PrunableModel, run: Callable[[], None], times: list[float]) -> PassCost:
     idle = 0  # operations on weights that are zero
 
     def count(weight: Tensor) -> Callable[..., None]:
@@ -151,10 +122,9 @@ def _cost(name: str, model: PrunableModel, batches: Sequence[dict[str, Tensor]],
         return hook
 
     counting = (layer.module.register_forward_hook(count(layer.weight)) for layer in model.layers)
-    with hooks(counting), quiet_forward(model.module), FlopCounterMode(display=False) as counter:
-        for batch in batches:
-            model.loss(batch)
+    with hooks(counting), FlopCounterMode(display=False) as counter:
+        run()
     parameters = list(model.module.parameters())
     nonzero = sum(int((parameter != 0).sum()) for parameter in parameters)
     total = int(counter.get_total_flops())
-    return Cost(name, model.parameter_count(), nonzero, total, total - idle, median(times), min(times))
+    return PassCost(name, model.parameter_count(), nonzero, total, total - idle, median(times), min(times))
