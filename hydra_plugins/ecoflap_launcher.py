@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hydra.core.config_store import ConfigStore
 
-from ecoflap.sweeps import in_process, launcher
+from ecoflap.sweeps import in_process, local, slurm
 from ecoflap.sweeps import launcher_options as options
 
 
@@ -12,11 +12,11 @@ class InProcessLauncher(in_process.InProcessLauncher):
     """``hydra/launcher=ecoflap_in_process``."""
 
 
-class LocalLauncher(launcher.LocalLauncher):
+class LocalLauncher(local.LocalLauncher):
     """``hydra/launcher=ecoflap_local``."""
 
 
-class SlurmLauncher(launcher.SlurmLauncher):
+class SlurmLauncher(slurm.SlurmLauncher):
     """``hydra/launcher=ecoflap_slurm``."""
 
 

@@ -8,14 +8,37 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import filter_overrides
+from hydra.types import HydraContext
+from omegaconf import DictConfig
 
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import LEASE
 from ecoflap.storage.lease import DEAD_AFTER, held, is_held
-from ecoflap.sweeps.jobs import Job
+from ecoflap.sweeps.check import check_jobs
+from ecoflap.sweeps.jobs import Job, finished_values
 from ecoflap.sweeps.submitted import ALIVE, slurm_states, submitted_jobs
 
 REST = "wait for it, or choose another hydra.sweep.dir"
+
+
+@contextmanager
+def admitted(
+    context: HydraContext, config: DictConfig, jobs: Sequence[Job], folder: Path
+) -> Iterator[dict[int, float | None]]:
+    """Claim the folder for a sweep whose jobs can run, or have finished before.
+
+    Yields:
+        {number of a job: its headline metric; None if it has to run}.
+
+    Raises:
+        UserError: if the folder or the place of a job is taken, or a job can't run.
+    """
+    with claimed(folder):
+        values = finished_values(context, config, jobs, folder)
+        todo = [job for job in jobs if values[job.number] is None]
+        check_jobs(context, config, todo)
+        require_free_places(folder, todo)
+        yield values
 
 
 @contextmanager

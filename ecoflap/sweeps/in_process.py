@@ -8,9 +8,8 @@ from pathlib import Path
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn
 
-from ecoflap.sweeps.check import check_jobs
-from ecoflap.sweeps.claim import claimed, require_free_places
-from ecoflap.sweeps.jobs import finished_values, numbered, raise_failures
+from ecoflap.sweeps.claim import admitted
+from ecoflap.sweeps.jobs import numbered, raise_failures
 from ecoflap.sweeps.rerun import command_of
 from ecoflap.sweeps.submitted import record_jobs
 
@@ -23,11 +22,7 @@ class InProcessLauncher(BasicLauncher):
         assert self.hydra_context is not None
         assert self.config is not None
         jobs, folder = numbered(job_overrides, initial_job_idx), Path(str(self.config.hydra.sweep.dir))
-        with claimed(folder):
-            values = finished_values(self.hydra_context, self.config, jobs, folder)
-            todo = [job for job in jobs if values[job.number] is None]
-            check_jobs(self.hydra_context, self.config, todo)
-            require_free_places(folder, todo)
+        with admitted(self.hydra_context, self.config, jobs, folder):
             record_jobs(folder, "none", [(job, None) for job in jobs], command_of(self.config.hydra))
             returns = super().launch(job_overrides, initial_job_idx)
         raise_failures(self.config, jobs, returns)

@@ -1,0 +1,50 @@
+"""The launcher of ``cluster=local``: the jobs of a sweep as processes of this machine, a few at a time."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+from hydra.core.utils import JobReturn, filter_overrides
+
+from ecoflap.errors import require_positive
+from ecoflap.sweeps.ended import Submitted, collect
+from ecoflap.sweeps.jobs import Job
+from ecoflap.sweeps.launcher import SubmititLauncher
+from ecoflap.sweeps.rerun import command_of
+from ecoflap.sweeps.submitted import record_jobs
+
+log = logging.getLogger(__name__)
+
+
+class LocalLauncher(SubmititLauncher):
+    """Runs jobs as processes of this machine, a few at a time."""
+
+    _EXECUTOR = "local"
+
+    def check_machine(self) -> None:
+        """Refuse ``parallel`` below one."""
+        require_positive("hydra.launcher", SimpleNamespace(**self.params), "parallel")
+
+    def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
+        """Run the jobs, ``parallel`` at a time; Ctrl-C ends the running ones."""
+        executor, submitted = self.executor(folder), list[Submitted]()
+        waiting = list(zip(jobs, self.packed(jobs, folder), strict=True))
+        command = command_of(self.config.hydra)
+        record_jobs(folder, self._EXECUTOR, [(job, None) for job in jobs], command)
+        try:
+            while waiting or not all(one.handle.done() for one in submitted):
+                if waiting and sum(not one.handle.done() for one in submitted) < self.params["parallel"]:
+                    job, packed = waiting.pop(0)
+                    log.info("\t#%d : %s", job.number, " ".join(filter_overrides(job.overrides)))
+                    submitted.append(Submitted(job, executor.submit(packed)))
+                else:
+                    time.sleep(0.2)
+        except KeyboardInterrupt:
+            for one in submitted:
+                one.handle.cancel()
+            raise
+        return collect(submitted, folder)
