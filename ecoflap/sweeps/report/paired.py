@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not found:
             raise UserError(
                 f"below {options.folder} no allocation has the seed, sparsity and pruner of a uniform one"
-                " (score=none allocation=water_filling); add these runs"
+                " (score=none allocation=water_filling) on the same calibration samples; add these runs"
             )
     except UserError as error:
         return complain(f"no table: {error}")
@@ -94,7 +94,8 @@ def uniform_beside(method: Method, table: MetricTable) -> Method | None:
     """The uniform allocation that was run as the method was; None for itself, or if there is none.
 
     Nothing may differ but score and allocation, and ``propagate``, which ``auto`` chooses by the allocation;
-    one with the same ``propagate`` comes before others. Keys that older records lack are not compared.
+    one with the same ``propagate`` comes before others. Keys that older records lack are not compared. Paths
+    may differ, but not the calibration samples that each seed drew.
     """
     if method.score in ("none", "global"):
         return None
@@ -105,7 +106,8 @@ def uniform_beside(method: Method, table: MetricTable) -> Method | None:
         if (one.score, one.pruner, one.sweep) != ("none", method.pruner, method.sweep):
             return False
         others = _others(runs[one][0])
-        return all(others[key] == own[key] for key in others.keys() & own.keys())
+        alike = all(others[key] == own[key] for key in others.keys() & own.keys())
+        return alike and _drew_the_same(runs[one], runs[method])
 
     found = list(filter(is_beside, table.cells))
     propagate = runs[method][0].config.get("propagate")
@@ -122,6 +124,22 @@ def _others(run: Run) -> dict[str, str]:
         and not key.startswith(OF_COARSE)
         and not is_path(key, value)
     }
+
+
+def _drew_the_same(some: Iterable[Run], others: Iterable[Run]) -> bool:
+    """Whether runs of two methods share a sparsity and seed, and wherever they do, their calibration samples.
+
+    A run that drew none, such as one of magnitude with the uniform allocation, agrees with any.
+    """
+    drawn = {(run.sparsity, run.seed): _samples(run) for run in some}
+    pairs = [(drawn[at], _samples(run)) for run in others if (at := (run.sparsity, run.seed)) in drawn]
+    return bool(pairs) and all(one == other for one, other in pairs if one and other)
+
+
+def _samples(run: Run) -> str | None:
+    """The fingerprint of a run's calibration samples; None if it drew none."""
+    fingerprint: str | None = run.result.data.get("calibration", {}).get("fingerprint")
+    return fingerprint
 
 
 def _coarse_seconds(runs: Iterable[Run]) -> float | None:

@@ -27,10 +27,11 @@ def write(
     cached: bool = False,
     samples: int = 128,
     propagate: str = "pruned",
+    path: str | None = None,
 ) -> None:
-    """One run per seed."""
+    """One run per seed; each draws other calibration samples, and from each path."""
     for seed, figure in enumerate(figures):
-        place = folder / f"{coarse}_{pruner}_{sparsity}_{samples}_{propagate}_{seed}"
+        place = folder / f"{coarse}_{pruner}_{sparsity}_{samples}_{propagate}_{path}_{seed}"
         place.mkdir(parents=True)
         Result(
             config={
@@ -38,7 +39,7 @@ def write(
                 "pruner": {"name": pruner},
                 "score": {"name": "none"},
                 "allocation": {"name": coarse},
-                "calibration": {"name": "vqa", "samples": samples},
+                "calibration": {"name": "vqa", "samples": samples, "path": path},
                 "propagate": propagate,
                 "sparsity": sparsity,
                 "seed": seed,
@@ -46,7 +47,7 @@ def write(
             versions={},
             git=None,
             model={},
-            data={},
+            data={} if path is None else {"calibration": {"fingerprint": f"{path} {seed}"}},
             metrics={"pruned": {"vqa": {metric: figure}}},
             sparsity=sparsity_section({}, sparsity, 10, coarse=coarse),
             steps={"allocate": {"seconds": seconds, "peak_memory_bytes": 0, "cached": cached}},
@@ -67,6 +68,38 @@ def test_runs_of_other_settings_are_no_pair(tmp_path: Path, capsys: pytest.Captu
     write(tmp_path, [60.0, 70.0, 80.0], samples=64)
     (row,) = table(tmp_path, capsys)
     assert row[5:10] == ["3", "70.00", "82.00", "+12 ± 2.5", "better"]
+
+
+def test_a_uniform_run_on_the_same_samples_is_the_pair(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of several that differ by the path of the calibration data alone."""
+    for path, uniform, other in (("a", [70.0, 80.0], [71.0, 82.0]), ("b", [60.0, 70.0], [63.0, 74.0])):
+        write(tmp_path, uniform, path=path)
+        write(tmp_path, other, "er", path=path)
+    found = [row[4:5] + row[6:9] for row in table(tmp_path, capsys)]
+    assert found == [
+        ["er, calibration.path=a", "75.00", "76.50", "+1.5 ± 6.4"],
+        ["er, calibration.path=b", "65.00", "68.50", "+3.5 ± 6.4"],
+    ]
+    of_page = [
+        row.uniform.mean for row in rows_of(make_tables(make_sections(read_runs(tmp_path)))[0]) if row.uniform
+    ]
+    assert of_page == [1.5, 3.5]
+
+
+def test_uniform_runs_on_other_samples_are_no_pair(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even where there are no others; a run that needs no calibration data is a pair of any."""
+    write(tmp_path, [70.0, 80.0], path="a")
+    write(tmp_path, [71.0, 82.0], "er", path="b")
+    assert main([str(tmp_path)]) == 2
+    assert "on the same calibration samples" in capsys.readouterr().err
+    write(tmp_path, [60.0, 70.0], pruner="magnitude")
+    write(tmp_path, [61.0, 72.0], "er", pruner="magnitude", path="b")
+    (row,) = table(tmp_path, capsys)
+    assert row[3:8] == ["magnitude", "er", "2", "65.00", "66.50"]
 
 
 @pytest.mark.parametrize("method", ["dense", "pruned", "layer"])
