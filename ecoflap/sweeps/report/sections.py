@@ -1,4 +1,4 @@
-"""The sections of a report: the runs of one model on the same tasks, each with its method."""
+"""The sections of a report: the runs of one model on the same tasks and data, each with its method."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ecoflap.sweeps.report.evaluated import name_data
 from ecoflap.sweeps.report.methods import Method, name_methods, name_models
 from ecoflap.sweeps.report.runs import Run
 
@@ -16,7 +17,7 @@ class Section:
     """The runs that share their charts.
 
     Attributes:
-        model: the model's name.
+        model: the model's name, with what tells its weights and its test data from others.
         tasks: the tasks that the pruned model was evaluated on; empty if the runs stopped before.
         runs: its runs, oldest first, all different.
         methods: the method of each run.
@@ -45,9 +46,9 @@ class Section:
 
 
 def make_sections(runs: Sequence[Run]) -> list[Section]:
-    """Group runs by model and tasks, in alphabetical order."""
+    """Group runs by model, tasks and the data of these, in alphabetical order."""
     found = defaultdict(list)
-    for model, run in zip(name_models(runs), runs, strict=True):
+    for model, run in zip(name_data(runs, name_models(runs)), runs, strict=True):
         found[model, tuple(run.metrics)].append(run)
     sections = [
         Section(model, tasks, members, name_methods(members)) for (model, tasks), members in found.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -170,3 +171,74 @@ def test_a_record_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(UserError, match="not JSON"):
         read_runs(tmp_path)
+
+
+def evaluated(folder: Path, name: str, pruned: float, data: dict[str, str], **changes: Any) -> None:
+    """A run on the task vqa, of whose data the record holds the given hashes."""
+    record = {"data": {"tasks": {"vqa": {"metric": "accuracy", **data}}}}
+    write_run(folder, name, pruned, record=record, **changes)
+
+
+def shown(folder: Path) -> dict[str, list[float]]:
+    """{model: figures over seeds}, each of one method."""
+    tables = make_tables(make_sections(read_runs(folder)))
+    return {
+        table.model: [one.pruned for one in row[0.5].values()]
+        for table in tables
+        for row in table.cells.values()
+    }
+
+
+@pytest.mark.parametrize("kind", ["inputs", "tokens", "choices"])
+def test_runs_on_other_test_data_share_no_cell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """The files of a path were replaced between two seeds; nothing in the configs tells it."""
+    for seed, data in enumerate(("d7ccbf21", "4f22b54a", "d7ccbf21")):
+        evaluated(
+            tmp_path, str(seed), 70.0 + seed, {kind: data}, seed=seed, task={"name": "vqa", "path": "/d"}
+        )
+    assert shown(tmp_path) == {f"tiny (vqa {kind} 4f22b5)": [71.0], f"tiny (vqa {kind} d7ccbf)": [70.0, 72.0]}
+    assert main(["report", str(tmp_path)]) == 0
+    assert (
+        f"| tiny (vqa {kind} d7ccbf) | wanda | zeroth_order | vqa/accuracy | 80.00 | 71.00 ± 1.41 (n=2) |"
+        in (capsys.readouterr().out)
+    )
+
+
+def test_test_data_of_several_paths_are_named_by_these(tmp_path: Path) -> None:
+    for seed, path in enumerate(("a", "b", "b")):
+        task = {"tasks": {"vqa": {"name": "vqa", "path": f"/data/{path}/quiz"}}}
+        evaluated(tmp_path, str(seed), 70.0 + seed, {"inputs": path}, seed=seed, task=task)
+    assert shown(tmp_path) == {"tiny (vqa from a)": [70.0], "tiny (vqa from b)": [71.0, 72.0]}
+
+
+def test_data_that_settings_change_or_records_lack_set_no_runs_apart(tmp_path: Path) -> None:
+    """A prompt changes the inputs, and names a method."""
+    for seed, (data, prompt) in enumerate([("x", None), ("", None), ("x", None), ("y", "Q: {}")]):
+        evaluated(tmp_path, str(seed), 70.0, {"inputs": data}, seed=seed, model__prompt=prompt)
+    write_run(tmp_path, "old", 70.0, seed=9, model__prompt=None)
+    (section,) = make_sections(read_runs(tmp_path))
+    assert section.model == "tiny"
+    assert sorted(len(runs) for runs in section.by_method.values()) == [1, 4]
+
+
+def test_of_data_that_vary_together_one_is_named(tmp_path: Path) -> None:
+    """Data that are not known stand apart where others differ."""
+    for seed, data in enumerate(("data0", "code1")):
+        tasks = {name: {"inputs": data} for name in ("gqa", "vqa")}
+        write_run(tmp_path, str(seed), 70.0, record={"data": {"tasks": tasks}}, seed=seed)
+    write_run(tmp_path, "2", 70.0, record={"data": {"tasks": {}}}, seed=2)
+    assert [one.model for one in make_sections(read_runs(tmp_path))] == [
+        "tiny (gqa inputs code1)",
+        "tiny (gqa inputs data0)",
+        "tiny (gqa inputs unknown)",
+    ]
+
+
+def test_the_code_beside_a_task_is_part_of_its_data(tmp_path: Path) -> None:
+    for seed, code in enumerate(("", "aaaaaaaa", "bbbbbbbb")):
+        evaluated(tmp_path, str(seed), 70.0, {"inputs": f"d7ccbf21 {code}"}, seed=seed)
+    names = [one.model for one in make_sections(read_runs(tmp_path))]
+    assert len(set(names)) == 3
+    assert "tiny (vqa inputs d7ccbf)" in names
