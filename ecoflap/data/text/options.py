@@ -79,7 +79,7 @@ class TokenFileOptions:
     Attributes:
         path: a safetensors file.
         key: the name of an integer tensor [rows, tokens] in it.
-        samples: how many rows, from the first; null for all.
+        samples: how many rows, from the first, whatever the seed; null for all.
         generated: how many rows the dense model generates itself, each after an eighth of one of the file's;
             they count among the samples. 0 for none.
         name: what logs and result files call it.

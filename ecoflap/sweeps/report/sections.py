@@ -6,6 +6,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ecoflap.sweeps.report.evaluated import name_data
 from ecoflap.sweeps.report.methods import Method, name_methods, name_models
@@ -53,7 +54,10 @@ def make_sections(runs: Sequence[Run]) -> list[Section]:
     sections = [
         Section(model, tasks, members, name_methods(members)) for (model, tasks), members in found.items()
     ]
-    return sorted(map(_newest, sections), key=lambda section: (section.model, section.tasks))
+    shown = sorted(map(_newest, sections), key=lambda section: (section.model, section.tasks))
+    for section in shown:
+        _tell_equal_seeds(section)
+    return shown
 
 
 def _newest(section: Section) -> Section:
@@ -69,3 +73,25 @@ def _newest(section: Section) -> Section:
             print(f"{alike}; only {run.name}, the newer one, is shown", file=sys.stderr)
         kept[key] = run
     return Section(section.model, section.tasks, list(kept.values()), [method for method, *_ in kept])
+
+
+def _tell_equal_seeds(section: Section) -> None:
+    """Report on stderr where seeds draw nothing, so that their runs are one measurement."""
+    found: dict[tuple[Method, float], list[Run]] = defaultdict(list)
+    for method, run in zip(section.methods, section.runs, strict=True):
+        if run.metrics:
+            found[method, run.sparsity].append(run)
+    for (method, sparsity), (first, *others) in found.items():
+        if others and all(_measured(one) == _measured(first) for one in others):
+            where = f"{section.title}, {method.label}, at sparsity {sparsity:g}"
+            seeds = ", ".join(str(run.seed) for run in (first, *others))
+            print(
+                f"{where}: seeds {seeds} have the same samples and figures; they are one measurement, as"
+                " nothing is drawn there",
+                file=sys.stderr,
+            )
+
+
+def _measured(run: Run) -> tuple[Any, ...]:
+    """What a run measured, and on which calibration samples."""
+    return run.metrics, run.result.data.get("calibration")

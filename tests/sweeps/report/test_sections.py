@@ -54,6 +54,28 @@ def test_of_two_like_runs_the_newer_one_counts_and_stderr_says_so(
     assert "z-old and a-new both have seed 0; only a-new, the newer one, is shown" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("figures", "samples", "told"),
+    [((70.0, 70.0), "aa", True), ((70.0, 70.0), "ab", False), ((70.0, 70.1), "aa", False)],
+    ids=["the same", "other samples", "other figures"],
+)
+def test_seeds_that_draw_nothing_are_told(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    figures: tuple[float, float],
+    samples: str,
+    told: bool,
+) -> None:
+    for seed, (figure, drawn) in enumerate(zip(figures, samples, strict=True)):
+        record = {"data": {"calibration": {"name": "rows", "samples": 4, "fingerprint": drawn}}}
+        write_run(tmp_path, str(seed), figure, seed=seed, record=record)
+    (section,) = make_sections(read_runs(tmp_path))
+    assert len(section.runs) == 2
+    assert (
+        "at sparsity 0.5: seeds 0, 1 have the same samples and figures" in capsys.readouterr().err
+    ) == told
+
+
 def test_runs_without_a_result_are_known_by_what_hydra_left(tmp_path: Path) -> None:
     start(tmp_path, "10", "sparsity=0.9", "'+sweep/case=blip2_mini'")
     start(tmp_path, "9")
