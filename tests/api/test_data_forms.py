@@ -317,7 +317,7 @@ def test_what_is_not_understood_is_refused(language_model: PrunableModel) -> Non
     refused(language_model, [3], "int", "texts")
     refused(language_model, "wikitext", "wikitext2")
     refused(language_model, "wikitext2", "pathh", "path", pathh="x")
-    refused(language_model, TEXTS, "path", "in memory", path="x")
+    refused(language_model, TEXTS, "path", "in-memory", path="x")
     refused(language_model, ["the cat", {"text": "dog"}], "item 1", "one form")
     talk = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     pair = {"text": "the cat", "target": "dog"}
