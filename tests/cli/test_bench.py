@@ -261,7 +261,7 @@ def test_a_run_without_calibration_has_no_passes_to_time(language_runs: tuple[Pa
     run = forms.read_run(language_runs[0])
     model = forms.dense(run, torch.device("cpu")).load()
     with pytest.raises(UserError, match="no calibration set"):
-        speed._passing(model, None, "images")
+        speed.passing(model, None)
 
 
 def test_fewer_samples_than_the_batch_size_fill_the_batch(tmp_path: Path) -> None:
