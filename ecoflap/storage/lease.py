@@ -160,9 +160,7 @@ def held(path: Path, refusal: Callable[[str], str], patience: float = 0.0) -> It
     lease, start, told = Lease(path, dead_after=DEAD_AFTER), time.monotonic(), False
     while not lease.acquire():
         waited = time.monotonic() - start
-        alive = bool(lease.owner) and is_held(
-            path, DEAD_AFTER * 2
-        )  # a file without an owner is being written
+        alive = bool(lease.owner) and is_held(path)  # a file without an owner is being written
         if waited > patience and (alive or waited > DEAD_AFTER * 1.5):  # clocks may differ; waiting ends
             raise UserError(refusal(lease.describe_owner()))
         if alive and not told:
@@ -175,7 +173,7 @@ def held(path: Path, refusal: Callable[[str], str], patience: float = 0.0) -> It
         lease.release()
 
 
-def is_held(path: Path, dead_after: float) -> bool:
+def is_held(path: Path, dead_after: float = DEAD_AFTER * 2) -> bool:
     """Whether a lease is held, without waiting for a heartbeat.
 
     Its last heartbeat is recent by the clock of the file system, and its owner has not ended on this host.

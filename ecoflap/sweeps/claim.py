@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import LEASE
-from ecoflap.storage.lease import DEAD_AFTER, held, is_held
+from ecoflap.storage.lease import held, is_held
 from ecoflap.sweeps.check import check_jobs
 from ecoflap.sweeps.jobs import Job, finished_values
 from ecoflap.sweeps.submitted import ALIVE, slurm_states, submitted_jobs
@@ -72,7 +72,7 @@ def require_free_places(folder: Path, jobs: Sequence[Job]) -> None:
     ]
     slurm = slurm_states([job["id"] for job in others if job.get("id")])
     for job in others:
-        if slurm.get(str(job.get("id"))) in ALIVE or is_held(_lease(folder, job), DEAD_AFTER * 2):
+        if slurm.get(str(job.get("id"))) in ALIVE or is_held(_lease(folder, job)):
             what = f"job {job['number']} ({' '.join(filter_overrides(job['overrides']))})"
             raise UserError(f"{folder}: {what} has other options and is queued or active there; {REST}")
 

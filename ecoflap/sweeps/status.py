@@ -23,7 +23,7 @@ from ecoflap.console.tables import table
 from ecoflap.errors import UserError, written
 from ecoflap.storage.file_names import HYDRA, JOBS, LEASE, RESULT, STATUS
 from ecoflap.storage.files import read_json
-from ecoflap.storage.lease import DEAD_AFTER, is_held
+from ecoflap.storage.lease import is_held
 from ecoflap.storage.results.record import read_result
 from ecoflap.sweeps.rerun import rerun
 from ecoflap.sweeps.submitted import ENDED_BADLY, WAITING, slurm_states, submitted_jobs
@@ -131,7 +131,7 @@ def _state(run: Path, status: Mapping[str, Any], queued: str, has_result: bool) 
 
     It is done if it has a sound result, which is what leaves it alone when the sweep is started again.
     """
-    ended_badly, held = queued.startswith(ENDED_BADLY), is_held(run / LEASE, DEAD_AFTER * 2)
+    ended_badly, held = queued.startswith(ENDED_BADLY), is_held(run / LEASE)
     if has_result and not (held and status.get("state") == "running"):
         return "done"
     if not status:

@@ -105,16 +105,23 @@ def prunable(
     named = selection.towers if selection.towers is not None else list(towers or ()) or None
     chosen = select(every, named, selection.skip_layers)
     refuse_shared_memory(module, (layer for tower in chosen for layer in tower.layers))
-    for parameter_name, parameter in module.named_parameters():
-        if parameter.device.type != "meta" and not torch.isfinite(parameter).all():
-            raise NumericalError(
-                f"{parameter_name} of {name} holds NaN or infinite weights; the checkpoint is damaged,"
-                " nothing was pruned"
-            )
+    if (broken := broken_parameter(module)) is not None:
+        raise NumericalError(
+            f"{broken[0]} of {name} holds NaN or infinite weights; the checkpoint is damaged, nothing was"
+            " pruned"
+        )
     skipped = tuple(skipped_weights(module, every, chosen))
     return PrunableModel(
         name, module.eval(), every, chosen, skipped, loss, processor, interface, selection=selection
     )
+
+
+def broken_parameter(module: nn.Module) -> tuple[str, nn.Parameter] | None:
+    """The first parameter that holds NaN or infinite weights, with its name; None if all are finite."""
+    for name, parameter in module.named_parameters():
+        if parameter.device.type != "meta" and not torch.isfinite(parameter).all():
+            return name, parameter
+    return None
 
 
 @dataclass(frozen=True)

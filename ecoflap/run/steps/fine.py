@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from ecoflap.console.telemetry import measure
@@ -19,6 +18,7 @@ from ecoflap.finetune.job import Job, masks_fingerprint
 from ecoflap.finetune.options import ScheduleOptions
 from ecoflap.finetune.training_set import read_everything, split_of
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.loading.loader import broken_parameter
 from ecoflap.prune import driver
 from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.protocol import LayerPruner
@@ -153,10 +153,10 @@ def _refuse_diverged(model: PrunableModel) -> None:
     Raises:
         NumericalError: if a weight is NaN or infinite.
     """
-    for name, parameter in model.module.named_parameters():
-        if not torch.isfinite(parameter).all():
-            dtype = str(parameter.dtype).removeprefix("torch.")
-            raise NumericalError(
-                f"{name} of {model.name} holds NaN or infinite weights in {dtype} after the training, which"
-                " has diverged; use a smaller finetune.learning_rate"
-            )
+    if (broken := broken_parameter(model.module)) is not None:
+        name, parameter = broken
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        raise NumericalError(
+            f"{name} of {model.name} holds NaN or infinite weights in {dtype} after the training, which has"
+            " diverged; use a smaller finetune.learning_rate"
+        )
