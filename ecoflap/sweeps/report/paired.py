@@ -24,7 +24,7 @@ OF_COARSE = ("score.", "allocation.")
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """{number of differences: the 97.5 % quantile of Student's t with one degree of freedom less}."""
 NORMAL = 1.959964  # the quantile of the normal distribution
-ROUNDING = 1e-9  # the share of differences by which rounding sets equal ones apart, with a margin
+ROUNDING = 1e-9  # the relative difference below which two numbers differ by rounding only, with a margin
 
 
 class Row(NamedTuple):
@@ -187,8 +187,8 @@ def markdown(found: Sequence[Row]) -> Iterator[str]:
     yield _line(["---"] * 5 + ["---:"] * 4 + ["---", "---:"])
     order = sorted(found, key=lambda row: (row.table.model, row.table.name, row.sparsity, row.method.order))
     for row in order:
-        differences = [mine - other for mine, other in zip(row.figures, row.uniform, strict=True)]
-        mean, half = statistics(differences)[0], interval(differences)
+        differences = [_difference(*pair) for pair in zip(row.figures, row.uniform, strict=True)]
+        mean, half = _mean(differences), interval(differences)
         yield _line(
             [
                 row.table.model,
@@ -206,8 +206,20 @@ def markdown(found: Sequence[Row]) -> Iterator[str]:
         )
 
 
+def _difference(figure: float, uniform: float) -> float:
+    """The difference of two figures; exactly zero if they differ by rounding only."""
+    return 0.0 if figure != uniform and math.isclose(figure, uniform, rel_tol=ROUNDING) else figure - uniform
+
+
+def _mean(differences: Sequence[float]) -> float:
+    """The mean difference; exactly zero if the differences cancel but for rounding."""
+    mean = statistics(differences)[0]
+    cancelled = math.isfinite(mean) and abs(mean) <= ROUNDING * max(map(abs, differences))
+    return 0.0 if cancelled else mean
+
+
 def _verdict(differences: Sequence[float], smaller_is_better: bool) -> str:
-    mean, half = statistics(differences)[0], interval(differences)
+    mean, half = _mean(differences), interval(differences)
     if len(differences) == 1:
         return "one seed"
     if half is None and not (math.isinf(mean) and all(map(math.isinf, differences))):

@@ -199,6 +199,25 @@ def test_differences_without_spread_have_no_interval(
     assert table(tmp_path, capsys)[0][8:10] == shown
 
 
+@pytest.mark.parametrize(
+    ("uniform", "figures", "shown"),
+    [
+        ([0.1 + 0.2, 0.7], [0.3, 0.7], ["+0", "no difference"]),
+        ([94.03, 94.36, 94.2], [94.03 + 0.1, 94.36 - 0.2, 94.2 + 0.1], ["+0 ± 0.43", "no difference"]),
+    ],
+)
+def test_rounding_is_no_difference(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    uniform: list[float],
+    figures: list[float],
+    shown: list[str],
+) -> None:
+    write(tmp_path, uniform)
+    write(tmp_path, figures, "in_context")
+    assert table(tmp_path, capsys)[0][8:10] == shown
+
+
 def test_without_uniform_runs_there_is_nothing_to_pair(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
