@@ -17,15 +17,8 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import driver
 from ecoflap.prune.inputs import require_capture
 from ecoflap.prune.report import BlockReport, PruneReport
-from ecoflap.run.outcome import (
-    count_layers,
-    describe_allocation,
-    describe_calibration,
-    describe_experts,
-    describe_model,
-)
-from ecoflap.score.scores import Scores
-from ecoflap.storage.results import Result, environment, sparsity_section
+from ecoflap.run.record import make_record
+from ecoflap.run.state import RunState
 
 log = logging.getLogger(__name__)
 
@@ -58,36 +51,30 @@ class Work:
         Args:
             data: anything that ``ecoflap.calibrate`` takes; None if the method uses no data.
         """
-        costs: dict[str, dict[str, Any]] = {}
-        fingerprint = self.model.fingerprint()
-        calibration = None
-        if data is not None and self.method.requires_calibration:
-            with measure(costs, "calibrate"):
-                calibration = calibrate(self.model, data, seed=self.seed)
+        method, state = self.method, RunState(self.model.fingerprint())
+        state.scores, state.allocation = method.scores, method.allocation
+        if data is not None and method.requires_calibration:
+            with measure(state.costs, "calibrate"):
+                state.calibration = calibrate(self.model, data, seed=self.seed)
                 require_capture(
-                    self.model, self.method.pruner, calibration, self.batch_size, self.propagate, self.tokens
+                    self.model, method.pruner, state.calibration, self.batch_size, self.propagate, self.tokens
                 )
-        scores = self._score(costs, calibration)
-        allocation = self.method.allocation
-        if self.method.allocator is not None and not self.method.pruner.allocates:
-            with measure(costs, "allocate"):
-                allocation = self.method.allocator(
-                    self.model, scores, self.sparsity, self._context(calibration)
+        if method.scorer is not None:
+            assert state.calibration is not None
+            with measure(state.costs, "score"):
+                state.scores = method.scorer(self.model, state.calibration, self.seed)
+        if method.allocator is not None and not method.pruner.allocates:
+            with measure(state.costs, "allocate"):
+                state.allocation = method.allocator(
+                    self.model, state.scores, self.sparsity, self._context(state.calibration)
                 )
-        if allocation is not None and not self.method.pruner.allocates:
-            allocation = self.method.pruner.fitted(allocation)
-        with measure(costs, "prune"):
-            allocation, report = self._prune(calibration, allocation)
-        record = self._record(costs, fingerprint, calibration, scores, allocation, report)
-        return PruneResult(self.model, scores, allocation, report, record)
-
-    def _score(self, costs: dict[str, dict[str, Any]], calibration: CalibrationSet | None) -> Scores | None:
-        """The scores of an earlier step, or of the scorer; None if there is neither."""
-        if self.method.scorer is None:
-            return self.method.scores
-        assert calibration is not None
-        with measure(costs, "score"):
-            return self.method.scorer(self.model, calibration, self.seed)
+        if state.allocation is not None and not method.pruner.allocates:
+            state.allocation = method.pruner.fitted(state.allocation)
+        with measure(state.costs, "prune"):
+            allocation, report = self._prune(state.calibration, state.allocation)
+        state.allocation, state.report = allocation, report
+        record = make_record(self.model, state, self._config(), method.pruner, method.coarse)
+        return PruneResult(self.model, state.scores, allocation, report, record)
 
     def _context(self, calibration: CalibrationSet | None) -> Context | None:
         """The run that the allocator allocates for; None beside a pruner that allocates by itself."""
@@ -115,48 +102,19 @@ class Work:
         )
         return allocation, report
 
-    def _record(
-        self,
-        costs: dict[str, dict[str, Any]],
-        fingerprint: str,
-        calibration: CalibrationSet | None,
-        scores: Scores | None,
-        allocation: Allocation,
-        report: PruneReport,
-    ) -> Result:
-        """The contents of a run's ``result.json``; the realised sparsity is counted from the weights."""
-        model = self.model
-        counts = count_layers(model, report)
-        surroundings = environment()
-        data = {} if calibration is None else {"calibration": describe_calibration(calibration)}
-        return Result(
-            config={
-                **self.method.to_config(),
-                "sparsity": self.sparsity,
-                "seed": self.seed,
-                "towers": model.selection.towers,
-                "skip_layers": list(model.selection.skip_layers),
-                "batch_size": self.batch_size,
-                "propagate": self.propagate,
-                "tokens": self.tokens,
-            },
-            versions=surroundings["versions"],
-            git=surroundings["git"],
-            model=describe_model(model, fingerprint),
-            data=data | describe_experts(report),
-            metrics={},
-            sparsity=sparsity_section(
-                counts,
-                allocation.target,
-                model.parameter_count(),
-                allocation.total,
-                "pruner" if self.method.pruner.allocates else "allocation",
-                self.method.coarse,
-            ),
-            steps=costs,
-            scores=None if scores is None else scores.to_json(),
-            allocation=describe_allocation(allocation),
-        )
+    def _config(self) -> dict[str, Any]:
+        """The call as a run's config."""
+        selection = self.model.selection
+        return {
+            **self.method.to_config(),
+            "sparsity": self.sparsity,
+            "seed": self.seed,
+            "towers": selection.towers,
+            "skip_layers": list(selection.skip_layers),
+            "batch_size": self.batch_size,
+            "propagate": self.propagate,
+            "tokens": self.tokens,
+        }
 
 
 def log_block(block: BlockReport) -> None:

@@ -1,0 +1,154 @@
+"""The record of a run or of a pruning call: the contents of ``result.json``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from ecoflap.allocate.allocation import Allocation
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.errors import NumericalError
+from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.prune.protocol import Pruner
+from ecoflap.prune.report import PruneReport
+from ecoflap.run.state import RunState
+from ecoflap.storage.results import LayerCount, Result, environment, sparsity_section
+from ecoflap.storage.saved_model import usual_dtype
+
+log = logging.getLogger(__name__)
+
+NOTABLE = 0.001  # share of the weights
+
+
+def make_record(
+    model: PrunableModel, state: RunState, config: dict[str, Any], pruner: Pruner, coarse: str | None
+) -> Result:
+    """Make the record of a model in its final state; the realised sparsity is counted from the weights.
+
+    Args:
+        model: the model after the last step.
+        state: the products of the steps.
+        config: as plain dicts and lists.
+        pruner: of the run or call.
+        coarse: what decides the sparsities of layers beside a pruner that does not; None if unknown.
+
+    Raises:
+        NumericalError: if a removed weight is not zero.
+    """
+    counts = count_layers(model, state.report)
+    return Result(
+        config=config,
+        **environment(),
+        model=describe_model(model, state.fingerprint),
+        data=describe_data(state),
+        metrics=state.metrics,
+        sparsity=_sparsity(counts, model.parameter_count(), state.allocation, pruner, coarse),
+        steps=state.costs,
+        scores=None if state.scores is None else state.scores.to_json(),
+        allocation=describe_allocation(state.allocation),
+    )
+
+
+def _sparsity(
+    counts: dict[str, LayerCount],
+    parameters: int,
+    allocation: Allocation | None,
+    pruner: Pruner,
+    coarse: str | None,
+) -> dict[str, Any]:
+    """The requested and the realised sparsity, and which part decided what each layer keeps."""
+    if allocation is None:
+        return sparsity_section(counts, None, parameters)
+    allocated_by, coarse = ("pruner", None) if pruner.allocates else ("allocation", coarse)
+    return sparsity_section(counts, allocation.target, parameters, allocation.total, allocated_by, coarse)
+
+
+def describe_model(model: PrunableModel, fingerprint: str) -> dict[str, Any]:
+    """Describe a model in the words of ``result.json``; ``fingerprint`` is of its dense weights."""
+    return {
+        "name": model.name,
+        "fingerprint": fingerprint,
+        "dtype": usual_dtype(model.module.parameters()),
+        "parameters": model.parameter_count(),
+        "prunable": sum(layer.size for layer in model.layers),
+        "block_weights": model.block_weights(),
+    }
+
+
+def describe_data(state: RunState) -> dict[str, Any]:
+    """Describe the samples of a run in the words of ``result.json``, and how many reached each expert."""
+    data: dict[str, Any] = {}
+    if state.calibration is not None:
+        data["calibration"] = describe_calibration(state.calibration)
+    if state.training is not None:
+        data["finetune"] = state.training.data
+    if state.tasks:
+        data["tasks"] = state.tasks
+    return data | describe_experts(state.report)
+
+
+def describe_calibration(calibration: CalibrationSet) -> dict[str, Any]:
+    """Describe a calibration set in the words of ``result.json``."""
+    return {
+        "name": calibration.name,
+        "samples": len(calibration),
+        "fingerprint": calibration.fingerprint(),
+    }
+
+
+def describe_allocation(allocation: Allocation | None) -> dict[str, Any] | None:
+    """Describe an allocation in the words of ``result.json``, beside the counts of its layers."""
+    if allocation is None:
+        return None
+    return {"granularity": allocation.granularity, "details": allocation.details}
+
+
+def describe_experts(report: PruneReport | None) -> dict[str, Any]:
+    """Describe, in the words of ``result.json``, how many tokens reached each expert; {} without any."""
+    if report is None or not report.tokens:
+        return {}
+    unseen = sum(not tokens for tokens in report.tokens.values())
+    return {"experts": {"layers": len(report.tokens), "unseen": unseen, "tokens": report.tokens}}
+
+
+def count_layers(model: PrunableModel, report: PruneReport | None) -> dict[str, LayerCount]:
+    """Count the zeros and the kept weights of every layer, and warn where many kept weights are zero.
+
+    Raises:
+        NumericalError: if a removed weight is not zero.
+    """
+    counts: dict[str, LayerCount] = {}
+    for tower in model.towers:
+        for block in tower.blocks:
+            with model.placement.using(block):
+                counts |= {layer.name: _count(tower.name, layer, report) for layer in block.layers}
+    if report is not None:
+        _warn_of_kept_zeros(list(counts.values()))
+    return counts
+
+
+def _warn_of_kept_zeros(counts: Sequence[LayerCount]) -> None:
+    """Warn if the model had zeros beside those that the masks remove, as one that is pruned already has."""
+    size = sum(count.size for count in counts)
+    zeros, removed = sum(count.zeros for count in counts), sum(count.size - count.kept for count in counts)
+    if zeros - removed > NOTABLE * size:
+        log.warning(
+            "%.4f of the prunable weights were to go, and %.4f are zero: the model had zeros before, of which"
+            " the masks keep some; prune the dense model to have the sparsity that was asked for",
+            removed / size,
+            zeros / size,
+        )
+
+
+def _count(tower: str, layer: Layer, report: PruneReport | None) -> LayerCount:
+    zeros, kept, error = int((layer.weight == 0).sum()), layer.size, None
+    if report is not None and layer.name in report.masks:
+        mask = report.masks[layer.name].to(layer.weight.device)
+        kept, error = int(mask.sum()), report.errors[layer.name]
+        if bool((layer.weight[~mask] != 0).any()):
+            raise NumericalError(
+                f"{layer.name}: weights that the mask removes are not zero; nothing was saved"
+            )
+    return LayerCount(tower, layer.size, kept, zeros, error)
