@@ -103,7 +103,7 @@ def show(config: DictConfig) -> float | None:
     from ecoflap.run.plan.preflight import skeleton
     from ecoflap.run.show import show_layers, show_model
     from ecoflap.run.steps.devices import wanted_by
-    from ecoflap.run.steps.memory import needs_without_data
+    from ecoflap.run.steps.memory import Workload, needs_without_data
     from ecoflap.run.steps.memory_table import show_needs_without_data
 
     install_logging()
@@ -132,9 +132,7 @@ def show(config: DictConfig) -> float | None:
         show_model(model, config.sparsity)
         show_layers(model)
         offload, device = plan.config.runtime.offload, resolve_device(plan.config.device)
-        needs = needs_without_data(
-            model, offload, device, plan.scoring, plan.pruner, plan.allocating, propagate
-        )
+        needs = needs_without_data(model, offload, device, Workload.of(plan, samples=1))
         show_needs_without_data(model, offload, needs)
         print(wanted_by(plan, model, device))
     seconds = show_times(plan, model)

@@ -10,7 +10,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.prune.wanda import Wanda
 from ecoflap.run.config import build
-from ecoflap.run.steps.memory import Need, needs_without_data
+from ecoflap.run.steps.memory import Need, Workload, needs_without_data
 from ecoflap.score.zeroth_order import ZerothOrder
 from tests.cli.conftest import composed
 from tests.models.test_current_sizes import LATENT, attention, gated
@@ -33,7 +33,7 @@ SIZES = {
 
 
 def needs(model: PrunableModel, offload: str) -> dict[str, Need]:
-    found = needs_without_data(model, offload, CPU, ZerothOrder(), Wanda())
+    found = needs_without_data(model, offload, CPU, Workload(Wanda(), scorer=ZerothOrder()))
     return {need.step: need for need in found}
 
 

@@ -27,7 +27,7 @@ from ecoflap.run.plan import Plan, few_samples
 from ecoflap.run.show import show_allocation, show_model
 from ecoflap.run.state import RunState
 from ecoflap.run.steps.keys import allocate_key, computed_by, scores_key
-from ecoflap.run.steps.memory import keep_states, memory_plan
+from ecoflap.run.steps.memory import Workload, keep_states, memory_plan
 from ecoflap.run.steps.memory_table import show_needs
 from ecoflap.run.steps.sample_cost import sample_cost
 from ecoflap.run.stored_calibration import stored_calibration
@@ -112,9 +112,8 @@ def check_capture(plan: Plan, model: PrunableModel, state: RunState) -> None:
 def show_memory(plan: Plan, model: PrunableModel, state: RunState) -> None:
     """Print how much memory scoring and pruning will need."""
     assert state.calibration is not None
-    cost, samples = sample_cost(model, state.calibration), len(state.calibration)
-    size, propagate = plan.config.batch_size, plan.config.propagate
-    needs = memory_plan(model, cost, samples, size, plan.scoring, plan.pruner, plan.allocating, propagate)
+    cost, work = sample_cost(model, state.calibration), Workload.of(plan, len(state.calibration))
+    needs = memory_plan(model, cost, work)
     show_needs(model, keep_states(model, needs))
 
 

@@ -7,6 +7,7 @@ of a whole block on it. So more devices hold fewer hidden states each; nothing e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -14,7 +15,7 @@ from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block
 from ecoflap.run.plan import Plan
-from ecoflap.run.steps.memory import WITHOUT_DATA, Need, needs_without_data
+from ecoflap.run.steps.memory import WITHOUT_DATA, Need, Workload, needs_without_data
 from ecoflap.run.steps.sample_cost import SampleCost
 
 SIZES = (16, 24, 40, 80, 141)  # GB of accelerators that are common
@@ -111,11 +112,9 @@ def wanted_by(plan: Plan, model: PrunableModel, device: torch.device) -> str:
     if tokens is not None and samples is not None:
         cost, of = cost_from_shapes(model, tokens), f"{samples} samples of {tokens} tokens"
     samples, offload = samples or 1, config.runtime.offload
-    parts = (plan.scoring, plan.pruner, plan.allocating, config.propagate)
+    work = Workload.of(plan, samples)
     needs = {
-        count: needs_without_data(
-            model, offload, device, *parts, cost, samples, config.batch_size, devices=count
-        )
+        count: needs_without_data(model, offload, device, replace(work, devices=count), cost)
         for count in counts(samples, config.batch_size)
     }
     return f"{say_devices(needs, offload)} ({of}, about)"

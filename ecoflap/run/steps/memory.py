@@ -16,6 +16,7 @@ from ecoflap.console.telemetry import free_memory
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.placement import AT_A_TIME, Planned, block_bytes, bytes_outside
 from ecoflap.prune.protocol import Pruner
+from ecoflap.run.plan import Plan
 from ecoflap.run.steps.sample_cost import WIDE, SampleCost
 from ecoflap.score.pass_size import SATURATION
 from ecoflap.score.protocol import Scorer
@@ -54,17 +55,36 @@ class Need:
         return self.weights + self.states + self.work
 
 
-def memory_plan(
-    model: PrunableModel,
-    cost: SampleCost,
-    samples: int,
-    batch_size: int,
-    scorer: Scorer | None,
-    pruner: Pruner,
-    allocating: Footprint | None = None,
-    propagate: str = "pruned",
-    devices: int = 1,
-) -> list[Need]:
+@dataclass(frozen=True)
+class Workload:
+    """The parts whose memory is planned, and what they read.
+
+    Attributes:
+        pruner: prunes layers or the whole model.
+        samples: number of samples in the calibration set.
+        batch_size: samples per forward pass of the fine stage.
+        scorer: None if nothing is scored.
+        allocating: what the allocator keeps in memory; None if it runs no samples.
+        propagate: what comes before a layer when the pruner measures its inputs.
+        devices: how many processes share the samples, with a device each.
+    """
+
+    pruner: Pruner
+    samples: int = 1
+    batch_size: int = 1
+    scorer: Scorer | None = None
+    allocating: Footprint | None = None
+    propagate: str = "pruned"
+    devices: int = 1
+
+    @classmethod
+    def of(cls, plan: Plan, samples: int) -> Workload:
+        """The workload of a run that reads some samples on one device."""
+        config = plan.config
+        return cls(plan.pruner, samples, config.batch_size, plan.scoring, plan.allocating, config.propagate)
+
+
+def memory_plan(model: PrunableModel, cost: SampleCost, work: Workload) -> list[Need]:
     """How much memory scoring, allocating and pruning will need on each device.
 
     Processes that share the samples have the same weights and statistics on their devices; where they share
@@ -73,24 +93,18 @@ def memory_plan(
     Args:
         model: the loaded model.
         cost: bytes of activations of one sample.
-        samples: number of samples in the calibration set.
-        batch_size: samples per forward pass of the fine stage.
-        scorer: None if nothing is scored.
-        pruner: prunes layers or the whole model.
-        allocating: what the allocator keeps in memory; None if it runs no samples.
-        propagate: what comes before a layer when the pruner measures its inputs.
-        devices: how many processes share the samples, with a device each.
+        work: the parts, and what they read.
     """
-    needs, samples = [], -(-samples // devices)
-    if scorer is not None:
-        need = _need(model, "score", scorer.footprint, cost, samples, scorer.batch_size)
+    needs, samples = [], -(-work.samples // work.devices)
+    if work.scorer is not None:
+        need = _need(model, "score", work.scorer.footprint, cost, samples, work.scorer.batch_size)
         needs.append(replace(need, batch_size="score.batch_size"))
-    if allocating is not None:
-        beside = _with_trials(allocating, pruner.footprint)
-        need = _need(model, "allocate", beside, cost, samples, allocating.batch_size or batch_size)
+    if (allocating := work.allocating) is not None:
+        beside = _with_trials(allocating, work.pruner.footprint)
+        need = _need(model, "allocate", beside, cost, samples, allocating.batch_size or work.batch_size)
         needs.append(replace(need, batch_size=_option("allocation", allocating)))
-    pruning = replace(pruner.footprint, beside_dense=propagate == "compensated")
-    need = _need(model, "prune", pruning, cost, samples, pruning.batch_size or batch_size)
+    pruning = replace(work.pruner.footprint, beside_dense=work.propagate == "compensated")
+    need = _need(model, "prune", pruning, cost, samples, pruning.batch_size or work.batch_size)
     return [*needs, replace(need, batch_size=_option("pruner", pruning))]
 
 
@@ -198,14 +212,8 @@ def needs_without_data(
     model: PrunableModel,
     offload: str,
     device: torch.device,
-    scorer: Scorer | None,
-    pruner: Pruner,
-    allocating: Footprint | None = None,
-    propagate: str = "pruned",
+    work: Workload,
     cost: SampleCost = WITHOUT_DATA,
-    samples: int = 1,
-    batch_size: int = 1,
-    devices: int = 1,
 ) -> list[Need]:
     """How much memory the steps will need on each device, from the model's shapes alone.
 
@@ -213,14 +221,7 @@ def needs_without_data(
         model: the model, on the meta device.
         offload: how it will be offloaded: none, cpu or disk.
         device: the device that will run it.
-        scorer: None if nothing is scored.
-        pruner: prunes layers or the whole model.
-        allocating: what the allocator keeps in memory; None if it runs no samples.
-        propagate: what comes before a layer when the pruner measures its inputs.
+        work: the parts, and what they read.
         cost: bytes of activations of one sample; by default none, which leaves weights and statistics.
-        samples: number of samples in the calibration set.
-        batch_size: samples per forward pass of the fine stage.
-        devices: how many processes share the samples, with a device each.
     """
-    planned = replace(model, placement=Planned(offload, device))
-    return memory_plan(planned, cost, samples, batch_size, scorer, pruner, allocating, propagate, devices)
+    return memory_plan(replace(model, placement=Planned(offload, device)), cost, work)
