@@ -46,7 +46,7 @@ AGAINST = "two full passes per layer, batch and draw"
 
 def blip2_mini(runs: int, draws: int = 16, samples: int = 32) -> Row:
     """Our estimate against the published scheme on the same draws."""
-    from ecoflap.run.config import build
+    from ecoflap.run.instantiate import build
 
     model: PrunableModel = build("model", composed(["model=blip2_mini"]).model).load(device(), Selection())
     calibration = EasyVqa(samples=samples).load(model, 0)

@@ -16,7 +16,8 @@ from ecoflap.cli.arguments import KNOWN, PLACES, lister, parsed, quoted
 from ecoflap.cli.choices import Choices, keys, not_utf8
 from ecoflap.errors import FEW, did_you_mean, typed_command, written, wrong_type
 from ecoflap.run import refusals
-from ecoflap.run.config import METHODS, RunConfig, RuntimeConfig, kind_of
+from ecoflap.run.config import METHODS, RunConfig, RuntimeConfig
+from ecoflap.run.instantiate import option_type
 
 OPENS = {"[": "]", "{": "}"}
 
@@ -238,7 +239,7 @@ def _kind(key: str) -> str | None:
     """The type of an option of the run itself; None for other options."""
     group, _, name = key.rpartition(".")
     owner = {"": RunConfig, "runtime": RuntimeConfig}.get(group)
-    return kind_of(get_type_hints(owner)[name]) if owner is not None else None
+    return option_type(get_type_hints(owner)[name]) if owner is not None else None
 
 
 def _example(base: DictConfig, key: str) -> object:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from ecoflap.data.classification.clip_sets import SETS
 from ecoflap.data.vqa.reading import OKVQA, VQAV2
 from ecoflap.models.core.towers import Selection
-from ecoflap.run.config import build
+from ecoflap.run.instantiate import build
 from ecoflap.storage.results import Result
 from ecoflap.storage.results.verification import verify
 from tests.cli.conftest import ROOT, WORDS, composed

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertFo
 from ecoflap.cli import run
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
-from ecoflap.run.config import build
+from ecoflap.run.instantiate import build
 from ecoflap.storage.cache import code
 from ecoflap.storage.masks import load_masks
 from tests.cli.conftest import ROOT, WORDS, composed

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ecoflap.models.core.towers import Selection
-from ecoflap.run.config import build
+from ecoflap.run.instantiate import build
 from tests.cli.conftest import composed
 from tests.lavis import tiny  # noqa: F401 - skips where LAVIS is missing
 

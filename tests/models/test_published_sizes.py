@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
-from ecoflap.run.config import build
+from ecoflap.run.instantiate import build
 from ecoflap.run.tables import rows
 from tests.cli.conftest import ROOT, composed
 

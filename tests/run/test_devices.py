@@ -14,7 +14,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
-from ecoflap.run.config import build
+from ecoflap.run.instantiate import build
 from ecoflap.run.steps.devices import GB, cost_from_shapes, counts, devices_wanted, say_devices
 from ecoflap.run.steps.memory import Need, Workload, memory_plan, needs_without_data
 from ecoflap.run.steps.sample_cost import sample_cost

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from ecoflap.run.config import build
+from ecoflap.run.instantiate import build
 from ecoflap.run.moved import MOVED, current_place
 
 

@@ -9,7 +9,7 @@ from ecoflap.cli import command
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.prune.wanda import Wanda
-from ecoflap.run.config import build
+from ecoflap.run.instantiate import build
 from ecoflap.run.steps.memory import Need, Workload, needs_without_data
 from ecoflap.score.zeroth_order import ZerothOrder
 from tests.cli.conftest import composed

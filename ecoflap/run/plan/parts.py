@@ -14,7 +14,7 @@ from ecoflap.evaluate.protocol import Task
 from ecoflap.finetune.protocol import Finetuner
 from ecoflap.models.loading.protocol import Loader
 from ecoflap.prune.protocol import LayerPruner, ModelPruner
-from ecoflap.run.config import build
+from ecoflap.run.instantiate import build
 from ecoflap.score.protocol import Scorer
 
 BASES: dict[str, tuple[type, ...]] = {

@@ -15,7 +15,7 @@ from ecoflap.data.text.reading import read_token_rows, windows
 from ecoflap.data.text.source import TextSource
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.run.config import build
+from ecoflap.run.instantiate import build
 from tests import tiny
 from tests.cli.conftest import composed
 

@@ -22,7 +22,7 @@ from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.causal_lm import CausalLM
-from ecoflap.run.config import build
+from ecoflap.run.instantiate import build
 from tests import tiny
 from tests.cli.conftest import composed, text_file, tiny_llama  # noqa: F401
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ecoflap.data.text.prefix import SHORTEST, PrefixDocuments, PrefixText
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.run.config import build
+from ecoflap.run.instantiate import build
 from tests.cli.conftest import composed
 
 WORDS = [f"w{number}" for number in range(40)]
