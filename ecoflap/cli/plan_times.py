@@ -13,7 +13,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.run.plan import Plan
 from ecoflap.run.state import RunState
-from ecoflap.run.steps import coarse
+from ecoflap.run.steps.prepare import calibrate
 from ecoflap.run.steps.timing import step_times
 
 
@@ -74,5 +74,5 @@ def _measured(plan: Plan, model: PrunableModel) -> dict[str, float]:
     calibration = None
     if "calibrate" in plan.steps:
         alone = replace(plan, store=replace(plan.store, mode="off"))
-        calibration = coarse.calibrate(alone, model, RunState(""))
+        calibration = calibrate(alone, model, RunState(""))
     return step_times(plan, model, calibration)

@@ -28,8 +28,10 @@ from ecoflap.run.plan.automatic import settle
 from ecoflap.run.plan.parts import make
 from ecoflap.run.show import show_layers, show_metrics, show_model
 from ecoflap.run.state import RunState
-from ecoflap.run.steps import coarse, fine
+from ecoflap.run.steps import coarse, prepare
 from ecoflap.run.steps.evaluation import evaluate, evaluate_dense
+from ecoflap.run.steps.finetune import finetune
+from ecoflap.run.steps.prune import prune
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.results import Result
 from ecoflap.storage.results.environment import other_versions
@@ -110,16 +112,16 @@ def inspect(config: DictConfig) -> None:
 
 def _work(plan: Plan, device: torch.device, tracker: Tracker, pace: RunPace) -> tuple[Result, RunState]:
     """Run the steps; a run is complete once ``result.json`` exists, which is written last."""
-    model, state = coarse.load(plan, device)
+    model, state = prepare.load(plan, device)
     tasks = plan.tasks if "evaluate" in plan.steps else {}
     evaluations = {name: task.load(model) for name, task in tasks.items()}
     if "calibrate" in plan.steps:
-        refuse_overlap(coarse.calibrate(plan, model, state), evaluations)
-        coarse.show_memory(plan, model, state)
-        coarse.check_capture(plan, model, state)
-    if evaluations and (training := fine.trained_on(plan, model, state)) is not None:
+        refuse_overlap(prepare.calibrate(plan, model, state), evaluations)
+        prepare.show_memory(plan, model, state)
+        prepare.check_capture(plan, model, state)
+    if evaluations and (training := prepare.trained_on(plan, model, state)) is not None:
         refuse_overlap(training, evaluations, published=True)
-    fine.check_schedule(plan, model, state)
+    prepare.check_schedule(plan, model, state)
     evaluate_dense(plan, model, evaluations, state)
     if "prune" in plan.steps and evaluations and not state.costs["evaluate_dense"]["cached"]:
         pace.to_come["evaluate"] = float(state.costs["evaluate_dense"]["seconds"])
@@ -128,11 +130,11 @@ def _work(plan: Plan, device: torch.device, tracker: Tracker, pace: RunPace) -> 
     if "allocate" in plan.steps and not plan.pruner.allocates:
         coarse.allocate(plan, model, state)
     if "prune" in plan.steps:
-        fine.prune(plan, model, state)
+        prune(plan, model, state)
         pace.to_come.clear()
         evaluate(plan, model, evaluations, state, "pruned")
     if plan.finetuner is not None:
-        fine.finetune(plan, model, state, tracker)
+        finetune(plan, model, state, tracker)
         evaluate(plan, model, evaluations, state, "finetuned")
     result = conclude(plan, model, state)
     for name in state.metrics.get("dense", {}):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ecoflap.cli import command
-from ecoflap.run.steps import coarse
+from ecoflap.run.steps import prepare
 from tests.refusals.case import Case
 
 PLACES = (
@@ -62,7 +62,7 @@ def assert_one_line(
         raise Loaded
 
     if not case.after_load:
-        monkeypatch.setattr(coarse, "load", load)
+        monkeypatch.setattr(prepare, "load", load)
     loaded, code = False, 0
     try:
         code = started(case, arguments_of(case, tmp_path))

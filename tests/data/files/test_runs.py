@@ -15,7 +15,7 @@ from ecoflap.data.captions.reading import CaptionSource
 from ecoflap.data.easy_vqa.calibration import read_questions
 from ecoflap.data.files.calibration import Chat
 from ecoflap.errors import UserError
-from ecoflap.run.steps import coarse
+from ecoflap.run.steps import prepare
 from ecoflap.storage.results import Result
 from tests.api.conftest import llama, llava
 from tests.cli.conftest import run  # noqa: F401 - a fixture
@@ -93,7 +93,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
 def test_a_bad_row_behind_the_first_is_refused_before_weights_are_read(
     run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    monkeypatch.setattr(coarse, "load", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(prepare, "load", lambda *_: pytest.fail("weights were read"))
     file, (bad, words) = chats(tmp_path), BROKEN[case]
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     given.write_lines(file, [*rows[:6], bad, *rows[6:]])
@@ -124,7 +124,7 @@ def test_only_rows_that_are_drawn_are_looked_at_and_no_picture_is_opened(tmp_pat
 def test_a_bad_later_row_is_found_before_weights_are_read(
     kind: str, tmp_path: Path, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coarse, "load", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(prepare, "load", lambda *_: pytest.fail("weights were read"))
     if kind == "parquet":
         import pyarrow as pa
         from pyarrow import parquet

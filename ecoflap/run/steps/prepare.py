@@ -1,0 +1,138 @@
+"""What the steps compute with: the model, the calibration set and the training split, read and checked."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from functools import partial
+from typing import Any
+
+import torch
+
+from ecoflap.console.telemetry import measure
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.errors import UserError
+from ecoflap.finetune.options import ScheduleOptions
+from ecoflap.finetune.training_set import read_everything, split_of
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.offload.load import load_offloaded
+from ecoflap.models.offload.placement import WORK
+from ecoflap.prune.inputs import require_capture
+from ecoflap.run import model_reuse
+from ecoflap.run.invocation import given_options, runs_in_sequence
+from ecoflap.run.plan import Plan, few_samples
+from ecoflap.run.show import show_model
+from ecoflap.run.state import RunState
+from ecoflap.run.steps.keys import computed_by
+from ecoflap.run.steps.memory import Workload, keep_states, memory_plan
+from ecoflap.run.steps.memory_table import show_needs
+from ecoflap.run.steps.sample_cost import sample_cost
+from ecoflap.run.stored_calibration import stored_calibration
+
+log = logging.getLogger(__name__)
+
+
+def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, RunState]:
+    """Load the model and show what will be pruned; returns the model and a new run state.
+
+    Raises:
+        UserError: if it can't be loaded, its layers can't have the mask of the pruner, or the finetuner can't
+            train them.
+    """
+    costs: dict[str, dict[str, Any]] = {}
+    with measure(costs, "load"):
+        if (offload := plan.config.runtime.offload) == "none":
+            model, fingerprint = model_reuse.load(
+                plan.loader, device, plan.selection, keep=runs_in_sequence()
+            )
+        else:
+            shutil.rmtree(plan.folder / WORK, ignore_errors=True)  # left by a stopped run
+            model = load_offloaded(plan.loader, device, plan.selection, offload, plan.folder / WORK)
+            fingerprint = model.fingerprint()
+    show_model(model, plan.config.sparsity)
+    if not plan.pruner.allocates and {"allocate", "prune"} & set(plan.steps):
+        plan.pruner.check_layers(model.layers)
+    if plan.finetuner is not None:
+        plan.finetuner.check_model(model)
+    return model, RunState(fingerprint, costs)
+
+
+def calibrate(plan: Plan, model: PrunableModel, state: RunState) -> CalibrationSet:
+    """Draw the calibration set.
+
+    Raises:
+        UserError: if there are no samples.
+    """
+    with measure(state.costs, "calibrate") as cost:
+        processor = {name: value for name, value in plan.config.model.items() if name not in ("name", "save")}
+        state.calibration, cost["cached"] = stored_calibration(
+            plan.store,
+            plan.calibrator,
+            model,
+            state.fingerprint,
+            plan.config.calibration,
+            processor,
+            plan.config.seed,
+            computed_by(plan, "calibration"),
+        )
+    if not len(state.calibration):
+        raise UserError(
+            f"calibration={plan.calibrator.name} gave no samples; calibration.samples must be at least 1"
+        )
+    asked = plan.calibrator.samples
+    if asked is not None and asked > len(state.calibration):
+        message = "calibration.samples=%d was asked for and there are only %d"
+        log.warning(message, asked, len(state.calibration))
+    if asked is None or asked > len(state.calibration):
+        for sentence in few_samples(plan, given_options(), len(state.calibration)):
+            log.warning("%s", sentence)
+    log.info("calibrate: %d samples of %s", len(state.calibration), state.calibration.name)
+    return state.calibration
+
+
+def check_capture(plan: Plan, model: PrunableModel, state: RunState) -> None:
+    """Refuse layers whose inputs the pruner could not capture.
+
+    Raises:
+        UserError: as ``require_capture`` does.
+    """
+    if "prune" in plan.steps:
+        assert state.calibration is not None
+        config, samples = plan.config, state.calibration
+        require_capture(model, plan.pruner, samples, config.batch_size, config.propagate, config.tokens)
+
+
+def show_memory(plan: Plan, model: PrunableModel, state: RunState) -> None:
+    """Print how much memory scoring and pruning will need."""
+    assert state.calibration is not None
+    cost, work = sample_cost(model, state.calibration), Workload.of(plan, len(state.calibration))
+    needs = memory_plan(model, cost, work)
+    show_needs(model, keep_states(model, needs))
+
+
+def read_training(
+    plan: Plan, model: PrunableModel, state: RunState, samples: int | None = None
+) -> CalibrationSet:
+    """The first samples of the training split behind the calibration set, read once; None for all."""
+    if samples not in state.training_split:
+        state.training_split[samples] = read_everything(plan.calibrator, model, plan.config.seed, samples)
+    return state.training_split[samples]
+
+
+def trained_on(plan: Plan, model: PrunableModel, state: RunState) -> CalibrationSet | None:
+    """The samples that the run will train on; None if it does not train on the training split."""
+    if plan.pruner_trains:
+        return read_training(plan, model, state)
+    if plan.finetuner is not None and plan.finetuner_trains:
+        return read_training(plan, model, state, plan.finetuner.samples)
+    return None
+
+
+def check_schedule(plan: Plan, model: PrunableModel, state: RunState) -> None:
+    """Refuse a schedule that leaves no samples to train on, before anything is computed.
+
+    Raises:
+        UserError: if it holds out all samples, or the run has none.
+    """
+    if isinstance(plan.finetuner, ScheduleOptions):
+        split_of(plan.finetuner, state.calibration, partial(read_training, plan, model, state))
