@@ -18,9 +18,9 @@ from ecoflap.distributed.processes import joined
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.admm import ADMM
-from ecoflap.prune.dealing import dealt_out
 from ecoflap.prune.driver import prune
 from ecoflap.prune.protocol import LayerPruner
+from ecoflap.prune.row_shards import partition_rows
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from ecoflap.score.first_order import FirstOrder
@@ -83,7 +83,7 @@ def _counting(work: Callable[[], None]) -> int:
 
 def expected(method: str, model: PrunableModel, allocation: Allocation) -> int:
     """By arithmetic: sums in fp64 of each input's squares or products, with a count of tokens; weights and
-    masks of what is dealt out, and what competes across the rows of layers that are shared.
+    masks of what is partitioned, and what competes across the rows of layers that are shared.
     """
     if method == "first order":
         return 0
@@ -100,8 +100,8 @@ def expected(method: str, model: PrunableModel, allocation: Allocation) -> int:
             continue
         pruner, propagate = PRUNERS[method]
         for together in [groups] if propagate == "pruned" else [[group] for group in groups]:
-            for layer, dealt in dealt_out(together, pruner.by_rows).items():
-                total += 5 * layer.size + dealt.shared * _competing(method, layer, allocation)
+            for layer, shards in partition_rows(together, pruner.by_rows).items():
+                total += 5 * layer.size + shards.split * _competing(method, layer, allocation)
     return total
 
 

@@ -22,16 +22,16 @@ from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.walk import walk
 from ecoflap.data.batch import Batch
-from ecoflap.distributed.collectives import deal, gathered, share, tensor_from
+from ecoflap.distributed.collectives import assign, gathered, share, tensor_from
 from ecoflap.distributed.processes import rank, size
 from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block
 from ecoflap.ops import Keep
-from ecoflap.prune.dealing import deals_out, operations
 from ecoflap.prune.layers import by_statistic, solve_layers
 from ecoflap.prune.protocol import LayerPruner
+from ecoflap.prune.row_shards import operations, splits_solves
 from ecoflap.score.scores import LAYER
 
 
@@ -150,11 +150,11 @@ class TrialPruner:
         Yields:
             Each group and what is returned for it, the same bits in all processes.
         """
-        exchanging = deals_out(self._pruner)
+        exchanging = splits_solves(self._pruner)
         step = IN_TURN * size() if exchanging else 1
         for start in range(0, len(self.groups), step):
             groups = self.groups[start : start + step]
-            owners = deal([group.cost for group in groups]) if exchanging else [rank()]
+            owners = assign([group.cost for group in groups]) if exchanging else [rank()]
             found = {
                 place: [one.to(dense) for one, dense in zip(work(group), group.dense, strict=True)]
                 for place, group in enumerate(groups)

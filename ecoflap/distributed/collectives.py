@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from ecoflap.data.batch import Batch, samples_in
-from ecoflap.distributed.processes import naming_the_failed, rank, size, words
+from ecoflap.distributed.processes import control_group, naming_the_failed, rank, size
 from ecoflap.errors import UserError
 
 Item = TypeVar("Item")
@@ -49,8 +49,8 @@ def share_of_samples(batches: Sequence[Batch]) -> list[Batch]:
     return own
 
 
-def deal(costs: Sequence[float]) -> list[int]:
-    """The rank of the process that does each piece of work: the next largest goes to the least busy one."""
+def assign(costs: Sequence[float]) -> list[int]:
+    """The rank that each piece of work is assigned to: the next largest goes to the least busy process."""
     busy, owners = [0.0] * size(), [0] * len(costs)
     for piece in sorted(range(len(costs)), key=lambda piece: -costs[piece]):
         owners[piece] = busy.index(min(busy))
@@ -73,7 +73,7 @@ def gathered(value: Item) -> list[Item]:
     found: list[Any] = [value] * size()
     if size() > 1:
         with naming_the_failed():
-            distributed.all_gather_object(found, value, group=words())
+            distributed.all_gather_object(found, value, group=control_group())
     return found
 
 
@@ -82,7 +82,7 @@ def from_process(value: Item, owner: int = 0) -> Item:
     found = [value]
     if size() > 1:
         with naming_the_failed():
-            distributed.broadcast_object_list(found, src=owner, group=words())
+            distributed.broadcast_object_list(found, src=owner, group=control_group())
     return found[0]
 
 

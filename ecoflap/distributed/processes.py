@@ -26,15 +26,15 @@ from ecoflap.errors import UserError
 
 log = logging.getLogger(__name__)
 
-PATIENCE = timedelta(days=1)
-"""How long a process waits for a word of the others: one of them may wait for what another run computes."""
-START = timedelta(minutes=10)
+CONTROL_TIMEOUT = timedelta(days=1)
+"""How long a process waits for another: that one may wait for what another run computes."""
+START_TIMEOUT = timedelta(minutes=10)
 """How long the first and the last process may start apart."""
 LAUNCHED = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 LINGER = 5.0  # seconds
 
 _store: distributed.Store | None = None  # of what processes tell each other beside collective operations
-_words: Any = None  # the group for words
+_control_group: Any = None  # carries objects and barriers
 _joined, _times = False, 0
 
 
@@ -48,13 +48,13 @@ def size() -> int:
     return distributed.get_world_size() if _joined else 1
 
 
-def words() -> Any:
-    """The group for words, which are not tensors: patient, and on the CPU whatever carries tensors.
+def control_group() -> Any:
+    """The group that carries objects and barriers, on the CPU and with a long timeout.
 
     Sums and weights go through the default group, whose limit of half an hour ends processes that wait on
     accelerators for one that is gone.
     """
-    return _words
+    return _control_group
 
 
 def is_first() -> bool:
@@ -121,7 +121,7 @@ def joined_in(folder: Path, device: str) -> Iterator[Path]:
             return
         shared = [str(folder)]
         with naming_the_failed():
-            distributed.broadcast_object_list(shared, src=0, group=words())
+            distributed.broadcast_object_list(shared, src=0, group=control_group())
         own = Path(shared[0]) if number == 0 else Path(shared[0]) / "processes" / str(number)
         own.mkdir(parents=True, exist_ok=True)
         if number > 0:
@@ -149,7 +149,7 @@ def _wait_for_all() -> None:
         UserError: if another process has failed.
     """
     with naming_the_failed():
-        distributed.barrier(group=words())
+        distributed.barrier(group=control_group())
 
 
 @contextmanager
@@ -170,7 +170,7 @@ def naming_the_failed() -> Iterator[None]:
 
 def _initialise(device: str) -> None:
     """Make the group of processes; a sweep's next run finds that of the one before."""
-    global _store, _words
+    global _store, _control_group
     accelerated = device != "cpu" and torch.accelerator.is_available()
     if accelerated:
         torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
@@ -185,7 +185,7 @@ def _initialise(device: str) -> None:
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
     )
-    _words = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    _control_group = distributed.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
 
 
 def _meet() -> distributed.Store:
@@ -195,7 +195,7 @@ def _meet() -> distributed.Store:
         UserError: if another program listens at its port, or a process does not come in time.
     """
     try:
-        store: distributed.Store = next(rendezvous("env://", timeout=START))[0]
+        store: distributed.Store = next(rendezvous("env://", timeout=START_TIMEOUT))[0]
     except RuntimeError as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(
@@ -216,7 +216,7 @@ def _tell(error: BaseException) -> None:
 
     The first process, which may hold the store, waits a little for the others to read it.
     """
-    global _words
+    global _control_group
     if _store is None:
         return
     said = f"{error}" if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -224,7 +224,7 @@ def _tell(error: BaseException) -> None:
         if not _store.check([_key("failed")]):
             _store.set(_key("failed"), f"process {rank() + 1} of {size()} has failed: {said}")
         first, others = is_first(), size() - 1
-        _words = None  # whose connections would stay
+        _control_group = None  # whose connections would stay
         distributed.destroy_process_group()  # what ends the others, as they wait for this one
         until = time.monotonic() + LINGER
         while _store.add(_key("ended"), 0 if first else 1) < others and first and time.monotonic() < until:

@@ -17,10 +17,10 @@ from ecoflap.distributed.processes import rank
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.layers import Layer
 from ecoflap.ops import Keep, Part, compensate
-from ecoflap.prune.dealing import Dealt, deals_out, dealt_out
 from ecoflap.prune.pieces import Piece, exchanged
 from ecoflap.prune.protocol import LayerPruner, Pruned
 from ecoflap.prune.report import PruneReport
+from ecoflap.prune.row_shards import RowShards, partition_rows, splits_solves
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def prune_layers(
 def prune_groups(
     groups: Sequence[SharedInput], pruner: LayerPruner, allocation: Allocation, report: PruneReport
 ) -> None:
-    """Prune groups of layers in place, dealt out over the processes of the run.
+    """Prune groups of layers in place, partitioned among the processes of the run.
 
     Pruners that solve with a Gram matrix take long, so that each process solves for some layers, or some rows
     of them, and all give each other the results; all others prune every layer in each process, from the same
@@ -76,27 +76,30 @@ def prune_groups(
         NumericalError: if a weight is not finite, before or after, or a mask misses its count.
     """
     statistics = {layer: group.statistic for group in groups for layer in group.layers}
-    if deals_out(pruner):
-        dealt = dealt_out(groups, pruner.by_rows)
-        found = exchanged(dealt, dict(_solved(groups, dealt, pruner, allocation)))
+    if splits_solves(pruner):
+        shards = partition_rows(groups, pruner.by_rows)
+        found = exchanged(shards, dict(_solved(groups, shards, pruner, allocation)))
     else:
-        dealt = {layer: Dealt.to(rank(), layer.shape[0]) for layer in statistics}
-        found = _solved(groups, dealt, pruner, allocation)
+        shards = {layer: RowShards.whole(rank(), layer.shape[0]) for layer in statistics}
+        found = _solved(groups, shards, pruner, allocation)
     for layer, piece in found:
         _record(layer, piece, statistics[layer], allocation, report)
 
 
 def _solved(
-    groups: Sequence[SharedInput], dealt: Mapping[Layer, Dealt], pruner: LayerPruner, allocation: Allocation
+    groups: Sequence[SharedInput],
+    shards: Mapping[Layer, RowShards],
+    pruner: LayerPruner,
+    allocation: Allocation,
 ) -> Iterator[tuple[Layer, Piece]]:
     """Prune this process's rows of all groups in place; yields each of its layers and what became of it."""
-    for shared in (True, False):  # first what processes have to do at the same time
+    for split in (True, False):  # first what processes have to do at the same time
         for group in groups:
             own = tuple(
-                layer for layer in group.layers if dealt[layer].mine and dealt[layer].shared == shared
+                layer for layer in group.layers if shards[layer].mine and shards[layer].split == split
             )
             if own:
-                yield from _prune_together(group._replace(layers=own), dealt, pruner, allocation).items()
+                yield from _prune_together(group._replace(layers=own), shards, pruner, allocation).items()
 
 
 def _record(
@@ -125,21 +128,21 @@ def by_statistic(layers: Sequence[Layer], statistics: Statistics | None) -> list
 
 
 def _prune_together(
-    group: SharedInput, dealt: Mapping[Layer, Dealt], pruner: LayerPruner, allocation: Allocation
+    group: SharedInput, shards: Mapping[Layer, RowShards], pruner: LayerPruner, allocation: Allocation
 ) -> dict[Layer, Piece]:
     """Prune this process's rows of a group's layers in place.
 
     The error of compensated weights is that of pruning them.
     """
     layers, statistic, drifts = group
-    views = [layer.matrix()[dealt[layer].own] for layer in layers]
+    views = [layer.matrix()[shards[layer].own] for layer in layers]
     dense = [view.clone() for view in views]
     if drifts is not None:
-        dense = _compensated(group, dealt, dense)
-    parts = [dealt[layer].part for layer in layers] if dealt[layers[0]].shared else None
+        dense = _compensated(group, shards, dense)
+    parts = [shards[layer].part for layer in layers] if shards[layers[0]].split else None
     counts = {layer.name: allocation.count(layer.name) for layer in layers}
     row_weights = {
-        layer.name: torch.tensor(allocation.row_weights[layer.name])[dealt[layer].own]
+        layer.name: torch.tensor(allocation.row_weights[layer.name])[shards[layer].own]
         for layer in layers
         if layer.name in allocation.row_weights
     }
@@ -161,7 +164,9 @@ def _prune_together(
     return pieces
 
 
-def _compensated(group: SharedInput, dealt: Mapping[Layer, Dealt], dense: Sequence[Tensor]) -> list[Tensor]:
+def _compensated(
+    group: SharedInput, shards: Mapping[Layer, RowShards], dense: Sequence[Tensor]
+) -> list[Tensor]:
     """This process's rows of a group's dense weights, compensated for what the layers before have changed.
 
     Raises:
@@ -172,7 +177,7 @@ def _compensated(group: SharedInput, dealt: Mapping[Layer, Dealt], dense: Sequen
     assert drifts is not None
     streams = [drifts.streams.get(layer) for layer in layers]
     own = [
-        None if stream is None else stream[dealt[layer].own]
+        None if stream is None else stream[shards[layer].own]
         for layer, stream in zip(layers, streams, strict=True)
     ]
     try:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ecoflap.distributed.collectives import gathered, tensor_from
 from ecoflap.distributed.processes import rank
 from ecoflap.models.core.layers import Layer
-from ecoflap.prune.dealing import Dealt
+from ecoflap.prune.row_shards import RowShards
 
 
 class Piece(NamedTuple):
@@ -37,32 +37,32 @@ class Piece(NamedTuple):
         return math.sqrt(max(error, 0.0) / output) if output > 0 else 0.0
 
 
-def exchanged(dealt: Mapping[Layer, Dealt], pieces: dict[Layer, Piece]) -> Iterator[tuple[Layer, Piece]]:
+def exchanged(shards: Mapping[Layer, RowShards], pieces: dict[Layer, Piece]) -> Iterator[tuple[Layer, Piece]]:
     """Give each process the rows that others have pruned.
 
     Args:
-        dealt: which process has pruned which rows of each layer, in the same order in all processes.
+        shards: which process has pruned which rows of each layer, in the same order in all processes.
         pieces: the rows that this process has pruned, whose weights the layers hold; empty afterwards.
 
     Yields:
         Each layer and the piece that is all of it; the layer holds its weights.
     """
-    said = gathered([pieces[layer][1:] if layer in pieces else None for layer in dealt])
-    for layer, *of_layer in zip(dealt, *said, strict=True):
+    said = gathered([pieces[layer][1:] if layer in pieces else None for layer in shards])
+    for layer, *of_layer in zip(shards, *said, strict=True):
         known = [one for one in of_layer if one is not None]
         outputs = [energies for energies, _ in known if energies is not None]
         energies = (sum(one for one, _ in outputs), sum(one for _, one in outputs)) if outputs else None
-        mask = _exchange_rows(layer, dealt[layer], pieces.pop(layer, None))
+        mask = _exchange_rows(layer, shards[layer], pieces.pop(layer, None))
         yield layer, Piece(mask, energies, known[0][1])
 
 
-def _exchange_rows(layer: Layer, dealt: Dealt, piece: Piece | None) -> Tensor:
+def _exchange_rows(layer: Layer, shards: RowShards, piece: Piece | None) -> Tensor:
     """Give each process the weights and the mask that others have of a layer; returns the whole mask."""
     weight, mask = layer.matrix(), torch.zeros(layer.shape, dtype=torch.bool)
     if piece is not None:
-        mask[dealt.own] = piece.mask
-    for owner in dealt.owners:
-        rows = dealt.span(owner)
+        mask[shards.own] = piece.mask
+    for owner in shards.owners:
+        rows = shards.span(owner)
         received = tensor_from(weight[rows], owner)
         mask[rows] = tensor_from(mask[rows], owner)
         if owner != rank():

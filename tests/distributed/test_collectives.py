@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ecoflap.data.batch import samples_in
 from ecoflap.distributed.collectives import (
-    deal,
+    assign,
     from_process,
     gathered,
     share,
@@ -61,9 +61,9 @@ def test_shares_of_samples_are_all_samples_in_order(lengths: list[int], processe
 
 def test_the_largest_pieces_are_dealt_first() -> None:
     with as_process(0, 2):
-        assert deal([1, 5, 2, 2]) == [1, 0, 1, 1]
-        assert deal([]) == []
-    assert deal([3, 1]) == [0, 0]
+        assert assign([1, 5, 2, 2]) == [1, 0, 1, 1]
+        assert assign([]) == []
+    assert assign([3, 1]) == [0, 0]
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -86,9 +86,9 @@ def as_process(rank: int, size: int) -> Iterator[None]:
     from unittest.mock import patch
 
     from ecoflap.distributed import collectives
-    from ecoflap.prune import dealing
+    from ecoflap.prune import row_shards
 
     with ExitStack() as stack:
-        for module in (collectives, dealing):
+        for module in (collectives, row_shards):
             stack.enter_context(patch.multiple(module, rank=lambda: rank, size=lambda: size))
         yield

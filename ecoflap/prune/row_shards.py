@@ -1,4 +1,4 @@
-"""Which process solves for which rows of a block's layers, so that the busiest one has least to do."""
+"""Partition the rows of a block's layers among the processes, so that the busiest one has least to do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ecoflap.blocks.drifts import SharedInput
 from ecoflap.blocks.gram import Gram
-from ecoflap.distributed.collectives import deal, summed
+from ecoflap.distributed.collectives import assign, summed
 from ecoflap.distributed.processes import rank, size
 from ecoflap.models.core.layers import Layer
 from ecoflap.ops import Part
@@ -19,23 +19,23 @@ FEWEST = 8
 """The fewest rows of a layer that a process solves for."""
 
 
-class Dealt(NamedTuple):
-    """The rows of a layer that each process solves for: consecutive ones, in the order of the ranks.
+class RowShards(NamedTuple):
+    """The shards of a layer's rows that the processes solve for: consecutive ones, by rank.
 
     Attributes:
-        ends: behind the last row of each process; processes without rows end where the one before does.
+        ends: behind the last row of each process; a process without rows ends where the one before does.
     """
 
     ends: tuple[int, ...]
 
     @classmethod
-    def to(cls, owner: int, rows: int) -> Dealt:
-        """All rows to one process."""
+    def whole(cls, owner: int, rows: int) -> RowShards:
+        """All rows in one process."""
         return cls(tuple(rows if process >= owner else 0 for process in range(size())))
 
     @classmethod
-    def out(cls, rows: int) -> Dealt:
-        """As many rows to each process, up to one."""
+    def even(cls, rows: int) -> RowShards:
+        """As many rows in each process, up to one."""
         return cls(tuple(rows * (process + 1) // size() for process in range(size())))
 
     def span(self, process: int) -> slice:
@@ -58,7 +58,7 @@ class Dealt(NamedTuple):
         return Part(self.own.start, self.ends[-1], summed)
 
     @property
-    def shared(self) -> bool:
+    def split(self) -> bool:
         """Whether several processes have rows."""
         return len(self.owners) > 1
 
@@ -68,8 +68,8 @@ class Dealt(NamedTuple):
         return rank() in self.owners
 
 
-def deals_out(pruner: LayerPruner) -> bool:
-    """Whether the processes of the run share out a pruner's solves: those with a Gram matrix take long."""
+def splits_solves(pruner: LayerPruner) -> bool:
+    """Whether the processes of the run split a pruner's solves: those with a Gram matrix take long."""
     return pruner.statistic is Gram and size() > 1
 
 
@@ -78,11 +78,11 @@ def operations(rows: int, cols: int) -> float:
     return cols**2 * (rows + INVERSE * cols) if rows else 0.0
 
 
-def dealt_out(groups: Sequence[SharedInput], by_rows: bool) -> dict[Layer, Dealt]:
-    """The rows of each layer that each process solves for.
+def partition_rows(groups: Sequence[SharedInput], by_rows: bool) -> dict[Layer, RowShards]:
+    """The shards of each layer's rows.
 
     Whole layers go to one process each, the largest first. If the pruner allows it, the largest ones are
-    shared out by rows instead, as many as make the busiest process least busy: each of the processes that
+    split by rows instead, as many as make the busiest process least busy: each of the processes that
     share a layer has to invert the Gram matrix of its input.
 
     Args:
@@ -95,19 +95,21 @@ def dealt_out(groups: Sequence[SharedInput], by_rows: bool) -> dict[Layer, Dealt
     return min(plans, key=lambda plan: _busiest(groups, plan))
 
 
-def _plan(costs: Mapping[Layer, float], smallest: float) -> dict[Layer, Dealt]:
-    """Layers of at least some cost shared out, the others dealt whole."""
-    shared = {layer for layer, cost in costs.items() if cost >= smallest}
-    shared = {layer for layer in shared if layer.shape[0] >= FEWEST * size()}
-    whole = [layer for layer in costs if layer not in shared]
-    owners = dict(zip(whole, deal([costs[layer] for layer in whole]), strict=True))
+def _plan(costs: Mapping[Layer, float], smallest: float) -> dict[Layer, RowShards]:
+    """Layers of at least some cost split by rows, the others whole."""
+    split = {layer for layer, cost in costs.items() if cost >= smallest}
+    split = {layer for layer in split if layer.shape[0] >= FEWEST * size()}
+    whole = [layer for layer in costs if layer not in split]
+    owners = dict(zip(whole, assign([costs[layer] for layer in whole]), strict=True))
     return {
-        layer: Dealt.out(layer.shape[0]) if layer in shared else Dealt.to(owners[layer], layer.shape[0])
+        layer: RowShards.even(layer.shape[0])
+        if layer in split
+        else RowShards.whole(owners[layer], layer.shape[0])
         for layer in costs
     }
 
 
-def _busiest(groups: Sequence[SharedInput], plan: Mapping[Layer, Dealt]) -> float:
+def _busiest(groups: Sequence[SharedInput], plan: Mapping[Layer, RowShards]) -> float:
     """The operations of the busiest process, up to a factor."""
     busy = [0.0] * size()
     for group in groups:

@@ -1,4 +1,4 @@
-"""Rows of layers dealt out to processes: all of them, once, to the least busy."""
+"""Rows of layers partitioned among processes: all of them, once, to the least busy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from ecoflap.blocks.drifts import SharedInput
 from ecoflap.models.core.layers import Layer
-from ecoflap.prune.dealing import INVERSE, Dealt, dealt_out
+from ecoflap.prune.row_shards import INVERSE, RowShards, partition_rows
 from tests.distributed.together import as_process
 
 
@@ -46,12 +46,12 @@ BLOCKS: dict[str, Callable[[], list[SharedInput]]] = {
 }
 
 
-def dealt(groups: Sequence[SharedInput], count: int, by_rows: bool = True) -> dict[str, Dealt]:
+def partitioned(groups: Sequence[SharedInput], count: int, by_rows: bool = True) -> dict[str, RowShards]:
     with as_process(0, count):
-        return {layer.name: one for layer, one in dealt_out(groups, by_rows).items()}
+        return {layer.name: one for layer, one in partition_rows(groups, by_rows).items()}
 
 
-def busy(groups: Sequence[SharedInput], found: Mapping[str, Dealt], count: int) -> list[float]:
+def busy(groups: Sequence[SharedInput], found: Mapping[str, RowShards], count: int) -> list[float]:
     """What each process has to do, by hand."""
     with as_process(0, count):
         total = [0.0] * count
@@ -68,45 +68,45 @@ def busy(groups: Sequence[SharedInput], found: Mapping[str, Dealt], count: int) 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_each_row_goes_to_one_process(block: str, count: int, by_rows: bool) -> None:
     groups = BLOCKS[block]()
-    found = dealt(groups, count, by_rows)
+    found = partitioned(groups, count, by_rows)
     with as_process(0, count):
         for one in (layer for group in groups for layer in group.layers):
             spans = [found[one.name].span(process) for process in range(count)]
             rows = [row for span in spans for row in range(span.start, span.stop)]
             assert rows == list(range(one.shape[0]))
-            assert by_rows or not found[one.name].shared
+            assert by_rows or not found[one.name].split
 
 
-def test_rows_are_shared_out_where_that_relieves_the_busiest() -> None:
+def test_rows_are_split_where_that_relieves_the_busiest() -> None:
     for count in (4, 8):
         groups = llama()
-        shared, whole = (max(busy(groups, dealt(groups, count, rows), count)) for rows in (True, False))
+        split, whole = (max(busy(groups, partitioned(groups, count, rows), count)) for rows in (True, False))
         inverses = INVERSE * (3 * 4096**3 + 11008**3)
         solves = (4 * 4096 + 2 * 11008) * 4096**2 + 4096 * 11008**2
-        assert shared <= solves / count + inverses
-        assert whole > 1.3 * shared
+        assert split <= solves / count + inverses
+        assert whole > 1.3 * split
 
 
-def test_one_input_is_shared_out_evenly() -> None:
+def test_one_input_is_split_evenly() -> None:
     groups = llama(576, 1536, 192)[:1]
-    found = dealt(groups, 4)
+    found = partitioned(groups, 4)
     assert [found[name].ends for name in "qkv"] == [(144, 288, 432, 576), *[(48, 96, 144, 192)] * 2]
 
 
 def test_experts_stay_whole() -> None:
     """Each process inverts the Gram matrices of its own experts alone."""
     groups = mixtral()
-    assert not any(one.shared for one in dealt(groups, 4).values())
+    assert not any(one.split for one in partitioned(groups, 4).values())
 
 
 def test_layers_of_few_rows_stay_whole() -> None:
-    found = dealt([group(("few", 5, 64), ("many", 64, 64))], 4)
-    assert found["many"].shared
-    assert not found["few"].shared
+    found = partitioned([group(("few", 5, 64), ("many", 64, 64))], 4)
+    assert found["many"].split
+    assert not found["few"].split
 
 
 def test_the_part_of_a_process() -> None:
     with as_process(2, 4):
-        ours, theirs = Dealt.out(10), Dealt.to(1, 10)
+        ours, theirs = RowShards.even(10), RowShards.whole(1, 10)
         assert (ours.own, ours.part[:2], ours.mine, ours.owners) == (slice(5, 7), (5, 10), True, [0, 1, 2, 3])
         assert (theirs.own, theirs.mine, theirs.owners) == (slice(10, 10), False, [1])
