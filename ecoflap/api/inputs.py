@@ -23,7 +23,7 @@ from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.interface import LanguageInterface
 from ecoflap.models.families.vlm.interface import VlmInterface
-from ecoflap.models.loading.kinds import option_of
+from ecoflap.models.loading.kinds import option_for_model
 
 OF_TARGETS = ("labels", "decoder_input_ids", "decoder_attention_mask")
 RANKS = {"input_ids": 2, "inputs_embeds": 3, "pixel_values": 4, "input_features": 3, "input_values": 2}
@@ -83,12 +83,12 @@ def _joins(model: PrunableModel) -> bool:
     """Whether samples of this model keep a batch dimension of one, as its processor returns them."""
     if model.interface is not None:
         return isinstance(model.interface, VlmInterface)
-    return option_of(model.module) == "vlm"
+    return option_for_model(model.module) == "vlm"
 
 
 def _continues_text(model: PrunableModel) -> bool:
     """Whether the model is a decoder language model."""
-    return isinstance(model.interface, LanguageInterface) or option_of(model.module) == "causal_lm"
+    return isinstance(model.interface, LanguageInterface) or option_for_model(model.module) == "causal_lm"
 
 
 def _tensors(model: PrunableModel, item: Mapping[str, Any]) -> dict[str, Tensor]:

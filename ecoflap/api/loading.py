@@ -16,7 +16,13 @@ from ecoflap.models.core.prunable import Loss, PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.loading.hub import read_settings, require_folder
-from ecoflap.models.loading.kinds import MAPPINGS, class_or_type, option_for, option_of, options_for
+from ecoflap.models.loading.kinds import (
+    MAPPINGS,
+    class_or_type,
+    option_for_config,
+    option_for_model,
+    options_for_type,
+)
 from ecoflap.models.loading.loader import prunable
 from ecoflap.models.sparse.linear import SparseLinear
 from ecoflap.run.saved_loader import recorded_node
@@ -105,7 +111,7 @@ def _prepare(
     if kind in MAPPINGS:
         _refuse_other_kind(module, kind)
     training = [(child, child.training) for child in module.modules()]
-    option = kind or option_of(module)
+    option = kind or option_for_model(module)
     try:
         if option is None and callable(loss):
             return prunable(type(module).__name__, module, processor, loss, selection, options.get("towers"))
@@ -148,7 +154,7 @@ def _refuse_other_kind(module: nn.Module, kind: str) -> None:
     Raises:
         UserError: if it is not.
     """
-    fitting = options_for(str(getattr(getattr(module, "config", None), "model_type", None)))
+    fitting = options_for_type(str(getattr(getattr(module, "config", None), "model_type", None)))
     if fitting and kind not in fitting:
         raise UserError(
             f"kind={kind} can't prepare {type(module).__name__}; leave it out, or give {' or '.join(fitting)}"
@@ -215,7 +221,7 @@ def _loader(path: str, kind: str | None, options: dict[str, Any]) -> Any:
         if (recorded := recorded_node(Path(folder))) is not None:
             return built("model", {**recorded, **options})
         settings = read_settings(folder, options.get("revision"))
-        kind = option_for(settings)
+        kind = option_for_config(settings)
         if kind is None:
             what = f"{path} holds a {class_or_type(settings)}, which"
             raise _unknown_kind(what, "load it with transformers and give")

@@ -15,7 +15,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import most_tokens
-from ecoflap.models.loading.kinds import option_of
+from ecoflap.models.loading.kinds import option_for_model
 
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id")
 READERS = {"input_ids": "get_encoder", "labels": "get_decoder", "decoder_input_ids": "get_decoder"}
@@ -49,7 +49,7 @@ def check_lengths(model: PrunableModel, samples: Sequence[Sample]) -> None:
         UserError: if one is too long.
     """
     module: Any = model.module
-    if option_of(module) == "vlm":
+    if option_for_model(module) == "vlm":
         return
     apart = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
     for name in READERS if apart else ("input_ids",):
@@ -84,7 +84,7 @@ def check_labels(model: PrunableModel, labels: Tensor) -> None:
 def _outputs(model: PrunableModel) -> tuple[str, int | None]:
     """What the model outputs, and how many there are; None if that is unknown, as for a CLIP."""
     module: Any = model.module
-    if option_of(module) == "image_classifier":
+    if option_for_model(module) == "image_classifier":
         return "classes", getattr(module.config, "num_labels", None)
     try:
         weight = getattr(module.get_output_embeddings(), "weight", None)

@@ -113,11 +113,11 @@ def _alike(samples: Sequence[Sample]) -> list[list[Sample]]:
     """Group samples whose shapes are the same, except for the lengths of texts."""
     groups: dict[Kind, list[Sample]] = {}
     for sample in samples:
-        groups.setdefault(kind_of(sample), []).append(sample)
+        groups.setdefault(sample_kind(sample), []).append(sample)
     return list(groups.values())
 
 
-def kind_of(sample: Sample) -> Kind:
+def sample_kind(sample: Sample) -> Kind:
     """The names and shapes of a sample's tensors, without the lengths of texts."""
     has_text = "input_ids" in sample or "decoder_input_ids" in sample
     texts = {name for name in FILLS if has_text and name in sample and sample[name].dim()}

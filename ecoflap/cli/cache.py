@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.max_size is None:
             parser.error("gc needs --max-size, such as --max-size 10GB")
         removed, total = collect_garbage(options.cache, options.max_size)
-        print(f"removed {removed} entries; {in_words(total)} remain")
+        print(f"removed {removed} entries; {bytes_in_words(total)} remain")
         return 0
     return show(options.cache, options.command == "verify")
 
@@ -61,10 +61,10 @@ def show(root: Path, verify: bool) -> int:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.used))
         model = info.key.get("model", "")
         model = model[:12] if isinstance(model, str) else ""
-        row = [info.stage, info.path.name[:12], model, in_words(info.size), used, info.seconds]
+        row = [info.stage, info.path.name[:12], model, bytes_in_words(info.size), used, info.seconds]
         rows.append([*row, wrong or "sound"] if verify else row)
     columns = ["stage", "key", "model", "size", "last used", "seconds saved"]
-    title = f"{root}: {len(known)} entries, {in_words(sum(info.size for info in known))}"
+    title = f"{root}: {len(known)} entries, {bytes_in_words(sum(info.size for info in known))}"
     table(title, [*columns, "state"] if verify else columns, rows)
     if damaged:
         print(f"{damaged} damaged: gc removes them, and runs compute them again when they need them")
@@ -83,7 +83,7 @@ def size(text: str) -> int:
     return int(float(match[1]) * (1024 if match[3] else 1000) ** UNITS.index(match[2]))
 
 
-def in_words(size: int) -> str:
+def bytes_in_words(size: int) -> str:
     """A number of bytes in a readable unit."""
     power = next(power for power in (4, 3, 2, 1, 0) if size >= 1000**power or power == 0)
     return f"{size / 1000**power:.3g} {UNITS[power]}B"

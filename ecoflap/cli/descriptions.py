@@ -39,7 +39,7 @@ def described(kind: type) -> dict[str, Description]:
     hints, meanings = get_type_hints(kind), meanings_of(kind)
     return {
         entry.name: Description(
-            in_words(hints[entry.name]),
+            type_in_words(hints[entry.name]),
             tuple(entry.metadata.get("choices", ())),
             meanings.get(entry.name, ""),
         )
@@ -76,12 +76,12 @@ def summary_of(kind: type) -> str:
     return inspect.cleandoc(kind.__doc__ or "").partition("\n")[0]
 
 
-def in_words(hint: Any) -> str:
+def type_in_words(hint: Any) -> str:
     """A type hint in words, such as ``whole number or null``."""
     if get_origin(hint) in (Union, types.UnionType):
         parts = get_args(hint)
         numbers = [part for part in parts if part is not int or float not in parts]
-        return " or ".join(in_words(part) for part in numbers)
+        return " or ".join(type_in_words(part) for part in numbers)
     if hint is type(None):
         return "null"
     return TYPES.get(get_origin(hint) or hint, "any value")

@@ -29,7 +29,7 @@ from ecoflap.cli.recipe import RECIPE, primary_config, without_recipe
 from ecoflap.cli.wrong import what_is_wrong
 from ecoflap.console.arguments import complain
 from ecoflap.console.logs import install_logging
-from ecoflap.console.pace import in_words
+from ecoflap.console.pace import seconds_in_words
 from ecoflap.console.tables import table
 from ecoflap.console.wrapping import paragraphs
 from ecoflap.errors import UserError
@@ -50,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
             config, jobs = composed(flags)
             seconds = show(config)
             if jobs > 1 and seconds is not None:
-                each = f"{jobs} jobs like the first take about {in_words(jobs * seconds)} one after the other"
-                print(f"{each}, less what they share")
+                each = f"{jobs} jobs like the first take about {seconds_in_words(jobs * seconds)}"
+                print(f"{each} one after the other, less what they share")
     except BrokenPipeError:
         raise
     except Exception as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ecoflap.console.pace import in_words
+from ecoflap.console.pace import seconds_in_words
 from ecoflap.console.startup import reuse_freed_memory
 from ecoflap.console.tables import table
 from ecoflap.console.telemetry import free_memory
@@ -56,7 +56,7 @@ def show_times(plan: Plan, shapes: PrunableModel | None) -> float | None:
     table(
         f"approximate time on {device}, measured on two samples and one batch",
         ["step", "time"],
-        [(step, in_words(seconds)) for step, seconds in {**times, "total": total}.items()],
+        [(step, seconds_in_words(seconds)) for step, seconds in {**times, "total": total}.items()],
     )
     for step in [one for one in ("score", "allocate", "prune", "finetune") if one in plan.steps]:
         if step not in times and not (step == "score" and plan.scorer is None):

@@ -68,11 +68,11 @@ class RunPace:
 
 def times(elapsed: float, left: float | None, about: str = "about") -> str:
     """The time that something has taken and the time left, in words."""
-    rest = "" if left is None else f", {about} {in_words(left)} left"
-    return f"{in_words(elapsed)} elapsed{rest}"
+    rest = "" if left is None else f", {about} {seconds_in_words(left)} left"
+    return f"{seconds_in_words(elapsed)} elapsed{rest}"
 
 
-def in_words(seconds: float) -> str:
+def seconds_in_words(seconds: float) -> str:
     """A time as a person says it: 9 s, 2 min 05 s, 3 h 20 min."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -27,7 +27,7 @@ class Alike(Generic[What]):
     count: int
 
 
-def joined(named: Iterable[tuple[str, What]]) -> list[Alike[What]]:
+def join_names(named: Iterable[tuple[str, What]]) -> list[Alike[What]]:
     """Join names whose things have something in common, in the order of the first of each.
 
     The numbers of a joined name stand for all combinations of their values: where these are not all there,

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from ecoflap.console.pace import in_words
+from ecoflap.console.pace import seconds_in_words
 from ecoflap.run.invocation import sweep_name
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.files import typed
@@ -33,7 +33,7 @@ def closing(result: Result, folder: Path) -> Iterator[str]:
     """
     seconds = sum(float(step["seconds"]) for step in result.steps.values())
     peak = max((int(step["peak_memory_bytes"]) for step in result.steps.values()), default=0)
-    yield f"done in {in_words(seconds)}, with {peak / 2**30:.2f} GiB at most"
+    yield f"done in {seconds_in_words(seconds)}, with {peak / 2**30:.2f} GiB at most"
     tasks = next(iter(result.metrics.values()), {})
     figures = [line for task in tasks if (line := _figures(result, task)) is not None]
     yield from figures

@@ -8,7 +8,7 @@ from typing import Any
 
 from ecoflap.errors import UserError
 from ecoflap.models.loading.checkpoint_folder import local_settings
-from ecoflap.models.loading.kinds import class_or_type, option_for
+from ecoflap.models.loading.kinds import class_or_type, option_for_config
 from ecoflap.models.loading.options import PretrainedOptions
 from ecoflap.run import registry
 from ecoflap.run.moved import current_place
@@ -72,7 +72,7 @@ def _fitting(folder: Path) -> tuple[str, type]:
         UserError: if there is none.
     """
     settings = local_settings(folder)
-    choice = option_for(settings)
+    choice = option_for_config(settings)
     for target, options in registry.PARTS["model"].items():
         if issubclass(options, PretrainedOptions) and registry.defaults(options)["name"] == choice:
             return target, options

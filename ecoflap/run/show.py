@@ -14,7 +14,7 @@ from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.skipped import Skipped
 from ecoflap.prune.report import BlockReport
-from ecoflap.run.alike import joined
+from ecoflap.run.alike import join_names
 from ecoflap.run.invocation import runs_in_sequence
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,8 @@ def show_layers(model: PrunableModel) -> None:
     for tower in model.towers:
         inside = [(layer.name.removeprefix(f"{tower.path}."), tuple(layer.shape)) for layer in tower.layers]
         rows = [
-            (one.name, *one.what, one.count, f"{one.count * math.prod(one.what):,}") for one in joined(inside)
+            (one.name, *one.what, one.count, f"{one.count * math.prod(one.what):,}")
+            for one in join_names(inside)
         ]
         title = f"{tower.name}: layers in {tower.path}"
         table(title, ["layer", "rows", "cols", "layers", "weights"], rows)
@@ -107,7 +108,7 @@ def show_layers(model: PrunableModel) -> None:
     for skipped in model.skipped:
         by_reason.setdefault(skipped.reason, []).append(skipped)
     for reason, tensors in by_reason.items():
-        alike = joined((skipped.name, skipped.size) for skipped in tensors)
+        alike = join_names((skipped.name, skipped.size) for skipped in tensors)
         dense = [(f"{one.count * one.what:,}", one.count, one.name) for one in alike]
         table(f"left dense: {reason}", ["weights", "tensors", "name"], dense)
 

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.loss_batches import Kind, kind_of, loss_batches
+from ecoflap.blocks.loss_batches import Kind, loss_batches, sample_kind
 from ecoflap.blocks.suffix import SuffixRunner, repeatable_modules
 from ecoflap.console.progress import track
 from ecoflap.data.batch import Batch, samples_in
@@ -164,7 +164,7 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
                 continue
             noise = ("zeroth_order", seed, index)
             # A model may run its blocks otherwise for texts alone, or for two images per sample.
-            kind = tower.name, kind_of({name: tensor[0] for name, tensor in runner.batch.items()})
+            kind = tower.name, sample_kind({name: tensor[0] for name, tensor in runner.batch.items()})
             if kind not in passes:
                 passes[kind] = self._passes(tower, runner, noise)
             size = sizes.setdefault(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.console.arguments import ArgumentParser, complain
-from ecoflap.console.pace import in_words
+from ecoflap.console.pace import seconds_in_words
 from ecoflap.console.tables import table
 from ecoflap.errors import UserError, written
 from ecoflap.storage.file_names import HYDRA, JOBS, LEASE, RESULT, STATUS
@@ -184,7 +184,7 @@ def show(folder: Path, lines: Sequence[Line]) -> None:
 
 
 def _words(seconds: float | None) -> str:
-    return "" if seconds is None else in_words(seconds)
+    return "" if seconds is None else seconds_in_words(seconds)
 
 
 def time_left(lines: Sequence[Line]) -> str:
@@ -196,4 +196,4 @@ def time_left(lines: Sequence[Line]) -> str:
         return ""
     mean = sum(took) / len(took)
     rest = sum(max(mean - seconds, 0.0) for seconds in running) + queued * mean
-    return f"; about {in_words(rest / len(running))} left"
+    return f"; about {seconds_in_words(rest / len(running))} left"

@@ -14,7 +14,7 @@ import ecoflap
 from ecoflap.errors import UserError
 from ecoflap.models.families.language.interface import LanguageInterface
 from ecoflap.models.families.vlm.interface import VlmInterface
-from ecoflap.models.loading.kinds import option_for
+from ecoflap.models.loading.kinds import option_for_config
 from tests import tiny
 from tests.api.conftest import llama, picture, word_tokenizer
 from tests.api.test_loading import OPTIONS
@@ -35,7 +35,7 @@ def settings(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("family", [family for family in OPTIONS if family in tiny.FAMILIES])
 def test_the_kind_of_a_folder_is_told_by_the_class_that_wrote_it(family: str, tmp_path: Path) -> None:
     tiny.build(family).module.save_pretrained(tmp_path)
-    assert option_for(settings(tmp_path)) == OPTIONS[family]
+    assert option_for_config(settings(tmp_path)) == OPTIONS[family]
 
 
 @pytest.mark.parametrize("name", ["qwen3_5_vl", "gemma3", "mllama"])
@@ -105,8 +105,8 @@ def test_a_folder_that_names_no_class_is_told_by_its_type(tmp_path: Path) -> Non
     kept = {name: value for name, value in settings(folder).items() if name != "architectures"}
     (folder / "config.json").write_text(json.dumps(kept))
     assert type(ecoflap.load(folder, device="cpu").module) is hf.LlamaForCausalLM
-    assert option_for({"model_type": "gemma3", "vision_config": {}}) == "vlm"
-    assert option_for({"model_type": "bart", "architectures": None}) == "causal_lm"
+    assert option_for_config({"model_type": "gemma3", "vision_config": {}}) == "vlm"
+    assert option_for_config({"model_type": "bart", "architectures": None}) == "causal_lm"
 
 
 def test_a_class_of_language_models_that_reads_pictures_is_given_pictures() -> None:

@@ -16,7 +16,7 @@ import ecoflap
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.causal_lm import language_loss
-from ecoflap.models.loading.kinds import option_of
+from ecoflap.models.loading.kinds import option_for_model
 from tests import tiny
 from tests.api.conftest import Given, clip, llama, word_tokenizer
 
@@ -34,10 +34,10 @@ OPTIONS = {
 @pytest.mark.parametrize("family", [family for family in OPTIONS if family in tiny.FAMILIES])
 def test_the_kind_of_a_model_is_told_by_its_class(family: str) -> None:
     module = tiny.build(family).module
-    assert option_of(module) == OPTIONS[family]
+    assert option_for_model(module) == OPTIONS[family]
     named = type("Mine", (type(module),), {})
     module.__class__ = named
-    assert option_of(module) == OPTIONS[family]
+    assert option_for_model(module) == OPTIONS[family]
 
 
 def test_a_model_in_memory_is_that_of_its_folder(given: Given, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from ecoflap.console import live, pace
-from ecoflap.console.pace import Pace, RunPace, in_words
+from ecoflap.console.pace import Pace, RunPace, seconds_in_words
 from ecoflap.console.progress import track
 
 
@@ -64,4 +64,4 @@ def test_a_line_a_minute_in_a_pipe(
     ("seconds", "words"), [(0.4, "0 s"), (59.9, "59 s"), (65, "1 min 05 s"), (12000, "3 h 20 min")]
 )
 def test_words(seconds: float, words: str) -> None:
-    assert in_words(seconds) == words
+    assert seconds_in_words(seconds) == words

@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from ecoflap.models.core.tower_names import LEFT_DENSE, ORDER, kind_of, name_towers
+from ecoflap.models.core.tower_names import LEFT_DENSE, ORDER, name_towers, tower_kind
 from ecoflap.models.core.towers import find_towers, select
 from tests.models.meta import architecture, tree
 
@@ -148,7 +148,7 @@ def places(path: str) -> set[str]:
 def test_towers_of_published_architectures(name: str) -> None:
     towers = find_towers(architecture(name))
     assert [tower.name for tower in towers] == sorted(
-        EXPECTED[name], key=lambda tower: ORDER.index(kind_of(tower) or "")
+        EXPECTED[name], key=lambda tower: ORDER.index(tower_kind(tower) or "")
     )
     for tower in towers:
         assert tower.path in places(EXPECTED[name][tower.name])
@@ -289,4 +289,4 @@ def test_towers_that_a_config_names_are_pruned_in_their_place() -> None:
 
 def test_every_kind_that_stays_dense_has_a_place() -> None:
     assert set(LEFT_DENSE) < set(ORDER)
-    assert [kind_of(name) for name in ("merger_fine", "language", "eye")] == ["merger", "language", None]
+    assert [tower_kind(name) for name in ("merger_fine", "language", "eye")] == ["merger", "language", None]

@@ -16,7 +16,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.losses import next_token_loss
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.token_kinds import TokenKinds, declaring, placeholder_kinds
-from ecoflap.models.families.vlm.joining import joined
+from ecoflap.models.families.vlm.joining import join_samples
 from ecoflap.prune.driver import prune
 from ecoflap.prune.wanda import Wanda
 from tests import tiny
@@ -40,7 +40,7 @@ def test_samples_without_pictures_are_refused() -> None:
 
 def misdeclared(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     """A loss that knows the language tower's tokens, and takes the vision tower to read the text."""
-    inputs = joined(module, batch)
+    inputs = join_samples(module, batch)
     labels = inputs.pop("labels")
     kinds = placeholder_kinds(module, inputs["input_ids"], labels)
     with declaring(vision=kinds, language=kinds):
@@ -81,7 +81,7 @@ def test_towers_of_which_the_loss_says_nothing_are_no_warning(caplog: pytest.Log
 
 def test_a_model_of_which_no_tower_fits_is_refused_with_the_reason() -> None:
     def packed(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
-        inputs = joined(module, batch)
+        inputs = join_samples(module, batch)
         labels = inputs.pop("labels")
         none = torch.zeros(1, labels.numel(), dtype=torch.bool)
         with declaring(language=TokenKinds(none, none)):

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from ecoflap.run.alike import joined, ranges
+from ecoflap.run.alike import join_names, ranges
 
 
 def expanded(name: str) -> list[str]:
@@ -39,13 +39,13 @@ EXPERTS = [f"layers.{block}.experts.{expert}.weight" for block in range(3) for e
     ],
 )
 def test_joined_names_stand_for_what_was_joined(names: list[str]) -> None:
-    found = joined((name, len(name.split("."))) for name in names)
+    found = join_names((name, len(name.split("."))) for name in names)
     assert sorted(name for one in found for name in expanded(one.name)) == sorted(names)
     assert all(one.count == len(expanded(one.name)) for one in found)
 
 
 def test_other_shapes_and_parts_of_words_are_not_joined() -> None:
-    found = joined([("0.fc1", (2, 2)), ("1.fc1", (2, 2)), ("2.fc1", (2, 3)), ("0.fc2", (2, 2))])
+    found = join_names([("0.fc1", (2, 2)), ("1.fc1", (2, 2)), ("2.fc1", (2, 3)), ("0.fc2", (2, 2))])
     assert [(one.name, one.what, one.count) for one in found] == [
         ("0-1.fc1", (2, 2), 2),
         ("2.fc1", (2, 3), 1),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ecoflap.cli.cache import in_words, main, size
+from ecoflap.cli.cache import bytes_in_words, main, size
 from ecoflap.storage.cache.entries import key_hash
 from ecoflap.storage.cache.store import Store
 from ecoflap.storage.cache.upkeep import ABANDONED, collect_garbage, entries
@@ -88,4 +88,5 @@ def test_sizes(text: str, bytes_: int) -> None:
 
 
 def test_sizes_in_words() -> None:
-    assert [in_words(value) for value in (0, 999, 1500, 2_000_000_000)] == ["0 B", "999 B", "1.5 KB", "2 GB"]
+    shown = [bytes_in_words(value) for value in (0, 999, 1500, 2_000_000_000)]
+    assert shown == ["0 B", "999 B", "1.5 KB", "2 GB"]

@@ -95,7 +95,7 @@ def end_token(tokenizer: Any, closing: str) -> int | None:
     return int(tokens[0])
 
 
-def joined(conversation: Conversation) -> str:
+def as_lines(conversation: Conversation) -> str:
     """All before the last answer, a line per turn, for a model without a chat template."""
     return "".join(f"{turn.text}\n" for turn in conversation.turns[:-1])
 

@@ -51,7 +51,7 @@ READS = {
 }
 
 
-def kind_of(name: str) -> str | None:
+def tower_kind(name: str) -> str | None:
     """The kind of tower that a name begins with; None for other names."""
     kind = name.partition("_")[0]
     return kind if kind in ORDER else None
@@ -79,7 +79,7 @@ def name_towers(
         # The largest gets the name of the kind; of two equally large, the one with the shorter path.
         for path in sorted(alike, key=lambda path: (-_weights(lists[path]), len(path))):
             names[path] = _free_name(kind, path, names)
-    position = {path: ORDER.index(kind_of(names[path]) or kinds[path]) for path in lists}
+    position = {path: ORDER.index(tower_kind(names[path]) or kinds[path]) for path in lists}
     return {names[path]: path for path in sorted(lists, key=position.__getitem__)}
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from ecoflap.errors import UserError, did_you_mean, nearest, written
 from ecoflap.models.core.layers import Layer, weights_of
 from ecoflap.models.core.routers import routers
-from ecoflap.models.core.tower_names import LEFT_DENSE, READS, kind_of, kinds_of, name_towers
+from ecoflap.models.core.tower_names import LEFT_DENSE, READS, kinds_of, name_towers, tower_kind
 
 
 @dataclass(unsafe_hash=True)
@@ -117,7 +117,7 @@ def find_towers(module: nn.Module, wanted: Mapping[str, str] | None = None) -> t
     kinds, names = kinds_of(lists, reads), name_towers(lists, reads, wanted)
     dense, seen = set(routers(module)), set[tuple[int, str]]()
     return tuple(
-        Tower(name, path, _blocks(path, lists[path], dense, seen), kind_of(name) or kinds[path])
+        Tower(name, path, _blocks(path, lists[path], dense, seen), tower_kind(name) or kinds[path])
         for name, path in names.items()
     )
 
@@ -186,7 +186,7 @@ def select(
     chosen = [
         by_name[name]
         for name in by_name
-        if (name in names if names is not None else kind_of(name) not in LEFT_DENSE)
+        if (name in names if names is not None else tower_kind(name) not in LEFT_DENSE)
     ]
     all_names = [layer.name for tower in chosen for layer in tower.layers]
     for pattern in skip_layers:

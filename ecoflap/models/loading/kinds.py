@@ -29,7 +29,7 @@ MAPPINGS = {
 }
 
 
-def options_for(kind: str) -> list[str]:
+def options_for_type(kind: str) -> list[str]:
     """The options of ``model`` that load a kind of checkpoint."""
     from transformers.models.auto import modeling_auto
 
@@ -38,13 +38,13 @@ def options_for(kind: str) -> list[str]:
     return [option for option, mapping in MAPPINGS.items() if kind in getattr(modeling_auto, mapping, {})]
 
 
-def option_of(module: Any) -> str | None:
+def option_for_model(module: Any) -> str | None:
     """The choice of ``model`` for a model in memory, by its class or a base class; None if there is none."""
     kind = getattr(getattr(module, "config", None), "model_type", None)
-    return _option_of_class([base.__name__ for base in type(module).__mro__], kind)
+    return _option_for_class([base.__name__ for base in type(module).__mro__], kind)
 
 
-def option_for(settings: Mapping[str, Any]) -> str | None:
+def option_for_config(settings: Mapping[str, Any]) -> str | None:
     """The choice of ``model`` for a checkpoint, by its config.json; None if there is none.
 
     The class that wrote it tells, as many a ``model_type`` has several. A config.json that names no class is
@@ -52,8 +52,8 @@ def option_for(settings: Mapping[str, Any]) -> str | None:
     """
     kind, classes = settings.get("model_type"), settings.get("architectures")
     if classes:
-        return _option_of_class(classes[:1], kind)
-    options = options_for(str(kind))
+        return _option_for_class(classes[:1], kind)
+    options = options_for_type(str(kind))
     return "vlm" if "vlm" in options and "vision_config" in settings else next(iter(options), None)
 
 
@@ -62,7 +62,7 @@ def class_or_type(settings: Mapping[str, Any]) -> str:
     return str(next(iter(settings.get("architectures") or [settings.get("model_type")])))
 
 
-def _option_of_class(names: Sequence[str], kind: str | None) -> str | None:
+def _option_for_class(names: Sequence[str], kind: str | None) -> str | None:
     """The choice of ``model`` for a class, by its name and those of its base classes; None if there is none.
 
     A class that transformers lists for language models and for vision-language models, such as that of Gemma
@@ -112,7 +112,7 @@ def check_kind(path: str, settings: Mapping[str, Any], config_class: Any, model_
             " correct it, or install a newer transformers"
         )
     if wanted or CONFIG_MAPPING[kind] not in getattr(model_class, "_model_mapping", (CONFIG_MAPPING[kind],)):
-        options = options_for(kind)
+        options = options_for_type(kind)
         advice = (
             f"use model={' or model='.join(options)}" if options else "no option of model loads such a model"
         )

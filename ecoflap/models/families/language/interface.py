@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ecoflap.data.batch import Sample
 from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Example, Generation
-from ecoflap.models.core.chats import has_template, joined, written
+from ecoflap.models.core.chats import as_lines, has_template, written
 from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.chat import encoded
@@ -44,7 +44,7 @@ class LanguageInterface:
         if has_template(self.tokenizer):
             asked, answer = encoded(self.tokenizer, conversation)
         else:
-            text = joined(conversation)
+            text = as_lines(conversation)
             asked = self.tokens(text)
             answer = written(self.tokenizer, text, conversation.target, self.tokenizer.eos_token_id)
         return {

@@ -13,7 +13,7 @@ from ecoflap.data.batch import Batch
 Join = Callable[[Any, Batch], dict[str, Tensor]]
 
 
-def joined(module: Any, batch: Batch) -> dict[str, Tensor]:
+def join_samples(module: Any, batch: Batch) -> dict[str, Tensor]:
     """The inputs of one call: samples concatenated along their first dimension.
 
     Nearly every model reads each sample in them as it would alone; for the others, ``JOINS`` makes the inputs

@@ -15,7 +15,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.token_kinds import declaring, placeholder_kinds
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.vlm.interface import VlmInterface, writes_after_prompt
-from ecoflap.models.families.vlm.joining import joined
+from ecoflap.models.families.vlm.joining import join_samples
 from ecoflap.models.families.vlm.options import VisionLanguageOptions
 from ecoflap.models.families.vlm.real_patches import real_patches
 from ecoflap.models.loading.loader import Pretrained, check_prompt, prunable
@@ -43,7 +43,7 @@ def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
             f"model.loss=answer asks for the probability of an answer, and {kind} {NO_ANSWER[kind]}; "
             "set model.loss to a function of your own, or choose another model"
         )
-    inputs = joined(module, batch)
+    inputs = join_samples(module, batch)
     input_ids, labels = inputs.get("input_ids"), inputs["labels"]
     if not writes_after_prompt(module):
         with (
