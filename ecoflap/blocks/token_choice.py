@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from ecoflap.blocks.block_call import extract_hidden
+from ecoflap.blocks.choices import TOKENS
 from ecoflap.blocks.input_statistics import ROUTED
 from ecoflap.blocks.stream import Stream
 from ecoflap.data.batch import Batch
@@ -30,7 +31,6 @@ from ecoflap.models.core.towers import Block, Tower
 
 log = logging.getLogger(__name__)
 
-TOKENS = ("all", "text", "answer", "atv")
 Masks = tuple[Tensor, ...]
 
 

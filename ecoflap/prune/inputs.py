@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ecoflap.blocks.choices import PROPAGATE
 from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.statistics import MeanSquare, Statistic
@@ -19,8 +20,6 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.protocol import Pruner
-
-PROPAGATE = ("pruned", "layer", "compensated", "dense")
 
 
 def check_propagate(choice: str, pruner: Pruner) -> None:

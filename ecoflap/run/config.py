@@ -9,7 +9,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, OmegaConf
 
+from ecoflap.blocks.choices import PROPAGATE, TOKENS
 from ecoflap.errors import UserError
+from ecoflap.models.loading.options import OFFLOAD
 from ecoflap.run import registry, tables
 from ecoflap.run.invocation import run_label, sweep_name
 from ecoflap.storage.file_names import CACHE
@@ -39,7 +41,7 @@ class RuntimeConfig:
             disk (the model's own safetensors shards).
     """
 
-    offload: str = field(default="none", metadata={"choices": ("none", "cpu", "disk")})
+    offload: str = field(default="none", metadata={"choices": OFFLOAD})
 
 
 @dataclass
@@ -85,10 +87,8 @@ class RunConfig:
     skip_layers: list[str] = field(default_factory=list)
     steps: list[str] = field(default_factory=lambda: [step for step in STEPS if step not in OPTIONAL_STEPS])
     batch_size: int = 16
-    propagate: str = field(
-        default="auto", metadata={"choices": ("auto", "pruned", "layer", "compensated", "dense")}
-    )
-    tokens: str = field(default="all", metadata={"choices": ("all", "text", "answer", "atv")})
+    propagate: str = field(default="auto", metadata={"choices": ("auto", *PROPAGATE)})
+    tokens: str = field(default="all", metadata={"choices": TOKENS})
     device: str = "auto"
     inspect: bool = False
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

@@ -9,15 +9,11 @@ import pytest
 import yaml
 from hydra.utils import get_class
 
-from ecoflap.blocks.token_choice import TOKENS
 from ecoflap.cli.choices import Choices
 from ecoflap.data.captions import layouts
 from ecoflap.data.captions import options as captions
-from ecoflap.models.offload.load import KINDS
-from ecoflap.prune.inputs import PROPAGATE
 from ecoflap.run import registry, tables
-from ecoflap.run.config import METHODS, RunConfig, RuntimeConfig, register
-from ecoflap.run.plan.automatic import AUTO
+from ecoflap.run.config import METHODS, RunConfig, register
 from ecoflap.storage.cache.store import Mode
 from tests.cli.conftest import ROOT, composed
 
@@ -116,8 +112,5 @@ def test_allowed_names_are_those_that_are_checked() -> None:
         found: tuple[str, ...] = owner.__dataclass_fields__[option].metadata["choices"]  # type: ignore[attr-defined]
         return found
 
-    assert choices(RunConfig, "propagate") == (AUTO, *PROPAGATE)
-    assert choices(RunConfig, "tokens") == TOKENS
     assert choices(RunConfig, "cache_mode") == Mode.__args__  # type: ignore[attr-defined]
-    assert choices(RuntimeConfig, "offload") == KINDS
     assert choices(captions.CaptionSourceOptions, "layout") == tuple(layouts.LAYOUTS)

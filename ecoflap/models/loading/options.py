@@ -7,6 +7,8 @@ from typing import Any
 
 DTYPES = ("float32", "float16", "bfloat16")
 ANY_DTYPE = ("auto", *DTYPES)
+OFFLOAD = ("none", "cpu", "disk")
+"""Where blocks and hidden states are while they are not in use."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ecoflap.models.core.expert_slices import refresh
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.checkpoint_folder import stored_in
 from ecoflap.models.loading.conversion import match_tensors, warn_unused
+from ecoflap.models.loading.options import OFFLOAD
 from ecoflap.models.offload.copies import pinned
 from ecoflap.models.offload.offloaded import InMemory, OnCpu
 from ecoflap.models.offload.placement import (
@@ -32,8 +33,6 @@ from ecoflap.models.offload.placement import (
 from ecoflap.models.offload.shards import OnDisk, Shards, read_outside
 
 log = logging.getLogger(__name__)
-
-KINDS = ("none", "cpu", "disk")
 
 
 @dataclass
@@ -111,8 +110,8 @@ def check_offload(kind: str) -> None:
     Raises:
         UserError: if there is no such kind.
     """
-    if kind not in KINDS:
-        raise UserError(f"runtime.offload={kind} is not known; {did_you_mean(kind, KINDS)}")
+    if kind not in OFFLOAD:
+        raise UserError(f"runtime.offload={kind} is not known; {did_you_mean(kind, OFFLOAD)}")
 
 
 def load_offloaded(loader: Any, device: torch.device, selection: Any, kind: str, work: Path) -> PrunableModel:
