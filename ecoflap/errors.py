@@ -125,7 +125,8 @@ def did_you_mean(asked: str, valid: Iterable[str], lister: str = "") -> str:
     names = list(dict.fromkeys(valid))
     if not names:
         return "there is nothing to choose from"
-    close = similar(asked, names)
+    # One letter of three changes the meaning, as between cpu and gpu, and few choices are all listed.
+    close = similar(asked, names, least=0.7 if len(names) <= FEW and len(asked) <= 3 else 0.6)
     question = (
         f"did you mean {' or '.join(filter(None, [', '.join(close[:-1]), close[-1]]))}? " if close else ""
     )
@@ -144,8 +145,15 @@ def did_you_mean(asked: str, valid: Iterable[str], lister: str = "") -> str:
     return question + choices
 
 
-def similar(asked: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """The names that may have been meant, the most likely first."""
+def similar(asked: str, names: Iterable[str], count: int = 3, least: float = 0.6) -> list[str]:
+    """The names that may have been meant, the most likely first.
+
+    Args:
+        asked: the unknown name.
+        names: the valid names.
+        count: the most that are returned.
+        least: how alike two names are at least, from 0 to 1.
+    """
     wanted = asked.lower()
     likeness = {name: SequenceMatcher(None, wanted, name.lower()).ratio() for name in names}
     if len(wanted) > 1:  # one of a name's words, in a short name before a long one
@@ -154,7 +162,7 @@ def similar(asked: str, names: Iterable[str], count: int = 3) -> list[str]:
         }
     best = max(likeness.values(), default=0.0)
     ranked = sorted(likeness, key=lambda name: -likeness[name])
-    return [name for name in ranked if likeness[name] >= max(0.6, best - 0.15)][:count]
+    return [name for name in ranked if likeness[name] >= max(least, best - 0.15)][:count]
 
 
 def typed_command() -> str:

@@ -198,13 +198,13 @@ class InContextOptions:
         granularity: what shares one sparsity: layer or block; row needs a pruner with pruner.mask=row.
         rows: how the rows of a layer share its count: by how strongly the loss reacts to each (weighted),
             or evenly (even); auto is weighted where the pruner and its mask can weigh rows, which N:M can't.
-        samples: samples of each step; the steps take turns through the calibration set.
+        samples: samples of each step; each step uses the next samples of the calibration set.
         batch_size: samples that share a backward pass.
-        ramp_start: the first budget of the ramp; a target below it has none.
-        ramp_width: the distance of two budgets of the ramp.
-        ramp_steps: steps at each budget below the target.
+        ramp_start: sparsity at which the ramp starts; a lower target has no ramp.
+        ramp_width: difference in sparsity between two steps of the ramp.
+        ramp_steps: steps at each sparsity of the ramp.
         steps: steps at the target.
-        rate: half of the largest change of a sparsity in one step; it falls to a third at the target.
+        rate: a step changes a sparsity by at most twice this; it falls to a third of this at the target.
         band: how much sparser and denser a layer is pruned to learn what its next weights are worth.
         recompute: recompute the activations of blocks in the backward pass instead of storing them.
         name: what logs and result files call it.

@@ -57,6 +57,10 @@ def _items(data: Any) -> Iterator[Any]:
         UserError: if the data are not an iterable of items.
     """
     if isinstance(data, Tensor):
+        if data.dim() not in (1, 2):
+            raise UserError(
+                f"the data are a tensor of shape {list(data.shape)}; give token ids of shape [batch, tokens]"
+            )
         return iter([{"input_ids": data}])
     if hasattr(data, "iterrows"):
         raise UserError(f'the data are a {type(data).__name__}; give its rows: data.to_dict("records")')

@@ -106,7 +106,10 @@ def _check_model(model: Any) -> None:
         UserError: if it is none.
     """
     if isinstance(model, PruneResult):
-        raise UserError("the model is a PruneResult; give its model (result.model) with its processor")
+        raise UserError(
+            "the model is a PruneResult; to prune further, give its model (result.model) with its processor,"
+            " or load the dense model again"
+        )
     if isinstance(model, str | Path):
         raise UserError(f"the model is the name {str(model)!r}; give ecoflap.load({str(model)!r})")
     if not isinstance(model, nn.Module | PrunableModel):

@@ -136,9 +136,11 @@ def _known(
     if not known:
         names = ", ".join(tower.name for tower in towers)
         whys = "".join(f"; in tower {name}, {why}" for name, why in missed.items())
+        group = asked.partition("=")[0]
+        instead = "use tokens=all" if group == "tokens" else f"choose another {group}"
         raise UserError(
-            f"{asked} tells text from visual tokens, and the loss of {model.name} knows of no tower among"
-            f" {names} that reads both{whys}; choose another, or prune the tower that does"
+            f"{asked} needs a pruned tower that reads text and visual tokens, and {model.name} has none"
+            f" (pruned: {names}{whys}); {instead}, or prune such a tower"
         )
     return known
 

@@ -8,12 +8,13 @@ from ecoflap.console.pace import seconds_in_words
 from ecoflap.console.startup import reuse_freed_memory
 from ecoflap.console.tables import table
 from ecoflap.console.telemetry import free_memory
-from ecoflap.errors import NumericalError, UserError
+from ecoflap.errors import UserError
+from ecoflap.evaluate.overlap import refuse_overlap
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.run.plan import Plan
 from ecoflap.run.state import RunState
-from ecoflap.run.steps.prepare import calibrate
+from ecoflap.run.steps import prepare
 from ecoflap.run.steps.timing import step_times
 
 
@@ -28,7 +29,8 @@ def show_times(plan: Plan, shapes: PrunableModel | None) -> float | None:
         Seconds of the whole run; None if it can't be measured here, which is printed with the reason.
 
     Raises:
-        UserError: if the finetuner can't train the model.
+        UserError: if the run would be refused: its data or its model can't be used.
+        NumericalError: if a NaN or an infinity appears.
     """
     device = resolve_device(plan.config.device)
     if plan.config.runtime.offload != "none":
@@ -42,16 +44,12 @@ def show_times(plan: Plan, shapes: PrunableModel | None) -> float | None:
             return None
     try:
         model = plan.loader.load(device, plan.selection)
-    except (UserError, NumericalError) as error:
+    except UserError as error:
         print(f"no times: {error}")
         return None
     if plan.finetuner is not None:
         plan.finetuner.check_model(model)
-    try:
-        times = _measured(plan, model)
-    except (UserError, NumericalError) as error:
-        print(f"no times: {error}")
-        return None
+    times = _measured(plan, model)
     total = sum(times.values())
     table(
         f"approximate time on {device}, measured on two samples and one batch",
@@ -65,14 +63,17 @@ def show_times(plan: Plan, shapes: PrunableModel | None) -> float | None:
 
 
 def _measured(plan: Plan, model: PrunableModel) -> dict[str, float]:
-    """Seconds of each step, about.
+    """Seconds of each step, about, after the checks that a run makes before its first step.
 
     Raises:
         UserError: if the data or the model can't be used.
         NumericalError: if a NaN or an infinity appears.
     """
-    calibration = None
+    state = RunState("")
+    tasks = plan.tasks if "evaluate" in plan.steps else {}
+    evaluations = {name: task.load(model) for name, task in tasks.items()}
     if "calibrate" in plan.steps:
         alone = replace(plan, store=replace(plan.store, mode="off"))
-        calibration = calibrate(alone, model, RunState(""))
-    return step_times(plan, model, calibration)
+        refuse_overlap(prepare.calibrate(alone, model, state), evaluations)
+        prepare.check_capture(plan, model, state)
+    return step_times(plan, model, list(evaluations.values()), state.calibration)

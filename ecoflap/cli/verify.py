@@ -19,12 +19,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = ArgumentParser(prog="ecoflap verify", description=__doc__)
     parser.add_argument("run", type=Path, help=f"folder of a run, holding {RESULT} and the saved checkpoint")
     run = parser.parse_args(arguments).run
+    if run.is_file():
+        return complain(f"{run} is a file; give its folder")
     from ecoflap.storage.results.verification import verify  # it imports torch
 
     try:
         differences = verify(run)
     except (OSError, ValueError) as error:
-        return complain(f"cannot verify {run}: {error}; give the folder of a run with model.save=true")
+        return complain(f"cannot verify {run}: {error}")
     show(run, differences)
     return 1 if differences else 0
 

@@ -41,8 +41,8 @@ class Tracker(Protocol):
     def summary(self, values: Mapping[str, Any]) -> None:
         """Show the final figures of the run; nested mappings are allowed."""
 
-    def close(self, failed: bool) -> None:
-        """End the run, marked as failed or finished."""
+    def close(self, failed: bool, kept: bool = True) -> None:
+        """End the run, marked as failed or finished; ``kept`` is whether its folder stays."""
 
 
 class Tracking(Protocol):
@@ -71,7 +71,7 @@ class NoTracker:
     def summary(self, values: Mapping[str, Any]) -> None:
         """Ignore the figures."""
 
-    def close(self, failed: bool) -> None:
+    def close(self, failed: bool, kept: bool = True) -> None:
         """Do nothing."""
 
 
@@ -151,10 +151,10 @@ class WandbTracker:
         """Set the run's summary figures."""
         self._run.summary.update(dict(values))
 
-    def close(self, failed: bool) -> None:
-        """Finish the run, with exit code 1 if it failed, and log where to see it."""
+    def close(self, failed: bool, kept: bool = True) -> None:
+        """Finish the run, with exit code 1 if it failed, and log where to see it, unless its folder goes."""
         self._run.finish(exit_code=int(failed))
-        if self._mode == "offline":
+        if self._mode == "offline" and kept:
             log.info("W&B run kept offline; to upload it: wandb sync %s", typed(Path(self._run.dir).parent))
         elif self._mode == "online":
             log.info("W&B run: %s", self._run.url)

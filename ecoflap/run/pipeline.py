@@ -26,6 +26,7 @@ from ecoflap.run.outcome import conclude, show_in_tracker
 from ecoflap.run.plan import Plan, make_plan, unused
 from ecoflap.run.plan.automatic import settle
 from ecoflap.run.plan.parts import make
+from ecoflap.run.refusals import stays
 from ecoflap.run.show import show_layers, show_metrics, show_model
 from ecoflap.run.state import RunState
 from ecoflap.run.steps import coarse, prepare
@@ -84,14 +85,14 @@ def _run(plan: Plan) -> Result:
     """Run the steps with a tracker; in a distributed run, the first process alone has one."""
     device = resolve_device(plan.config.device)  # before the tracker begins a run of its own
     tracker = plan.tracking.start(plan.record, plan.name, plan.folder) if is_first() else NoTracker()
-    failed = True
     try:
         with run_pace() as pace:
             result, state = _work(plan, device, tracker, pace)
         show_in_tracker(tracker, result, state)
-        failed = False
-    finally:
-        tracker.close(failed)
+    except BaseException as error:
+        tracker.close(failed=True, kept=stays(plan.folder, error))
+        raise
+    tracker.close(failed=False)
     show_closing(result, plan.folder)
     return result
 

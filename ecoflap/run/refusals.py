@@ -79,9 +79,18 @@ def remove_empty_run(folder: Path) -> None:
     The result or the model of a run that failed behind them is of use; a lease is that of another process,
     which has begun a run there since.
     """
-    used = is_resumable(folder) or any((folder / name).exists() for name in (RESULT, CHECKPOINT, LEASE))
-    if folder.absolute() in _made and not used:
+    if _is_empty_run(folder) and not (folder / LEASE).exists():
         _remove(folder.absolute())
+
+
+def stays(folder: Path, error: BaseException) -> bool:
+    """Whether the folder of a run that fails with this error will stay, as that of a refused one doesn't."""
+    return describe(error) is None or not _is_empty_run(folder)
+
+
+def _is_empty_run(folder: Path) -> bool:
+    used = is_resumable(folder) or any((folder / name).exists() for name in (RESULT, CHECKPOINT))
+    return folder.absolute() in _made and not used
 
 
 def remove_refused_sweeps() -> None:

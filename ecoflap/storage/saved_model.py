@@ -123,6 +123,7 @@ def _files_of(folder: Path) -> TensorFiles:
         return LavisFile(folder / LAVIS)
     raise FileNotFoundError(
         f"no {WEIGHTS_FILE} and no {WEIGHTS_INDEX} in {folder}: the run's checkpoint was moved or never saved"
+        "; run it again with model.save=true"
     )
 
 

@@ -315,6 +315,8 @@ def test_what_is_not_understood_is_refused(language_model: PrunableModel) -> Non
     refused(language_model, [], "empty")
     refused(language_model, 3, "int", "texts")
     refused(language_model, [3], "int", "texts")
+    refused(language_model, torch.ones(2, 4, 3).long(), "shape [2, 4, 3]", "[batch, tokens]")
+    refused(language_model, "hello", "data='hello' is not the name of a data set", "a list: ['hello']. The")
     refused(language_model, "wikitext", "wikitext2")
     refused(language_model, "wikitext2", "pathh", "path", pathh="x")
     refused(language_model, TEXTS, "path", "in-memory", path="x")

@@ -199,6 +199,18 @@ class TestPlan:
         assert "no times: " in shown
         assert "all checks passed" in shown
 
+    @pytest.mark.parametrize("allocation", ["in_context", "water_filling"])
+    def test_what_only_the_samples_show_is_refused(
+        self, allocation: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = ["model=vit_mini", "tokens=text", "calibration.samples=4", "task.limit=4"]
+        assert command.main(["plan", *options, f"allocation={allocation}", "score=none"]) == 2
+        shown = capsys.readouterr()
+        assert "error: tokens=text needs a pruned tower that reads text and visual tokens" in shown.err
+        assert "vit_mini has none (pruned: vision); use tokens=all, or prune such a tower" in shown.err
+        assert "no times" not in shown.out
+        assert "all checks passed" not in shown.out
+
     def test_names_options_that_change_nothing(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert command.main(["plan", "steps=[calibrate,score]", "propagate=dense"]) == 0
         assert "warning: propagate=dense changes nothing" in capsys.readouterr().err

@@ -51,6 +51,12 @@ def test_a_model_that_needs_its_weights_is_not_looked_at(
     make_plan(composed(text_run), tmp_path)
 
 
+def test_a_folder_that_is_not_there_is_named_before_missing_data(text_run: list[str], tmp_path: Path) -> None:
+    missing = [f"model.path={tmp_path / 'none'}", f"calibration.path={tmp_path / 'none.txt'}"]
+    with pytest.raises(UserError, match=r"model\.path=.*: there is no such folder"):
+        make_plan(composed([*text_run, *missing]), tmp_path)
+
+
 def test_a_device_that_is_not_there_is_refused_before_the_tracker_begins(
     text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,5 +64,5 @@ def test_a_device_that_is_not_there_is_refused_before_the_tracker_begins(
         pytest.fail("the tracker began")
 
     monkeypatch.setattr(Wandb, "start", start)
-    with pytest.raises(UserError, match="device=tpu9 is not usable here"):
+    with pytest.raises(UserError, match="device=tpu9 is not a device"):
         run(composed([*text_run, "device=tpu9", "tracking=wandb"]), tmp_path)

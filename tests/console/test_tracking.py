@@ -141,6 +141,15 @@ def test_disabled_mode_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_folder_that_goes_is_not_offered_for_upload(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="ecoflap"):
+        Wandb().start(CONFIG, "name", tmp_path).close(failed=True, kept=False)
+    assert "wandb sync" not in caplog.text
+    run_file(tmp_path)
+
+
 def test_failure_to_start_names_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tracking=none"):
         WandbTracker("test", mode="sideways", folder=tmp_path)

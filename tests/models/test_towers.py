@@ -183,6 +183,11 @@ def test_pattern_that_matches_nothing_names_the_nearest() -> None:
         tiny.build("llama", skip_layers=(wrong,))
 
 
+def test_pattern_that_is_like_no_layer() -> None:
+    with pytest.raises(UserError, match=r"'head' matches none of the 14 layers, such as model\.layers\.0\."):
+        tiny.build("llama", skip_layers=("head",))
+
+
 def test_pattern_of_a_tower_that_is_not_pruned_matches_nothing() -> None:
     with pytest.raises(UserError, match="matches none"):
         tiny.build("blip2_t5", towers=["decoder"], skip_layers=("vision",))

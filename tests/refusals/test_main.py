@@ -19,7 +19,8 @@ from ecoflap.cli import command
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.run import config as run_config
 from ecoflap.run import pipeline
-from ecoflap.run.refusals import RunFolder, describe, remove_empty_run
+from ecoflap.run.refusals import RunFolder, describe, remove_empty_run, stays
+from ecoflap.storage.file_names import BLOCKS, LEASE
 from ecoflap.storage.installation import conf_folder
 from tests.refusals.conftest import mode_of_overrides
 
@@ -139,6 +140,27 @@ def test_a_folder_that_was_there_stays(start: Start, tmp_path: Path) -> None:
     (tmp_path / "run" / "notes.txt").write_text("mine")
     assert start({0: UserError("no")}) == 2
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("error", "left", "kept"),
+    [
+        (UserError("no"), None, False),
+        (UserError("no"), BLOCKS, True),
+        (KeyError("bug"), None, True),
+        (KeyboardInterrupt(), None, True),
+    ],
+)
+def test_which_folders_stay(tmp_path: Path, error: BaseException, left: str | None, kept: bool) -> None:
+    folder = tmp_path / "run"
+    RunFolder().on_run_start(OmegaConf.create({"hydra": {"run": {"dir": str(folder)}}}))
+    folder.mkdir()
+    (folder / LEASE).touch()
+    if left is not None:
+        (folder / left).mkdir()
+    assert stays(folder, error) is kept
+    (tmp_path / "old").mkdir()
+    assert stays(tmp_path / "old", error)
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from ecoflap.console.progress import track
 from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.errors import UserError
 from ecoflap.run.steps import timing
 
 SAMPLES = CalibrationSet("samples", [{"x": torch.zeros(1)}] * 128)
@@ -46,6 +48,17 @@ def test_two_numbers_of_samples_are_run_in_batches_of_two_at_least(
 
     assert timing._extrapolated(work, SAMPLES, batch) == 2.0 + 0.5 * 128
     assert seen == asked
+
+
+def test_what_refuses_the_first_samples_runs_all(clock: SimpleNamespace) -> None:
+    def work(samples: CalibrationSet, least: int) -> None:
+        if len(samples) < least:
+            raise UserError("no picture")
+        clock.seconds += 2.0
+
+    assert timing._extrapolated(partial(work, least=100), SAMPLES, 16) == 2.0
+    with pytest.raises(UserError, match="no picture"):
+        timing._extrapolated(partial(work, least=200), SAMPLES, 16)
 
 
 def test_passes_over_a_part_of_the_samples_do_not_grow_with_them(clock: SimpleNamespace) -> None:

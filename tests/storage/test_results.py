@@ -357,7 +357,10 @@ def test_missing_shard_no_checkpoint_and_incomplete_layers_exit_with_two(
     assert f"layer {LAYER} lacks tower" in capsys.readouterr().err
     change_record(run, lambda record: record.update(checkpoint=None))
     assert main([str(run)]) == 2
-    assert "saved no checkpoint" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said == f"error: cannot verify {run}: it saved no checkpoint; run it again with model.save=true\n"
+    assert main([str(run / "result.json")]) == 2
+    assert capsys.readouterr().err == f"error: {run / 'result.json'} is a file; give its folder\n"
 
 
 def test_bad_usage_exits_with_two() -> None:

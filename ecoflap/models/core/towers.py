@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from ecoflap.errors import UserError, did_you_mean, nearest, written
+from ecoflap.errors import UserError, did_you_mean, nearest, similar, written
 from ecoflap.models.core.layers import Layer, weights_of
 from ecoflap.models.core.routers import routers
 from ecoflap.models.core.tower_names import LEFT_DENSE, READS, kinds_of, name_towers, tower_kind
@@ -195,10 +195,9 @@ def select(
         except re.error as error:
             raise UserError(f"skip_layers: {pattern!r} is not a regular expression ({error})") from None
         if not matched:
-            raise UserError(
-                f"skip_layers: {pattern!r} matches none of the {len(all_names)} layers; the nearest:"
-                f" {nearest(pattern, all_names)}"
-            )
+            close = similar(pattern, all_names)
+            which = f"; the nearest: {', '.join(close)}" if close else f", such as {', '.join(all_names[:3])}"
+            raise UserError(f"skip_layers: {pattern!r} matches none of the {len(all_names)} layers{which}")
     result = tuple(_without(tower, skip_layers) for tower in chosen)
     if not any(tower.layers for tower in result):
         raise UserError(

@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from ecoflap.console.telemetry import free_memory
-from ecoflap.errors import UserError, did_you_mean
+from ecoflap.errors import UserError, did_you_mean, similar
 from ecoflap.models.loading import options
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in options.DTYPES}
+NAMES = ("auto", "cpu", "cuda", "mps", "xpu")
+"""Devices that a misspelt one may stand for."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -24,10 +26,17 @@ def resolve_device(name: str) -> torch.device:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator or torch.device("cpu")
     try:
-        if torch.device(name).type == "meta":
-            raise RuntimeError("it holds no weights")
-        torch.empty(0, device=name)
         device = torch.device(name)
+    except RuntimeError:
+        meant = (
+            "cuda" if name.partition(":")[0] == "gpu" else next(iter(similar(name, NAMES, least=0.7)), None)
+        )
+        question = f"did you mean {meant}? " if meant else ""
+        raise UserError(f"device={name} is not a device; {question}use auto, cpu, cuda or cuda:N") from None
+    try:
+        if device.type == "meta":
+            raise RuntimeError("it holds no weights")
+        torch.empty(0, device=device)
         accelerator_type = getattr(torch.accelerator.current_accelerator(), "type", None)
         if device.index is not None and device.type == accelerator_type:
             torch.accelerator.set_device_index(device.index)  # whose memory is reported, for example

@@ -119,10 +119,12 @@ def check_steps(plan: Plan) -> None:
         )
     for step, needed in _needs(plan).items():
         if step in steps and needed is not None and needed not in steps:
-            raise UserError(
-                f"steps={written(steps)}: {step} needs {needed}; add it, or take one: allocation=file"
-                " allocation.path=RUN/allocation.json"
-            )
+            saved = "allocation=file allocation.path=RUN/allocation.json"
+            instead = {
+                "allocate": f", with {saved} to use a saved allocation",
+                "score": f", or use a saved allocation: {saved}",
+            }
+            raise UserError(f"steps={written(steps)}: {step} needs {needed}; add it{instead.get(needed, '')}")
     if plan.allocates_from_data and "calibrate" not in steps:
         raise UserError(
             f"steps={written(steps)}: allocation={plan.allocator.name} looks at data, so allocate needs"

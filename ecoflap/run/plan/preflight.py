@@ -11,6 +11,8 @@ import torch
 from ecoflap.allocate.protocol import Requires
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.loading.hub import require_folder
+from ecoflap.models.loading.loader import Pretrained
 from ecoflap.models.loading.skeleton import with_processors
 from ecoflap.run.plan.plan import Plan
 
@@ -27,8 +29,11 @@ class Preflight:
         """Refuse a plan whose data are unusable, or that can't be carried out on its model.
 
         Raises:
-            UserError: if data are missing, damaged or too few, or the model does not fit the plan.
+            UserError: if there is no model, data are missing, damaged or too few, or the model does not fit
+                the plan.
         """
+        if isinstance(plan.loader, Pretrained):
+            require_folder(plan.loader.path)
         for group, part in data_sets(plan):
             if hasattr(part, "check_data"):
                 self._once(f"{group} {part!r}", partial(part.check_data, group))

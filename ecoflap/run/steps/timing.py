@@ -19,7 +19,9 @@ from ecoflap.allocate.protocol import Context
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.console.progress import watching
 from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.prediction_log import Item, PredictionLog
+from ecoflap.evaluate.protocol import Evaluation
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import driver
 from ecoflap.run.plan import Plan
@@ -51,7 +53,9 @@ class FirstBatch(PredictionLog):
         raise _Enough((time.perf_counter() - start) * len(batches))
 
 
-def step_times(plan: Plan, model: PrunableModel, calibration: CalibrationSet | None) -> dict[str, float]:
+def step_times(
+    plan: Plan, model: PrunableModel, evaluations: Sequence[Evaluation], calibration: CalibrationSet | None
+) -> dict[str, float]:
     """{step: about how long it will take, in seconds}, for the steps that few samples can tell of.
 
     The model is pruned meanwhile, and of no use afterwards.
@@ -59,12 +63,16 @@ def step_times(plan: Plan, model: PrunableModel, calibration: CalibrationSet | N
     Args:
         plan: the plan of the run.
         model: the loaded model.
+        evaluations: of the tasks, if the run evaluates.
         calibration: the samples that the run will draw; None if it draws none.
+
+    Raises:
+        UserError: if a step refuses its samples or the model.
+        NumericalError: if a NaN or an infinity appears.
     """
     times: dict[str, float] = {}
     with _quiet():
         if "evaluate" in plan.steps:
-            evaluations = [task.load(model) for task in plan.tasks.values()]
             each = sum(_seconds(partial(evaluation, model, FirstBatch())) for evaluation in evaluations)
             times["evaluate_dense"] = each
         scores = _time_score(plan, model, calibration, times)
@@ -155,20 +163,28 @@ def _extrapolated(
 ) -> float:
     """The seconds that all samples will take, from those of two and of one batch.
 
-    Two, as a loss that compares the samples of a batch, such as contrastive, says nothing of one.
+    Two, as a loss that compares the samples of a batch, such as contrastive, says nothing of one. What
+    refuses so few may accept all, as where no picture is among the first: then all are run.
 
     Args:
         work: what is timed.
         samples: all of them.
         batch: how many are a batch.
         passes: how many samples all passes together read, by the number of samples.
+
+    Raises:
+        UserError: if the work refuses all samples.
+        NumericalError: if a NaN or an infinity appears with all samples.
     """
     few = min(batch, 2)
     more = min(max(batch, 2 * few), len(samples))
     if more == len(samples):
         return _seconds(partial(work, samples))
-    first = _seconds(partial(work, samples.take(few)))
-    rest = max(_seconds(partial(work, samples.take(more))) - first, 0.0)
+    try:
+        first = _seconds(partial(work, samples.take(few)))
+        rest = max(_seconds(partial(work, samples.take(more))) - first, 0.0)
+    except (UserError, NumericalError):
+        return _seconds(partial(work, samples))
     seen, asked = (passes(count) - passes(few) for count in (more, len(samples)))
     return first + rest * asked / seen if seen else first
 

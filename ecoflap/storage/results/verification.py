@@ -35,10 +35,7 @@ def verify(run_folder: Path) -> list[str]:
     run_folder = Path(run_folder)
     result = Result.read(run_folder / RESULT)
     if result.checkpoint is None:
-        raise FileNotFoundError(
-            f"{run_folder} saved no checkpoint, so there are no weights to compare: run it again with the"
-            " checkpoint saved"
-        )
+        raise FileNotFoundError("it saved no checkpoint; run it again with model.save=true")
     folder = run_folder / result.checkpoint
     differences = list(_figure_differences(result))
     layers = read_layers(result.sparsity)

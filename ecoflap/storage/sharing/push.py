@@ -62,7 +62,7 @@ def prepare(place: Path) -> Prepared:
         result = Result.read(place / RESULT)
         differences = verify(place)
     except (OSError, ValueError) as error:
-        raise UserError(f"{place} can't be shared: {error}; give a run with model.save=true") from error
+        raise UserError(f"{place} can't be shared: {error}") from error
     if differences:
         raise UserError(
             f"{place} can't be shared: the saved model differs from its record ({differences[0]}"

@@ -28,7 +28,7 @@ class Kind(NamedTuple):
 
     model: str
     pruner: str
-    score: str
+    coarse_stage: str
     finetune: str
     settings: str
     metric: str
@@ -81,7 +81,7 @@ def read(folder: Path, metric: str | None) -> Runs:
                     kind = Kind(
                         model=section.model,
                         pruner=method.pruner,
-                        score=method.score,
+                        coarse_stage=method.score,
                         finetune=run.config["finetune"]["name"],
                         settings=" ".join(f"{key}={value}" for key, value in further),
                         metric=label,
@@ -101,7 +101,7 @@ def markdown(runs: Runs) -> Iterator[str]:
     """
     # A column of settings only where there are any.
     columns = [name for name in Kind._fields if name != "settings" or any(kind.settings for kind in runs)]
-    yield _line((*columns, "n", *STATES, "recovered"))
+    yield _line((*(name.replace("_", " ") for name in columns), "n", *STATES, "recovered"))
     yield _line(["---"] * (len(columns) - 1) + ["---:"] * 6)
     for kind in sorted(runs):
         dense, pruned, finetuned = (list(column) for column in zip(*runs[kind], strict=True))

@@ -19,7 +19,7 @@ from ecoflap.sweeps.report.metrics import (
     statistics,
 )
 
-COLUMNS = ("model", "pruner", "score", "settings", "metric")
+COLUMNS = ("model", "pruner", "coarse stage", "settings", "metric")
 
 
 def markdown(tables: Sequence[MetricTable]) -> Iterator[str]:

@@ -64,7 +64,9 @@ def test_only_seeds_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[s
     write(tmp_path / "2", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": 75.0}, task="gqa")
     assert main([str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("| model | pruner | score | finetune | settings | metric | sparsity | n |")
+    assert lines[0].startswith(
+        "| model | pruner | coarse stage | finetune | settings | metric | sparsity | n |"
+    )
     assert sorted(line.split(" | ")[4:8] for line in lines[2:]) == [
         ["", "gqa/accuracy", "0.5", "1"],
         ["finetune.learning_rate=0.001", "vqa/accuracy", "0.5", "1"],

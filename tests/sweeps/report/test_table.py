@@ -27,7 +27,7 @@ def test_mean_deviation_and_count_over_seeds(tmp_path: Path) -> None:
     write_run(tmp_path, "deep/w", 60.0, sparsity=0.7, blocks={"vision": [0.6, 0.8], "text": [0.7]})
     write_run(tmp_path, "s", 75.0, pruner__name="sparsegpt")
     assert lines(tmp_path) == [
-        "| model | pruner | score | metric | dense | 0.5 | 0.7 |",
+        "| model | pruner | coarse stage | metric | dense | 0.5 | 0.7 |",
         "| --- | --- | --- | --- | ---: | ---: | ---: |",
         "| tiny | sparsegpt | zeroth_order | vqa/accuracy | 80.00 | 75.00 (n=1) |  |",
         "| tiny | wanda | zeroth_order | vqa/accuracy | 80.00 | 72.00 ± 2.00 (n=3) | 60.00 (n=1) |",
@@ -112,7 +112,7 @@ def test_settings_have_a_column_where_there_are_some_and_a_bar_does_not_end_a_ce
     write_run(tmp_path, "a", 70.0, skip_layers=["fc1|fc2"])
     write_run(tmp_path, "b", 71.0, skip_layers=[])
     table = lines(tmp_path)
-    assert table[0].startswith("| model | pruner | score | settings | metric |")
+    assert table[0].startswith("| model | pruner | coarse stage | settings | metric |")
     assert any('| skip_layers=["fc1/fc2"] |' in line for line in table)
     assert {line.count("|") for line in table} == {table[0].count("|")}
 
@@ -129,7 +129,7 @@ def test_the_command_prints_the_table_and_writes_the_csv(
     file = Path(option[1] if option else "sweep/report/table.csv")
     assert f"table: {file}" in err
     assert file.read_text().startswith(
-        "model,pruner,score,settings,metric,sparsity,realised,n,mean,deviation,dense\n"
+        "model,pruner,coarse stage,settings,metric,sparsity,realised,n,mean,deviation,dense\n"
     )
 
 
