@@ -62,7 +62,7 @@ RUN: list[Case] = [
     Case(("towers=[vision,vision]",), ("towers=[vision,vision] names one twice",)),
     Case(("towers=[vison]",), ("no tower 'vison'", "did you mean vision?")),
     Case(("skip_layers=lm_head",), ("skip_layers=lm_head is a single value", "'skip_layers=[lm_head]'")),
-    Case(("skip_layers=[nothing_here]",), ("'nothing_here' matches none", "nearest")),
+    Case(("skip_layers=[nothing_here]",), ("'nothing_here' matches none", "such as")),
     Case(("steps=prune",), ("steps=prune is a single value", "'steps=[prune]'")),
     Case(
         ("steps=[tune]",),
