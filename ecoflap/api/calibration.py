@@ -99,10 +99,10 @@ def calibrate(
         return taken
     with unchanged(model.module, model.processor):
         if isinstance(data, str) and data not in (known := names("calibration")):
-            given = repr(data if len(data) <= 40 else f"{data[:40]}...")
+            shown = repr(data if len(data) <= 40 else f"{data[:40]}...")
             choices = did_you_mean(data, known)
             raise UserError(
-                f"data={given} is not the name of a data set; give texts as a list: [{given}]."
+                f"data={shown} is not the name of a data set; give texts as a list: [{shown}]."
                 f" {choices[:1].upper()}{choices[1:]}"
             )
         if isinstance(data, str) or hasattr(data, "check_model"):
