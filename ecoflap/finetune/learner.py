@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from ecoflap.distributed.collectives import gathered
 from ecoflap.errors import UserError
@@ -19,6 +20,17 @@ class Learner(nn.Module):
         self.in_step = in_step
         self.module = model.module
         self.model = (model,)  # in a tuple: it is not a submodule
+
+    def train(self, mode: bool = True) -> Learner:
+        """Set the mode of all modules; those that hold running means and variances keep to them.
+
+        Batch norms would change these in training, where no checkpoint holds them.
+        """
+        super().train(mode)
+        for child in self.modules():
+            if isinstance(child, _NormBase):
+                child.eval()
+        return self
 
     def forward(self, rows: Tensor, groups: list[dict[str, Tensor]]) -> Tensor:
         """Mean loss over the samples of all groups.

@@ -32,15 +32,29 @@ STATES = "optimizer"  # a folder, of shards
 class PrunedTrainer(Trainer):
     """Trains a ``Learner``; its checkpoints hold the trained values and nothing else of the model."""
 
+    _part_size = 1.0
+    """Samples in a part of this step, on average."""
+
+    def get_batch_samples(self, *arguments: Any, **keywords: Any) -> Any:
+        """The parts of a step, whose samples are counted here."""
+        parts, items = super().get_batch_samples(*arguments, **keywords)
+        self._part_size = sum(len(part["rows"]) for part in parts) / max(1, len(parts))
+        return parts, items
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
     ) -> Any:
-        """The loss of a batch.
+        """The loss of a batch: the mean over its samples.
+
+        In training, it is weighed so that the mean over the parts of a step, which the Trainer takes, is the
+        mean over their samples.
 
         Raises:
             NumericalError: if it is NaN or infinite.
         """
         loss = model(**inputs)
+        if model.training:
+            loss = loss * (len(inputs["rows"]) / self._part_size)
         if not torch.isfinite(loss):
             raise NumericalError(
                 f"the loss is {loss.item()} at step {self.state.global_step}; use a smaller"

@@ -1,0 +1,126 @@
+"""Training with labels: what a step averages, and what stays beside the trained values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+import ecoflap
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.finetune.full import Full
+from ecoflap.finetune.job import Job, Point
+from ecoflap.finetune.lora import Lora
+from ecoflap.models.core.prunable import PrunableModel
+from tests.finetune.test_masked_parameters import pruned
+from tests.tiny import samples
+
+BATCH_NORMS = Full(
+    data="calibration", epochs=6, batch_size=4, held_out=8, learning_rate=0.03, log_every=1, precision="float32"
+)
+
+
+def gradients(folder: Path, **options: Any) -> list[Tensor]:
+    """Of the only step, as the optimizer gets them."""
+    model, masks = pruned("llama")
+    found: list[Tensor] = []
+
+    def keep(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        values = (value for group in optimizer.param_groups for value in group["params"])
+        found.extend(value.grad.clone() for value in values if value.grad is not None)
+
+    schedule = Full(data="calibration", steps=1, clip=1e9, precision="float32", **options)
+    hook = register_optimizer_step_pre_hook(keep)
+    try:
+        schedule.finetune(Job(model, masks, None, samples("llama"), lambda: model, 2, 0, folder))
+    finally:
+        hook.remove()
+    return found
+
+
+def test_every_sample_of_a_step_weighs_the_same(tmp_path: Path) -> None:
+    """Also those of the last part, which has one sample: there are five."""
+    whole = gradients(tmp_path / "whole", batch_size=5)
+    parts = gradients(tmp_path / "parts", batch_size=2, accumulation=3)
+    assert whole
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+def with_batch_norms() -> tuple[PrunableModel, dict[str, Tensor], CalibrationSet]:
+    """A LeViT half of whose weights are zero, and pictures."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LevitConfig(
+        image_size=32,
+        hidden_sizes=[16, 24, 32],
+        num_attention_heads=[2, 2, 2],
+        depths=[1, 1, 1],
+        key_dim=[8, 8, 8],
+        num_labels=4,
+    )
+    model = ecoflap.load(transformers.LevitForImageClassification(config), kind="image_classifier")
+    generator = torch.Generator().manual_seed(1)
+    masks = {layer.name: torch.rand(layer.weight.shape, generator=generator) < 0.5 for layer in model.layers}
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.weight[~masks[layer.name]] = 0.0
+    pictures = [
+        {
+            "pixel_values": 2 * torch.randn(3, 32, 32, generator=generator) + index % 4,
+            "labels": torch.tensor(index % 4),
+        }
+        for index in range(24)
+    ]
+    return model, masks, CalibrationSet("pictures", tuple(pictures))
+
+
+def buffers(model: PrunableModel) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.module.named_buffers()}
+
+
+def test_the_returned_model_has_the_best_held_out_loss(tmp_path: Path) -> None:
+    model, masks, pictures = with_batch_norms()
+    before = buffers(model)
+    job = Job(model, masks, None, pictures, lambda: model, 4, 0, tmp_path)
+    training = BATCH_NORMS.finetune(job)
+    with torch.no_grad():
+        found = float(model.loss(CalibrationSet("held out", pictures.samples[16:]).batches(8)[0]).mean())
+    losses = [point["held_out_loss"] for point in training.curve if "held_out_loss" in point]
+    assert found == pytest.approx(min(losses), rel=1e-4)
+    torch.testing.assert_close(buffers(model), before, rtol=0, atol=0)
+
+
+def test_lora_leaves_the_running_means(tmp_path: Path) -> None:
+    model, masks, pictures = with_batch_norms()
+    before = buffers(model)
+    Lora(data="calibration", steps=3, batch_size=4, rank=2).finetune(
+        Job(model, masks, None, pictures, lambda: model, 4, 0, tmp_path)
+    )
+    torch.testing.assert_close(buffers(model), before, rtol=0, atol=0)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_resumed_training_is_the_one_that_was_not_killed(tmp_path: Path) -> None:
+    schedule = replace(BATCH_NORMS, held_out=0, steps=8, every=5)
+
+    def trained(folder: Path, last: float = 8) -> dict[str, Tensor]:
+        def show(point: Point) -> None:
+            if point["step"] > last:
+                raise Killed
+
+        model, masks, pictures = with_batch_norms()
+        schedule.finetune(Job(model, masks, None, pictures, lambda: model, 4, 0, folder, show=show))
+        return dict(model.module.state_dict())
+
+    with pytest.raises(Killed):
+        trained(tmp_path / "killed", last=6)
+    assert (tmp_path / "killed" / "checkpoint-5").is_dir()
+    torch.testing.assert_close(trained(tmp_path / "killed"), trained(tmp_path / "whole"), rtol=1e-5, atol=1e-6)
