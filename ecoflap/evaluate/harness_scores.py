@@ -45,6 +45,16 @@ def _score(value: Any) -> float | None:
     return float(inside) if isinstance(inside, int | float) else None
 
 
+def directions(tasks: Mapping[str, Any]) -> dict[str, bool]:
+    """{task/metric: whether a higher value is better}, of a harness's tasks, for the metrics that tell."""
+    return {
+        f"{name}/{metric}": higher
+        for name, task in tasks.items()
+        for metric, higher in (task.higher_is_better() or {}).items()
+        if isinstance(higher, bool)
+    }
+
+
 def errors(found: Scores) -> dict[str, float]:
     """Standard errors by task/metric, under the names that ``without_errors`` knows."""
     return {

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.errors import NumericalError, UserError, require_positive
-from ecoflap.evaluate.harness_scores import errors, noted, reported, scores
+from ecoflap.evaluate.harness_scores import directions, errors, noted, reported, scores
 from ecoflap.evaluate.lm_eval_tasks import code_below, fingerprint, read_task, task_manager
 from ecoflap.evaluate.options import LmEvalOptions
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.storage.results.record import LM_EVAL
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class LmEval(LmEvalOptions):
                 " be asked about them"
             )
         inputs = f"{fingerprint(tasks, self.num_fewshot)} {code_below(self.include_path)}"
-        return LmEvalEvaluation(self, manager, with_pictures, inputs)
+        every = {name: member for members in tasks.values() for name, member in members.items()}
+        return LmEvalEvaluation(self, manager, with_pictures, inputs, directions(every))
 
 
 def has_pictures(members: Mapping[str, Any]) -> bool:
@@ -107,19 +109,21 @@ class LmEvalEvaluation:
         manager: the harness's index of tasks.
         with_pictures: names of the tasks that have images.
         inputs: hashes of all inputs and of the code beside one's own tasks.
+        higher_is_better: {task/metric: whether a higher value is better}, of those that tell.
     """
 
     task: LmEval
     manager: Any
     with_pictures: set[str]
     inputs: str
+    higher_is_better: dict[str, bool]
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the metrics depend on beside the model."""
+        """Everything that the metrics depend on beside the model, and their directions."""
         irrelevant = ("include_path", "batch_size", "name")
         options = {name: value for name, value in asdict(self.task).items() if name not in irrelevant}
-        harness = {"metric": "lm-evaluation-harness", "version": version("lm_eval")}
-        return {**harness, "inputs": self.inputs, **options}
+        harness = {"metric": LM_EVAL, "version": version("lm_eval")}
+        return {**harness, "inputs": self.inputs, **options, "higher_is_better": self.higher_is_better}
 
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Metrics by task/metric, on the harness's scales, and the number of examples by task/samples.

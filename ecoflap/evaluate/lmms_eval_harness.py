@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ecoflap.errors import UserError, require_positive
-from ecoflap.evaluate.harness_scores import Scores, errors, noted, reported, scores
+from ecoflap.evaluate.harness_scores import Scores, directions, errors, noted, reported, scores
 from ecoflap.evaluate.inputs import interface_settings
 from ecoflap.evaluate.lm_eval_harness import flatten
 from ecoflap.evaluate.lm_eval_tasks import code_below
@@ -22,6 +22,7 @@ from ecoflap.evaluate.options import LmmsEvalOptions
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Describes, require
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.storage.results.record import LMMS_EVAL
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ class LmmsEval(LmmsEvalOptions):
         own = code_below(self.include_path)
         inputs = f"{fingerprint(tasks, self.limit)} {own} {interface_settings(model.interface)!r}"
         loss = model.loss_identity(None)  # of answers, by which some tasks choose
-        return LmmsEvalEvaluation(self, manager, f"{inputs} {loss!r}")
+        every = {name: task for of_name in tasks.values() for name, task in members(of_name).items()}
+        return LmmsEvalEvaluation(self, manager, f"{inputs} {loss!r}", directions(every))
 
 
 @dataclass
@@ -81,17 +83,20 @@ class LmmsEvalEvaluation:
         task: its options.
         manager: lmms-eval's index of tasks.
         inputs: hash of all inputs, and what the model's interface and its loss add to them.
+        higher_is_better: {task/metric: whether a higher value is better}, of those that tell.
     """
 
     task: LmmsEval
     manager: Any
     inputs: str
+    higher_is_better: dict[str, bool]
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the metrics depend on beside the model."""
+        """Everything that the metrics depend on beside the model, and their directions."""
         irrelevant = ("include_path", "batch_size", "name")
         options = {name: value for name, value in asdict(self.task).items() if name not in irrelevant}
-        return {"metric": "lmms-eval", "version": version("lmms_eval"), "inputs": self.inputs, **options}
+        harness = {"metric": LMMS_EVAL, "version": version("lmms_eval")}
+        return {**harness, "inputs": self.inputs, **options, "higher_is_better": self.higher_is_better}
 
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Metrics by task/metric, on the harness's scales, and the number of examples by task/samples.

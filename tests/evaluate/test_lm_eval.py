@@ -40,7 +40,7 @@ output_type: multiple_choice
 doc_to_text: "{{{{question}}}}"
 doc_to_choice: "{{{{choices}}}}"
 doc_to_target: "{{{{answer}}}}"
-metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+metric_list: [{{metric: acc}}, {{metric: acc_norm, aggregation: mean, higher_is_better: false}}]
 """
 PICTURES = """
 task: shapes
@@ -172,6 +172,7 @@ def test_several_tasks_their_mean_first_and_a_journal(
 def test_identity_changes_with_what_the_numbers_depend_on(folder: Path, llama: PrunableModel) -> None:
     identity = LmEval(["one"], include_path=str(folder)).load(llama).identity()
     assert json.loads(json.dumps(identity)) == identity
+    assert identity["higher_is_better"] == {"one/acc": True, "one/acc_norm": False}  # as the task says
     assert identity == LmEval(["one"], include_path=str(folder), batch_size=1).load(llama).identity()
     assert identity != LmEval(["one"], include_path=str(folder), limit=3).load(llama).identity()
     file = folder / "one.yaml"
@@ -179,7 +180,7 @@ def test_identity_changes_with_what_the_numbers_depend_on(folder: Path, llama: P
     for line in ("description: Choose.", 'target_delimiter: ""', "repeats: 2"):
         file.write_text(f"{as_it_was}{line}\n")
         assert identity != LmEval(["one"], include_path=str(folder)).load(llama).identity()
-    file.write_text(as_it_was.replace(", {metric: acc_norm}", ""))
+    file.write_text(as_it_was.replace(", {metric: acc_norm, aggregation: mean, higher_is_better: false}", ""))
     assert identity != LmEval(["one"], include_path=str(folder)).load(llama).identity()
     file.write_text(as_it_was)
     assert identity == LmEval(["one"], include_path=str(folder)).load(llama).identity()

@@ -150,6 +150,7 @@ def test_changes() -> None:
 def test_identity_changes_with_what_the_numbers_depend_on(folder: Path, model: PrunableModel) -> None:
     identity = LmmsEval(["one"], include_path=str(folder)).load(model).identity()
     assert json.loads(json.dumps(identity)) == identity
+    assert identity["higher_is_better"] == {"one/length": True}
     assert identity == LmmsEval(["one"], include_path=str(folder), batch_size=1).load(model).identity()
     assert identity != LmmsEval(["one"], include_path=str(folder), limit=3).load(model).identity()
     assert identity != LmmsEval(["two"], include_path=str(folder)).load(model).identity()

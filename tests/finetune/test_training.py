@@ -21,7 +21,13 @@ from tests.finetune.test_masked_parameters import pruned
 from tests.tiny import samples
 
 BATCH_NORMS = Full(
-    data="calibration", epochs=6, batch_size=4, held_out=8, learning_rate=0.03, log_every=1, precision="float32"
+    data="calibration",
+    epochs=6,
+    batch_size=4,
+    held_out=8,
+    learning_rate=0.03,
+    log_every=1,
+    precision="float32",
 )
 
 
@@ -123,4 +129,6 @@ def test_a_resumed_training_is_the_one_that_was_not_killed(tmp_path: Path) -> No
     with pytest.raises(Killed):
         trained(tmp_path / "killed", last=6)
     assert (tmp_path / "killed" / "checkpoint-5").is_dir()
-    torch.testing.assert_close(trained(tmp_path / "killed"), trained(tmp_path / "whole"), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        trained(tmp_path / "killed"), trained(tmp_path / "whole"), rtol=1e-5, atol=1e-6
+    )

@@ -25,17 +25,24 @@ _NUMERIC_FIELDS = ("metrics", "standard_errors", "sparsity", "steps")
 _LATER_FIELDS = ("scores", "allocation", "standard_errors")  # which the first records of this schema lack
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
-COUNTS = ("questions", "pictures", "captions", "rows")
+COUNTS = ("questions", "pictures", "images", "captions", "sentences", "rows")
 """Counts among a task's metrics; a task with nothing else, such as one that a server scores, has none."""
 
+LM_EVAL, LMMS_EVAL = "lm-evaluation-harness", "lmms-eval"
+"""What ``data.tasks`` calls the metrics of a harness."""
 
 STANDARD_ERROR = "_stderr"
 """End of the name under which a task returns a metric's standard error."""
 
 
+def is_count(metric: str) -> bool:
+    """Whether a metric is a count, also that of a harness's task."""
+    return metric in COUNTS or metric.endswith("/samples")
+
+
 def first_metric(values: Mapping[str, float]) -> str | None:
     """The name of a task's first metric; None if there are only counts."""
-    return next((name for name in values if name not in COUNTS), None)
+    return next((name for name in values if not is_count(name)), None)
 
 
 def without_errors(values: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:

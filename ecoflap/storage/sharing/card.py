@@ -11,7 +11,7 @@ import yaml
 from ecoflap.storage.file_names import BITMASK_INDEX, CARD, RECIPE, RESULT
 from ecoflap.storage.files import replacing
 from ecoflap.storage.masks import FILE_NAME as MASKS
-from ecoflap.storage.results.record import COUNTS, Result
+from ecoflap.storage.results.record import Result, is_count
 from ecoflap.storage.sharing.base_model import BaseModel, describe_base, saved_settings
 
 MARK = "<!-- Written by ecoflap, which replaces a card with this line. -->"
@@ -178,7 +178,7 @@ def _metrics(result: Result) -> Iterator[str]:
 def _figure(metric: str, value: Any, error: float | None) -> str:
     if not isinstance(value, int | float):
         return "" if value is None else str(value)
-    shown = f"{value:,.0f}" if metric in COUNTS else f"{value:.4g}"
+    shown = f"{value:,.0f}" if is_count(metric) else f"{value:.4g}"
     return shown if error is None else f"{shown} ± {error:.2g}"
 
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ecoflap.errors import UserError, did_you_mean
-from ecoflap.storage.results.record import COUNTS, first_metric
+from ecoflap.storage.results.record import LM_EVAL, LMMS_EVAL, first_metric, is_count
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.sections import Section
 
 PERCENT = {"accuracy", "recall", "top"}
-SMALLER_IS_BETTER = {"perplexity", "ppl", "loss", "nll", "error", "wer", "mae", "mse", "bits", "brier", "ece"}
+PERCENT_NAMES = {"macro_f1"}
+SMALLER_IS_BETTER = frozenset(
+    "perplexity ppl loss nll error wer cer ter mae mse rmse bits brier ece bias diff".split()
+)
+CHANGE = "_change"
+"""End of the name of a metric's change against the dense model."""
 
 
 class Measured(NamedTuple):
@@ -71,13 +76,18 @@ class MetricTable:
 
     @property
     def smaller_is_better(self) -> bool:
-        """Whether smaller is better, by the words of the metric's name."""
+        """Whether smaller is better, as a harness tells, or else by the words of the metric's name."""
+        for task in self._evaluated:
+            if (higher := _higher_is_better(self.metric, task.get("higher_is_better", {}))) is not None:
+                return not higher
         return not SMALLER_IS_BETTER.isdisjoint(self._words)
 
     @property
     def unit(self) -> str:
-        """The metric's unit, by the words of its name; empty if it has none."""
-        if not PERCENT.isdisjoint(self._words):
+        """The metric's unit, by the words of its name; empty if it has none, as every one of a harness."""
+        if any(task.get("metric") in (LM_EVAL, LMMS_EVAL) for task in self._evaluated):
+            return ""
+        if self.metric in PERCENT_NAMES or not PERCENT.isdisjoint(self._words):
             return "%"
         return "nats" if self.metric == "loss" else ""
 
@@ -89,6 +99,16 @@ class MetricTable:
     @property
     def _words(self) -> list[str]:
         return re.split(r"[^a-z]+", self.metric.lower())
+
+    @property
+    def _evaluated(self) -> Iterator[Mapping[str, Any]]:
+        """What the records say of how the task is measured; of a mean, of how each task is."""
+        for run in self.section.runs:
+            tasks = run.result.data.get("tasks", {})
+            if self.task in tasks:
+                yield tasks[self.task]
+            elif self.task == "mean":
+                yield from tasks.values()
 
     @property
     def direction(self) -> str:
@@ -132,7 +152,7 @@ def other_tables(section: Section, shown: Sequence[MetricTable]) -> list[MetricT
     """The tables of a section's metrics, without counts and without those that are shown already."""
     names = {table.name for table in shown}
     others = (name for name in dict.fromkeys(_metrics(section)) if name not in names)
-    return _tables_of(section, [name for name in others if name.partition("/")[2] not in (*COUNTS, "tasks")])
+    return _tables_of(section, [name for name in others if not _is_count(name.partition("/")[2])])
 
 
 class Best(NamedTuple):
@@ -203,6 +223,31 @@ def _metrics(section: Section) -> list[str]:
         for task, values in run.metrics.items()
         for metric in values
     ]
+
+
+def _is_count(metric: str) -> bool:
+    return is_count(metric) or metric == "tasks"
+
+
+def _higher_is_better(metric: str, told: Mapping[str, bool]) -> bool | None:
+    """What a harness's tasks tell of a metric: that task, or else all tasks with such a metric alike.
+
+    Args:
+        metric: ``task/metric`` in the harness, perhaps with the name of a filter behind a comma; the task may
+            be a group, or the mean of several.
+        told: {task/metric: whether a higher value is better}.
+
+    Returns:
+        None if they tell nothing, or not the same.
+    """
+    plain = metric.partition(",")[0]
+    for name in (plain, plain.removesuffix(CHANGE)):
+        if name in told:
+            return told[name]
+        alike = {higher for one, higher in told.items() if one.partition("/")[2] == name.partition("/")[2]}
+        if len(alike) == 1:
+            return alike.pop()
+    return None
 
 
 def _headlines(section: Section) -> list[str]:

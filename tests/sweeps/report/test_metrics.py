@@ -10,10 +10,13 @@ import pytest
 
 from ecoflap.errors import UserError
 from ecoflap.storage.results import Result
-from ecoflap.sweeps.report.metrics import MetricTable, best, make_tables, statistics
+from ecoflap.sweeps.report.metrics import MetricTable, best, make_tables, other_tables, statistics
 from ecoflap.sweeps.report.runs import read_runs
 from ecoflap.sweeps.report.sections import make_sections
 from tests.sweeps.report.conftest import write_run
+
+TOLD = {"wmt/ter": False, "wmt/bleu": True, "crows/likelihood_diff": False, "odd/score": False}
+HARNESS = {"metric": "lm-evaluation-harness", "higher_is_better": TOLD}
 
 SUITE = {
     "mean": {"accuracy": 75.0, "tasks": 2.0},
@@ -72,7 +75,19 @@ def test_a_metric_may_have_slashes_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "metric",
-    ["perplexity", "loss", "word_error_rate", "mae", "rms_calibration_error", "wikitext/bits_per_byte,none"],
+    [
+        "perplexity",
+        "loss",
+        "word_error_rate",
+        "mae",
+        "rms_calibration_error",
+        "wikitext/bits_per_byte,none",
+        "wmt/ter",
+        "asr/cer,none",
+        "rmse",
+        "crows/likelihood_diff",
+        "bbq/amb_bias_score",
+    ],
 )
 def test_smaller_is_better(tmp_path: Path, metric: str) -> None:
     write_run(tmp_path, "a", {"task": {metric: 1.0}}, dense=None)
@@ -81,12 +96,48 @@ def test_smaller_is_better(tmp_path: Path, metric: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "metric", ["accuracy", "cider", "correlation", "text_recall_1", "iou", "lossless", "hellaswag/acc"]
+    "metric",
+    ["accuracy", "cider", "correlation", "text_recall_1", "iou", "lossless", "hellaswag/acc", "wmt/inter"],
 )
 def test_higher_is_better(tmp_path: Path, metric: str) -> None:
     write_run(tmp_path, "a", {"task": {metric: 1.0}}, dense=None)
     (table,) = tables(tmp_path)
     assert table.direction == "higher is better"
+
+
+@pytest.mark.parametrize(
+    ("metric", "direction"),
+    [
+        ("odd/score", "lower"),
+        ("odd/score,strict-match", "lower"),
+        ("odd/score_change", "lower"),
+        ("group/score", "lower"),  # all of its tasks that tell say so
+        ("wmt/bleu", "higher"),
+        ("other/error", "lower"),  # by its words
+    ],
+)
+def test_a_harness_tells_the_direction(tmp_path: Path, metric: str, direction: str) -> None:
+    write_run(tmp_path, "a", {"h": {metric: 1.0}}, dense=None, record={"data": {"tasks": {"h": HARNESS}}})
+    (table,) = tables(tmp_path)
+    assert table.direction == f"{direction} is better"
+
+
+def test_tasks_that_do_not_agree_tell_nothing_of_their_group(tmp_path: Path) -> None:
+    record = {"data": {"tasks": {"h": {**HARNESS, "higher_is_better": {"a/score": True, "b/score": False}}}}}
+    write_run(tmp_path, "a", {"h": {"group/score": 1.0, "b/score": 1.0}}, dense=None, record=record)
+    group, one = tables(tmp_path, "h/group/score", "h/b/score")
+    assert (group.direction, one.direction) == ("higher is better", "lower is better")
+
+
+def test_units(tmp_path: Path) -> None:
+    """A harness's fractions are no percent, and neither is the mean of such."""
+    mine = {"accuracy": 70.0, "macro_f1": 60.0}
+    tasks = {"mine": {"metric": "accuracy of the likeliest class"}, "h": HARNESS}
+    write_run(tmp_path, "a", {"mine": mine}, dense=None, record={"data": {"tasks": tasks}})
+    assert [one.unit for one in tables(tmp_path, "mine/accuracy", "mine/macro_f1")] == ["%", "%"]
+    figures = {"mean": {"pope/pope_accuracy": 0.5}, "h": {"pope/pope_accuracy": 0.5}}
+    write_run(tmp_path / "b", "b", figures, dense=None, record={"data": {"tasks": {"h": HARNESS}}})
+    assert [one.unit for one in tables(tmp_path / "b")] == ["", ""]
 
 
 def test_the_dense_figure_is_a_range_where_runs_measured_different_ones(tmp_path: Path) -> None:
@@ -113,3 +164,12 @@ def test_a_count_is_no_metric(tmp_path: Path) -> None:
     )
     assert [table.name for table in tables(tmp_path)] == ["gqa/accuracy"]
     assert Result.read(tmp_path / "a" / "result.json").headline() == 1.0
+
+
+def test_counts_are_not_among_the_other_metrics(tmp_path: Path) -> None:
+    counts = {"images": 3.0, "sentences": 4.0, "hellaswag/samples": 5.0}
+    write_run(tmp_path, "a", {"t": {**counts, "accuracy": 1.0, "top_5": 2.0, "tasks": 2.0}}, dense=None)
+    shown = tables(tmp_path)
+    assert [table.name for table in shown] == ["t/accuracy"]
+    (section,) = make_sections(read_runs(tmp_path))
+    assert [table.name for table in other_tables(section, shown)] == ["t/top_5"]
