@@ -6,7 +6,7 @@ The layout is ``<split>/<subject>_<split>.csv``, with rows of question, four opt
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -91,6 +91,32 @@ def read_subjects(folder: str | None, split: str, option: str) -> dict[str, list
     return subjects
 
 
+def require_shots(
+    folder: str | None,
+    subjects: Mapping[str, Sequence[Question]],
+    dev: Mapping[str, Sequence[Question]],
+    option: str,
+) -> None:
+    """Refuse a subject without questions of the dev split, which are the answered examples.
+
+    Args:
+        folder: the folder of the splits; None for the hub.
+        subjects: the questions to ask by subject.
+        dev: the questions of the dev split by subject.
+        option: the config group of the part, for messages.
+
+    Raises:
+        UserError: if there is such a subject.
+    """
+    for subject, questions in subjects.items():
+        if questions and not dev.get(subject):
+            place = f"{HUB} (dev)" if folder is None else f"{folder}/dev/{subject}_dev.csv"
+            raise UserError(
+                f"{option}.shots: {subject!r} has no answered examples, which are to come from {place}; add"
+                f" them, or set {option}.shots=0"
+            )
+
+
 def _read_hub(split: str, option: str) -> dict[str, list[Question]]:
     from datasets import load_dataset
 
@@ -139,8 +165,7 @@ class Mmlu(MmluCalibrationOptions):
         Raises:
             UserError: if questions are missing or damaged.
         """
-        for split in [self.split, *["dev"] * bool(self.shots)]:
-            read_subjects(self.path, split, group)
+        self.subjects(group)
 
     def check_model(self, model: PrunableModel) -> None:
         """Refuse a model that reads no text with a target.
@@ -150,6 +175,19 @@ class Mmlu(MmluCalibrationOptions):
         """
         require_encoder(model, f"calibration={self.name}", pictures=False)
 
+    def subjects(self, group: str) -> tuple[dict[str, list[Question]], dict[str, list[Question]]]:
+        """The questions for shots and the questions to draw from, by subject.
+
+        Raises:
+            UserError: if they are missing or damaged.
+        """
+        subjects = read_subjects(self.path, self.split, group)
+        if not self.shots:
+            return {}, subjects
+        dev = read_subjects(self.path, "dev", group)
+        require_shots(self.path, subjects, dev, group)
+        return dev, subjects
+
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw questions over all subjects.
 
@@ -157,13 +195,17 @@ class Mmlu(MmluCalibrationOptions):
             UserError: if there are no questions, or the model reads no text with a target.
         """
         self.check_model(model)
-        subjects = read_subjects(self.path, self.split, "calibration")
-        dev = read_subjects(self.path, "dev", "calibration") if self.shots else {}
+        dev, subjects = self.subjects("calibration")
         questions = [(subject, question) for subject, all_of_it in subjects.items() for question in all_of_it]
         chosen = [questions[index] for index in draw(len(questions), self.samples, seed)]
-        shots = {subject: dev.get(subject, [])[: self.shots] for subject in subjects}
-        examples = [Example(prompt(subject, shots[subject], one), one.answer) for subject, one in chosen]
-        read = [one for subject, asked in chosen for one in (asked, *shots[subject])]
+        shots = [  # split=dev has the question itself among them
+            [one for one in dev.get(subject, []) if one != asked][: self.shots] for subject, asked in chosen
+        ]
+        examples = [
+            Example(prompt(subject, answered, asked), asked.answer)
+            for (subject, asked), answered in zip(chosen, shots, strict=True)
+        ]
+        read = [one for (_, asked), answered in zip(chosen, shots, strict=True) for one in (asked, *answered)]
         return CalibrationSet(
             self.name, encode_all(model, examples, f"calibration={self.name}"), question_sources(read)
         )

@@ -9,7 +9,14 @@ from typing import Any
 
 import torch
 
-from ecoflap.data.mmlu.calibration import LETTERS, Question, prompt, question_sources, read_subjects
+from ecoflap.data.mmlu.calibration import (
+    LETTERS,
+    Question,
+    prompt,
+    question_sources,
+    read_subjects,
+    require_shots,
+)
 from ecoflap.data.mmlu.calibration_error import expected_calibration_error, rms_calibration_error
 from ecoflap.data.mmlu.categories import GROUPS
 from ecoflap.data.mmlu.options import MmluTaskOptions
@@ -59,7 +66,10 @@ class Mmlu(MmluTaskOptions):
             UserError: if they are missing or damaged.
         """
         dev = read_subjects(self.path, "dev", group) if self.shots else {}
-        return dev, read_subjects(self.path, "test", group)
+        test = read_subjects(self.path, "test", group)
+        if self.shots:
+            require_shots(self.path, test, dev, group)
+        return dev, test
 
     def load(self, model: PrunableModel) -> MmluEvaluation:
         """Read the questions and write the prompts.

@@ -16,9 +16,11 @@ from ecoflap.sweeps.report.sections import Section
 
 PERCENT = {"accuracy", "recall", "top"}
 PERCENT_NAMES = {"macro_f1"}
-SMALLER_IS_BETTER = frozenset(
-    "perplexity ppl loss nll error wer cer ter mae mse rmse bits brier ece bias diff".split()
-)
+SMALLER_IS_BETTER = {
+    *("perplexity", "ppl", "loss", "nll", "bits"),
+    *("error", "wer", "cer", "ter", "mae", "mse", "rmse", "brier", "ece"),
+    *("bias", "diff"),
+}
 CHANGE = "_change"
 """End of the name of a metric's change against the dense model."""
 

@@ -223,6 +223,33 @@ def test_no_shots_need_no_dev_questions(folder: Path) -> None:
     assert Mmlu(str(folder), shots=0).load(knows)(knows)["questions"] == 3
 
 
+def test_a_subject_without_answered_examples_is_refused(folder: Path) -> None:
+    (folder / "dev" / "law_dev.csv").unlink()
+    message = r"task\.shots: 'law' has no answered examples.*dev/law_dev\.csv; add them, or set task\.shots=0"
+    with pytest.raises(UserError, match=message):
+        Mmlu(str(folder), shots=1).check_data("task")
+    with pytest.raises(UserError, match=r"calibration\.shots: 'law'.*dev/law_dev\.csv"):
+        MmluCalibration(str(folder), shots=1).check_data("calibration")
+    Mmlu(str(folder), shots=0).check_data("task")
+    MmluCalibration(str(folder)).check_data("calibration")
+
+
+def test_a_question_is_not_among_its_own_shots(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Example] = []
+
+    def keep(model: PrunableModel, examples: Sequence[Example], option: str) -> tuple[()]:
+        drawn.extend(examples)
+        return ()
+
+    monkeypatch.setattr("ecoflap.data.mmlu.calibration.encode_all", keep)
+    MmluCalibration(str(folder), shots=2, samples=3, split="dev").load(model({}), 0)
+    assert len(drawn) == 3
+    for example in drawn:
+        asked = example.text.split("\n\n")[-1]
+        assert example.text.count(asked) == 1
+        assert example.text.count("Answer: ") == ("physics" in example.text)  # the other one, if there is one
+
+
 def test_shots_are_not_measured(folder: Path) -> None:
     knows = model({})
     task, drawn = Mmlu(str(folder), shots=2).load(knows), MmluCalibration(str(folder), samples=2, split="dev")

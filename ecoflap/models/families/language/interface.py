@@ -16,6 +16,7 @@ from ecoflap.models.core.chats import as_lines, has_template, written
 from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.chat import encoded
+from ecoflap.models.families.language.choices import told_apart
 
 
 class LanguageInterface:
@@ -54,9 +55,16 @@ class LanguageInterface:
 
     @torch.no_grad()
     def choose(self, model: PrunableModel, texts: Sequence[str], choices: Sequence[str]) -> Tensor:
-        """Log-probability of the first token of a space and each choice after each text, [texts, choices]."""
+        """Log-probability of the first token by which each choice differs, [texts, choices].
+
+        The model has read a text and what the choices, each with a space before it, have in common.
+
+        Raises:
+            UserError: if the tokenizer doesn't tell the choices apart by one token.
+        """
         module: Any = model.module
-        rows = [self.tokens(text) for text in texts]
+        written = ([self.tokens(f"{text} {choice}") for choice in choices] for text in texts)
+        rows, apart = zip(*(told_apart(self.tokenizer, one, choices) for one in written), strict=True)
         ids, mask = (tensor.to(model.device) for tensor in _padded(rows, "right"))
         logits = module(input_ids=ids, attention_mask=mask, use_cache=False).logits
         last = (
@@ -65,11 +73,7 @@ class LanguageInterface:
             .log_softmax(dim=-1)
             .cpu()
         )
-        first = [
-            [self.tokens(f"{text} {choice}")[len(row)] for choice in choices]
-            for text, row in zip(texts, rows, strict=True)
-        ]
-        return last.gather(1, torch.tensor(first))
+        return last.gather(1, torch.tensor(apart))
 
     @torch.no_grad()
     def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:

@@ -14,6 +14,7 @@ from ecoflap.data.example import Example, Generation
 from ecoflap.models.core.losses import find_loss, token_loss
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
+from ecoflap.models.families.language.choices import told_apart
 from ecoflap.models.families.language.options import Seq2SeqOptions
 from ecoflap.models.loading.loader import Pretrained, prunable
 
@@ -51,18 +52,25 @@ class Seq2SeqInterface:
 
     @torch.no_grad()
     def choose(self, model: PrunableModel, texts: Sequence[str], choices: Sequence[str]) -> Tensor:
-        """Log-probability that the decoder starts with each choice's first token, [texts, choices]."""
+        """Log-probability of each choice's first token that tells it apart, [texts, choices].
+
+        The decoder has read what the choices have in common before, such as ``<s>``.
+
+        Raises:
+            UserError: if the tokenizer doesn't tell the choices apart by one token.
+        """
         module: Any = model.module
         inputs = self.tokenizer(list(texts), padding=True, return_tensors="pt").to(model.device)
-        start = torch.full((len(texts), 1), module.config.decoder_start_token_id, device=model.device)
+        rows = [self.tokenizer(choice)["input_ids"] for choice in choices]
+        common, apart = told_apart(self.tokenizer, rows, choices)
+        start = torch.tensor([[module.config.decoder_start_token_id, *common]], device=model.device)
         logits = module(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
-            decoder_input_ids=start,
+            decoder_input_ids=start.expand(len(texts), -1),
             use_cache=False,
         ).logits
-        first = [self.tokenizer(choice)["input_ids"][0] for choice in choices]
-        return logits[:, 0].float().log_softmax(dim=-1)[:, first].cpu()
+        return logits[:, -1].float().log_softmax(dim=-1)[:, apart].cpu()
 
     def length(self, text: str) -> int:
         """Number of tokens of a text."""
