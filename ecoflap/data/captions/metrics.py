@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import subprocess
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +48,9 @@ WORD = re.compile(
 )
 APART = {"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na"}
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-"}
+SOFT_HYPHEN, KEYCAP = "\u00ad", "\u20e3"
+VARIATIONS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+"""Characters that choose the shape of the one before."""
 DROPPED = frozenset("'`’‘\"“”.?!,:-–—…;")
 
 
@@ -179,10 +183,24 @@ def _spice(references: Words, predictions: Words) -> tuple[float | None, Any]:
 
 
 def simple_words(caption: str) -> str:
-    """The caption's words, as Stanford's tokenizer finds them in captions."""
-    words = (
-        BRACKETS.get(word, APART.get(word, word))
-        for word in WORD.findall(caption.lower())
-        if word not in DROPPED
-    )
+    """The caption's words in NFC, as Stanford's tokenizer finds them in captions."""
+    text = caption.lower()
+    if not text.isascii():
+        text = "".join(map(_shown, VARIATIONS.sub("", unicodedata.normalize("NFC", text))))
+    found = (text[slice(*match.span())] for match in WORD.finditer("".join(map(_letter, text))))
+    words = (BRACKETS.get(word, APART.get(word, word)) for word in found if word not in DROPPED)
     return " ".join(words).replace("’", "'")
+
+
+def _shown(character: str) -> str:
+    """A character; a space for an emoji or a format character such as a joiner, nothing for a soft hyphen."""
+    kind = unicodedata.category(character)
+    emoji = character == KEYCAP or (character > "\uffff" and kind in ("So", "Sk", "Cn"))
+    if character == SOFT_HYPHEN:
+        return ""
+    return " " if emoji or kind == "Cf" else character
+
+
+def _letter(character: str) -> str:
+    """A character, or a letter for a combining mark: a part of words that is no word character of ``re``."""
+    return "ж" if unicodedata.category(character)[0] == "M" else character

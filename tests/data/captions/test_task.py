@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import shutil
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -147,6 +148,42 @@ def test_own_words() -> None:
         simple_words(said)
         == "the two-story house is n't mr. o'neil 's -lrb- at 9:30 pm -rrb- they can not see 5 10 dogs"
     )
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("एक कुत्ता घास में दौड़ रहा है", "एक कुत्ता घास में दौड़ रहा है"),
+        ("หมาวิ่งอยู่บนหญ้า", "หมาวิ่งอยู่บนหญ้า"),
+        ("السَّلامُ عليكم", "السَّلامُ عليكم"),
+        ("Un café, à l'e\u0301te\u0301.", "un café à l'été"),
+        ("x\u0327y isn't", "x\u0327y is n't"),
+        ("a dog\U0001f600runs \U0001f44d\U0001f3fd!", "a dog runs"),
+        ("\U0001f468\u200d\U0001f469 I \u2764\ufe0f dogs", "i \u2764 dogs"),
+        ("\ufeffa so\u00adft\u200b bed 1\ufe0f\u20e3", "a soft bed 1"),
+        ("☀ 狗在草地上", "☀ 狗在草地上"),
+    ],
+)
+def test_words_of_other_scripts_and_emoji(caption: str, words: str) -> None:
+    assert simple_words(caption) == unicodedata.normalize("NFC", words)
+
+
+@needs_package
+@needs_java
+def test_words_of_other_scripts_are_those_of_stanfords_tokenizer() -> None:
+    captions = [
+        ["एक कुत्ता घास में दौड़ रहा है।", "หมาวิ่งอยู่บนหญ้า", "السَّلامُ عليكم", "தமிழ் நாய்"],
+        [
+            "a dog\U0001f600runs",
+            "I \u2764\ufe0f dogs",
+            "join\u200der so\u00adft",
+            "family \U0001f468\u200d\U0001f469 here",
+        ],
+    ]
+    theirs, ours = (CaptionMetrics(java, False).words(captions) for java in (True, False))
+    assert ours == {
+        index: [unicodedata.normalize("NFC", words) for words in texts] for index, texts in theirs.items()
+    }
 
 
 @needs_package
