@@ -21,6 +21,7 @@ from ecoflap.sweeps.report.sections import make_sections
 from ecoflap.sweeps.report.table import figure, statistics, with_deviation
 
 STATES = ("dense", "pruned", "finetuned")
+DASH = "—"
 
 
 class Kind(NamedTuple):
@@ -87,7 +88,8 @@ def read(folder: Path, metric: str | None) -> Runs:
                         metric=label,
                         sparsity=run.sparsity,
                     )
-                    dense, pruned = (run.result.metrics[state][task][name] for state in STATES[:2])
+                    before = (run.result.metrics.get(state, {}).get(task, {}) for state in STATES[:2])
+                    dense, pruned = (figures.get(name, math.nan) for figures in before)
                     found[kind].append((dense, pruned, finetuned[name]))
     if not found:
         raise UserError(f"no {RESULT} of a fine-tuned model below {folder}, or none with that metric")
@@ -97,7 +99,8 @@ def read(folder: Path, metric: str | None) -> Runs:
 def markdown(runs: Runs) -> Iterator[str]:
     """The lines of a GitHub table.
 
-    ``recovered`` is the mean gain of fine-tuning over the mean loss of pruning.
+    ``recovered`` is the mean gain of fine-tuning over the mean loss of pruning; a dash where these are not
+    finite, and for a figure that is NaN or was not measured.
     """
     # A column of settings only where there are any.
     columns = [name for name in Kind._fields if name != "settings" or any(kind.settings for kind in runs)]
@@ -105,15 +108,30 @@ def markdown(runs: Runs) -> Iterator[str]:
     yield _line(["---"] * (len(columns) - 1) + ["---:"] * 6)
     for kind in sorted(runs):
         dense, pruned, finetuned = (list(column) for column in zip(*runs[kind], strict=True))
-        lost, gained = sum(dense) - sum(pruned), sum(finetuned) - sum(pruned)
-        lossless = math.isclose(sum(dense), sum(pruned), rel_tol=1e-9)
-        recovered = "nothing lost" if lossless else f"{gained / lost:.0%}"
         names = [getattr(kind, name) for name in columns[:-1]]
         figures = map(_cell, (dense, pruned, finetuned))
-        yield _line((*names, f"{kind.sparsity:g}", len(dense), *figures, recovered))
+        yield _line(
+            (
+                *names,
+                f"{kind.sparsity:g}",
+                len(dense),
+                *figures,
+                _recovered(sum(dense), sum(pruned), sum(finetuned)),
+            )
+        )
+
+
+def _recovered(dense: float, pruned: float, finetuned: float) -> str:
+    if not all(map(math.isfinite, (dense, pruned, finetuned))):
+        return DASH
+    if math.isclose(dense, pruned, rel_tol=1e-9):
+        return "nothing lost"
+    return f"{(finetuned - pruned) / (dense - pruned):.0%}"
 
 
 def _cell(values: list[float]) -> str:
+    if any(map(math.isnan, values)):
+        return DASH
     mean, deviation = statistics(values)
     return figure(mean) if not deviation or deviation < 1e-9 * abs(mean) else with_deviation(mean, deviation)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def write(folder: Path, seed: int, figures: dict[str, float], rate: float = 1e-3
     }
     metrics = {state: {task: {"questions": 3.0, "accuracy": value}} for state, value in figures.items()}
     section = sparsity_section({}, 0.5, 10)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     Result(
         config={**config, "seed": seed},
         versions={},
@@ -50,6 +51,20 @@ def test_nothing_lost_is_nothing_to_recover(tmp_path: Path, capsys: pytest.Captu
     write(tmp_path / "0", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": 80.0})
     assert main([str(tmp_path), "--metric", "questions"]) == 0
     assert "nothing lost" in capsys.readouterr().out
+
+
+def test_what_is_not_finite_or_not_measured_recovers_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "0", 0, {"dense": 90.0, "pruned": math.inf, "finetuned": 80.0})
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[2].endswith("| 1 | 90.00 | inf | 80.00 | — |")
+    write(tmp_path / "0", 0, {"pruned": 60.0, "finetuned": 80.0})
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[2].endswith("| 1 | — | 60.00 | 80.00 | — |")
+    write(tmp_path / "0", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": math.inf})
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[2].endswith("| inf | — |")
 
 
 def test_a_folder_without_runs_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
