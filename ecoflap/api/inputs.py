@@ -1,4 +1,4 @@
-"""Calibration samples from model inputs: split batches into samples, and remove their padding."""
+"""Calibration samples from model inputs: split batches into samples as the model's family encodes them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ecoflap.api.padding import without_padding
 from ecoflap.api.readable import (
     check_gaps,
     check_ids,
     check_labels,
     check_mask,
     check_targets,
+    check_uncut,
     picture_tokens,
 )
 from ecoflap.data.batch import Sample
@@ -25,33 +27,10 @@ from ecoflap.models.families.language.interface import LanguageInterface
 from ecoflap.models.families.vlm.interface import VlmInterface
 from ecoflap.models.loading.kinds import option_for_model
 
-OF_TARGETS = ("labels", "decoder_input_ids", "decoder_attention_mask")
 RANKS = {"input_ids": 2, "inputs_embeds": 3, "pixel_values": 4, "input_features": 3, "input_values": 2}
 """Dimensions of a batch: of tokens, of pictures, of spectra by time, and of waves."""
 SPECTROGRAMS = {"audio-spectrogram-transformer": {"input_values": 3}, "clap": {"input_features": 4}}
 """Likewise of models that read spectra as pictures."""
-ALONG_TOKENS = (
-    "input_ids",
-    "attention_mask",
-    "labels",
-    "token_type_ids",
-    "mm_token_type_ids",
-    "moe_mm_token_type_ids",
-    "cross_attention_mask",
-    "global_attention_mask",
-    "image_attention_mask",
-    "image_embeds_position_mask",
-    "input_mask",
-    "p_mask",
-    "position_ids",
-    "task_type_ids",
-    "lang_ids",
-    "langs",
-    "input_shape_ids",
-    "input_pronunciation_ids",
-    "bbox",
-)
-"""Inputs of which each token has a part, and which are cut with its padding."""
 
 
 def samples_of(model: PrunableModel, item: Mapping[str, Any]) -> list[Sample]:
@@ -143,71 +122,39 @@ def _batched(model: PrunableModel, tensors: dict[str, Tensor]) -> dict[str, Tens
 
 def _finished(model: PrunableModel, sample: Sample) -> Sample:
     """A sample as the model's family encodes it: without padding, and with the labels that its loss needs."""
-    if "input_ids" not in sample:
-        return sample
-    check_ids(model, sample["input_ids"])
+    texts = "input_ids" in sample or "inputs_embeds" in sample
+    if "input_ids" in sample:
+        check_ids(model, sample["input_ids"])
     config = getattr(model.module, "config", None)
     apart = bool(getattr(config, "is_encoder_decoder", False))
-    language = not apart and not _joins(model) and _continues_text(model)
+    language = texts and not apart and not _joins(model) and _continues_text(model)
     if language:
         check_mask(model, sample)
     # Of BLIP-2, the padding of a text may stand between its picture's tokens and its own.
-    if not _joins(model) or "position_ids" in sample:
+    if not (texts and _joins(model)) or "position_ids" in sample:
         check_gaps(model, sample)
-    if apart or _joins(model) or language:
+    if apart or (texts and _joins(model)) or language:
         check_targets(sample, apart)
-    sample = _without_padding(sample, apart)
+    sample = without_padding(sample, apart)
+    if not texts:
+        check_uncut(model, sample)
+    if language:
+        sample.pop("attention_mask", None)
+    return _encoded(model, sample, apart, language) if "input_ids" in sample else sample
+
+
+def _encoded(model: PrunableModel, sample: Sample, apart: bool, language: bool) -> Sample:
+    """A text without padding, with the mask and the labels that the model's family gives it."""
     if hasattr(model.interface, "pad_token_id") or apart:
         mask = sample.get("attention_mask", torch.ones_like(sample["input_ids"]))
         return {**sample, "attention_mask": mask}
     if _joins(model):
         if "labels" not in sample:
-            sample["labels"] = _text_targets(config, sample["input_ids"])
+            sample["labels"] = _text_targets(getattr(model.module, "config", None), sample["input_ids"])
         return sample
-    if language:
-        sample.pop("attention_mask", None)
-        if "labels" in sample and torch.equal(sample["labels"], sample["input_ids"]):
-            del sample["labels"]
+    if language and "labels" in sample and torch.equal(sample["labels"], sample["input_ids"]):
+        del sample["labels"]
     return sample
-
-
-def _without_padding(sample: Sample, apart: bool) -> Sample:
-    """Remove the padding of a sample.
-
-    Args:
-        sample: its tensors.
-        apart: whether the labels are a text of their own, as in an encoder-decoder.
-
-    Raises:
-        UserError: if all tokens are padding.
-    """
-    kept, shape = dict(sample), sample["input_ids"].shape
-    if apart and "labels" in sample:
-        read = _read_by_decoder(sample)
-        for name in OF_TARGETS:
-            if name in kept and kept[name].shape == read.shape:
-                kept[name] = kept[name][read]
-    mask = sample.get("attention_mask")
-    if mask is None or mask.shape != shape or bool(mask.all()):
-        return kept
-    real = mask.flatten().nonzero().flatten()
-    if not len(real):
-        raise UserError("a sample of the data is nothing but padding: its attention_mask is all zeros")
-    for name in ALONG_TOKENS:
-        if name in kept and kept[name].shape[: len(shape)] == shape and not (apart and name == "labels"):
-            kept[name] = kept[name].index_select(len(shape) - 1, real)
-    return kept
-
-
-def _read_by_decoder(sample: Sample) -> Tensor:
-    """Whether each token of the labels is more than padding: up to the last target, and in the mask, if any.
-
-    Tokens that are not predicted, such as those of a prompt, are read all the same.
-    """
-    target = sample["labels"] != IGNORED
-    read = target.flip(0).cummax(0).values.flip(0)
-    mask = sample.get("decoder_attention_mask")
-    return read if mask is None or mask.shape != read.shape else read & (target | (mask != 0))
 
 
 def _text_targets(config: Any, input_ids: Tensor) -> Tensor:

@@ -20,6 +20,21 @@ from ecoflap.models.loading.kinds import option_for_model
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id")
 READERS = {"input_ids": "get_encoder", "labels": "get_decoder", "decoder_input_ids": "get_decoder"}
 """Which part of an encoder-decoder reads a text, by the method that returns it."""
+MASKED = {"input_ids": 0, "inputs_embeds": 1, "input_values": 0, "input_features": 1, "flattened_patches": 1}
+"""What an ``attention_mask`` may be of, and how many dimensions each token, frame or patch of it has."""
+PADDING_MASKS = ("attention_mask", "pixel_mask")
+FIXED_LENGTH = ("whisper",)
+"""Models that read as many frames whatever their mask says."""
+
+
+def length_of(sample: Sample) -> torch.Size | None:
+    """The shape of a mask of a sample's padding: [tokens], or [1, tokens] where it keeps a batch dimension.
+
+    The tokens are samples of a wave, frames or patches where the model reads no text; None where a mask could
+    be of nothing.
+    """
+    name = next((name for name in MASKED if name in sample), None)
+    return None if name is None else sample[name].shape[: sample[name].dim() - MASKED[name]]
 
 
 def check_given(model: PrunableModel, data: CalibrationSet) -> None:
@@ -53,7 +68,8 @@ def check_lengths(model: PrunableModel, samples: Sequence[Sample]) -> None:
         return
     apart = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
     for name in READERS if apart else ("input_ids",):
-        longest = max((sample[name].shape[-1] for sample in samples if name in sample), default=0)
+        texts = [sample[name] for sample in samples if name in sample and sample[name].dim()]
+        longest = max((text.shape[-1] for text in texts), default=0)
         reader = getattr(module, READERS[name], lambda: module)() if apart else module
         most = most_tokens(reader) if longest else None
         if most is not None and longest > most:
@@ -99,12 +115,14 @@ def check_mask(model: PrunableModel, sample: Sample) -> None:
     Raises:
         UserError: if there is a mask of another shape than the tokens.
     """
-    ids, mask = sample["input_ids"], sample.get("attention_mask")
-    if mask is not None and mask.shape != ids.shape:
+    length, mask = length_of(sample), sample.get("attention_mask")
+    if mask is not None and mask.shape != length:
+        name, shape = _first(sample)
+        of_tokens = f"the shape of {name}" if "input_ids" in sample else f"the shape {list(length or ())}"
         raise UserError(
-            f"a sample of the data has input_ids {list(ids.shape)} and attention_mask {list(mask.shape)}, and"
-            f" {model.name} takes masks of padding alone, in the shape of input_ids; give such a mask or"
-            " none, and texts that were packed into one sample as samples of their own"
+            f"a sample of the data has {name} {shape} and attention_mask {list(mask.shape)}, and {model.name}"
+            f" takes masks of padding alone, in {of_tokens}; give such a mask or none, and texts that were"
+            " packed into one sample as samples of their own"
         )
 
 
@@ -114,16 +132,42 @@ def check_gaps(model: PrunableModel, sample: Sample) -> None:
     Raises:
         UserError: if there is such a mask.
     """
-    ids, mask = sample["input_ids"], sample.get("attention_mask")
-    if mask is None or mask.shape != ids.shape or not mask.any():
+    length, mask = length_of(sample), sample.get("attention_mask")
+    if mask is None or mask.shape != length or not mask.any():
         return
     real = mask.flatten().nonzero()
     if gap := int(real.max() - real.min()) + 1 - len(real):
+        name, _ = _first(sample)
         raise UserError(
             f"a sample of the data has an attention_mask with {gap} zeros between its ones, and of"
-            f" {model.name} only padding before or behind a text is removed; give the text without the gap,"
-            f" or leave the tokens in the mask and give them the label {IGNORED}"
+            f" {model.name} only padding before or behind {name} is removed; give them without the gap, or"
+            f" leave the tokens in the mask and give them the label {IGNORED}"
         )
+
+
+def check_uncut(model: PrunableModel, sample: Sample) -> None:
+    """Refuse a mask of padding that is still there, in a sample without tokens.
+
+    Models that read as many frames of each sample are left theirs.
+
+    Raises:
+        UserError: if there is such a mask.
+    """
+    fixed = getattr(getattr(model.module, "config", None), "model_type", None) in FIXED_LENGTH
+    for name in PADDING_MASKS:
+        mask = sample.get(name)
+        if mask is not None and not mask.all() and not (fixed and name == "attention_mask"):
+            first, shape = _first(sample)
+            raise UserError(
+                f"a sample of the data has {first} {shape} and {name} {list(mask.shape)} with zeros, which"
+                f" {model.name} would be pruned on; give such samples one by one, without padding"
+            )
+
+
+def _first(sample: Sample) -> tuple[str, list[int]]:
+    """What a model reads of a sample, by its name, and its shape."""
+    name = next((name for name in (*MASKED, "pixel_values") if name in sample), next(iter(sample)))
+    return name, list(sample[name].shape)
 
 
 def check_targets(sample: Sample, apart: bool) -> None:
@@ -132,19 +176,18 @@ def check_targets(sample: Sample, apart: bool) -> None:
     Raises:
         UserError: if there is no target, or labels and tokens of one text differ in number.
     """
-    ids, labels = sample["input_ids"], sample.get("labels")
-    if labels is not None and not apart and labels.shape != ids.shape:
+    (name, shape), labels = _first(sample), sample.get("labels")
+    if labels is not None and not apart and labels.shape != length_of(sample):
         raise UserError(
-            f"a sample of the data has input_ids {list(ids.shape)} and labels {list(labels.shape)}; give a"
-            " label per token"
+            f"a sample of the data has {name} {shape} and labels {list(labels.shape)}; give a label per token"
         )
-    if labels is None and apart:
+    targets = labels if labels is not None or apart else sample.get("input_ids")
+    if targets is None:
         return  # a loss of one's own may do without
-    targets = ids if labels is None else labels
     if not (targets if apart else targets[..., 1:]).ne(IGNORED).any():
         raise UserError(
-            f"a sample of the data has input_ids {list(ids.shape)} and no target for the loss, which is over"
-            " the next token; give longer texts, or labels other than -100"
+            f"a sample of the data has {name} {shape} and no target for the loss, which is over the next"
+            " token; give longer texts, or labels other than -100"
         )
 
 
