@@ -70,7 +70,7 @@ class Gram(Statistic):
     def value(self) -> Tensor:
         """Mean over tokens, [cols, cols]; computed once for all layers that share the input."""
         if self._value is None:
-            upper = torch.zeros(self.cols, self.cols, device=self.device)
+            upper = torch.zeros(self.cols, self.cols, dtype=torch.float32, device=self.device)
             for start, strip in self._strips():
                 upper[start : start + STRIP, start:] = (strip / self.tokens).float().to(self.device)
             self._value = upper.triu_() + upper.triu(1).t()

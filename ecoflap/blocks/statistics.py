@@ -94,7 +94,7 @@ class Statistic(Protocol):
         All columns then count alike and none goes with another, so a pruner decides by the weights alone.
         """
         statistic = cls(cols, device)
-        statistic.update(torch.eye(cols, device=device))
+        statistic.update(torch.eye(cols, dtype=torch.float32, device=device))
         statistic.assumed = True
         return statistic
 

@@ -22,7 +22,7 @@ def greedy_removal_error(weight: Tensor, gram: Tensor, share: float, columns: in
     """
     weight, gram = weight.float(), gram.float()
     cost = weight.square() * gram.diagonal()
-    errors = torch.zeros(len(weight), device=weight.device)
+    errors = torch.zeros(len(weight), dtype=torch.float32, device=weight.device)
     for start in range(0, weight.shape[1], columns):
         inside, later = slice(start, start + columns), slice(start + columns, None)
         removed, added = _remove(weight[:, inside], gram[inside, inside], cost[:, inside].clone(), share)
@@ -44,7 +44,7 @@ def _remove(weight: Tensor, gram: Tensor, cost: Tensor, share: float) -> tuple[T
         The removed weights, [rows, columns], 0 where a weight is kept, and the sum of their costs, [rows].
     """
     removed = torch.zeros_like(weight)
-    errors = torch.zeros(len(weight), device=weight.device)
+    errors = torch.zeros(len(weight), dtype=torch.float32, device=weight.device)
     for _ in range(int(weight.shape[1] * share)):
         index = cost.argmin(dim=1, keepdim=True)
         errors += cost.gather(1, index).squeeze(1)

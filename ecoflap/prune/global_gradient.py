@@ -92,7 +92,7 @@ def mean_gradients(model: PrunableModel, batches: Sequence[dict[str, Tensor]]) -
     def keep(layer: Layer, gradient: Tensor, _: float) -> Tensor:
         return gradient.to(layer.weight.dtype).cpu()  # scaled, so that half precision holds it
 
-    sums = {layer.name: torch.zeros(layer.weight.shape) for layer in model.layers}
+    sums = {layer.name: torch.zeros(layer.weight.shape, dtype=torch.float32) for layer in model.layers}
     total = sum(samples_in(batch) for batch in batches)
     with quiet_forward(model.module):
         for batch in track(batches, "gradients", total=len(batches)):

@@ -142,26 +142,39 @@ def _prune_together(
     parts = [shards[layer].part for layer in layers] if shards[layers[0]].split else None
     counts = {layer.name: allocation.count(layer.name) for layer in layers}
     row_weights = {
-        layer.name: torch.tensor(allocation.row_weights[layer.name])[shards[layer].own]
+        layer.name: torch.tensor(allocation.row_weights[layer.name], dtype=torch.float32)[shards[layer].own]
         for layer in layers
         if layer.name in allocation.row_weights
     }
     results = solve_layers(layers, dense, statistic, pruner, counts, parts, row_weights)
-    pieces: dict[Layer, Piece] = {}
-    for layer, view, before, pruned in zip(layers, views, dense, results, strict=True):
-        stored = pruned.weight.to(view.dtype)
-        if not torch.isfinite(stored).all():
-            raise NumericalError(
-                f"{layer.name}: pruning made weights that are not finite in {view.dtype}; use more"
-                " calibration samples or a larger pruner.damping"
-            )
-        view.copy_(stored + 0.0)  # no negative zeros: a bitmask checkpoint would store them
-        energies = None
-        if statistic is not None and not statistic.assumed:
-            error = statistic.output_energy(view.float() - before.float())
-            energies = (statistic.output_energy(before), error)
-        pieces[layer] = Piece(pruned.mask.cpu(), energies, pruned.note)
+    pieces = {
+        layer: _piece(layer, before, pruned, statistic)
+        for layer, before, pruned in zip(layers, dense, results, strict=True)
+    }
+    for view, pruned in zip(views, results, strict=True):  # after all that may fail
+        # No negative zeros: a bitmask checkpoint would store them.
+        view.copy_(pruned.weight.to(view.dtype) + 0.0)
     return pieces
+
+
+def _piece(layer: Layer, dense: Tensor, pruned: Pruned, statistic: Statistic | None) -> Piece:
+    """What becomes of rows of a layer with weights [rows, cols], as its dtype holds them.
+
+    Raises:
+        NumericalError: if a weight is not finite.
+    """
+    dtype = layer.weight.dtype
+    stored = pruned.weight.to(dtype)
+    if not torch.isfinite(stored).all():
+        raise NumericalError(
+            f"{layer.name}: pruning made weights that are not finite in {dtype}; use more calibration samples"
+            " or a larger pruner.damping"
+        )
+    energies = None
+    if statistic is not None and not statistic.assumed:
+        error = statistic.output_energy(stored.float() - dense.float())
+        energies = (statistic.output_energy(dense), error)
+    return Piece(pruned.mask.cpu(), energies, pruned.note)
 
 
 def _compensated(

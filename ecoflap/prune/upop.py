@@ -108,7 +108,10 @@ class UPop(UPopOptions, ModelPruner):
         self, model: PrunableModel, samples: CalibrationSet, units: Sequence[Units], sparsity: float
     ) -> list[Tensor]:
         """Train with the multipliers in the forward pass; returns their last values, 0 or 1, [units] each."""
-        gates = [torch.ones(one.count, device=model.device, requires_grad=True) for one in units]
+        gates = [
+            torch.ones(one.count, dtype=torch.float32, device=model.device, requires_grad=True)
+            for one in units
+        ]
         updates = self.steps // self.interval
         learner = Learner(model)
         optimizer = torch.optim.AdamW(
@@ -171,7 +174,7 @@ def update(gates: Sequence[Tensor], units: Sequence[Units], removed: float, shar
         [one.kind for one in units],
     )
     for gate, chosen in zip(gates, choose(scores, units, removed), strict=True):
-        gate.copy_(torch.where(chosen, 1 - share, 1.0))
+        gate.fill_(1.0).masked_fill_(chosen, 1 - share)
         gate.grad = None
 
 

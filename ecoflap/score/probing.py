@@ -65,7 +65,9 @@ def _perturb(
             draws[draw] = directions.to(inputs.device)
         for first, draw, signs in runs:
             rows = slice(first * samples, (first + len(signs)) * samples)
-            steps = (eps * torch.tensor(signs, device=inputs.device)).repeat_interleave(samples)
+            steps = (eps * torch.tensor(signs, dtype=torch.float32, device=inputs.device)).repeat_interleave(
+                samples
+            )
             result[rows].addcmul_(inputs[rows] @ draws[draw].t(), steps.view(-1, *[1] * (result.ndim - 1)))
         return result.to(output.dtype)
 

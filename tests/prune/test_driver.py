@@ -143,6 +143,26 @@ def test_a_corrected_weight_that_half_precision_cannot_hold_names_the_layer() ->
         prune(model, data(), Growing(), uniform(model), 2)
 
 
+def test_an_error_in_the_measurement_leaves_the_weights_as_they_were() -> None:
+    class Failing(Gram):
+        measured = 0
+
+        def output_energy(self, weight: Tensor) -> float:
+            Failing.measured += 1
+            if Failing.measured == 4:  # two for each layer: in the second that reads this input
+                raise RuntimeError("out of memory")
+            return super().output_energy(weight)
+
+    class Measured(SparseGPT):
+        statistic = Failing
+
+    model = tiny.build("llama")
+    before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    with pytest.raises(RuntimeError, match="out of memory"):
+        prune(model, tiny.samples("llama"), Measured(), uniform(model), 2)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.module.state_dict().items())
+
+
 def test_output_that_overflows_names_the_block() -> None:
     model = toy()
     with torch.no_grad():

@@ -216,7 +216,8 @@ class RetrievalEvaluation:
             torch.tensor(
                 PredictionLog(prediction_log.file, [prediction_log.key, candidates]).run(
                     parts(pairs.tolist(), self.task.batch_size), look
-                )
+                ),
+                dtype=torch.float32,
             )
         )
         return logits[torch.searchsorted(pairs, by_image)], logits[torch.searchsorted(pairs, by_text)]

@@ -221,7 +221,9 @@ class EasyRetrieval(EasyRetrievalOptions, PictureTask):
                 model, [paths[row] for row, _ in part], [captions[c] for _, c in part]
             ).tolist(),
         )
-        scores[rows, columns] += 1e3 + finite(torch.tensor(logits))  # above all pairs that were not matched
+        scores[rows, columns] += 1e3 + finite(
+            torch.tensor(logits, dtype=torch.float32)
+        )  # above all pairs that were not matched
         return found | _recalls(scores, labels, "_match")
 
     def _closest(self, scores: Tensor) -> tuple[list[int], list[int]]:

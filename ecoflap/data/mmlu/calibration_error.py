@@ -48,4 +48,4 @@ def _gaps(confidence: Tensor, right: Tensor, bins: Tensor) -> tuple[Tensor, Tens
     every, place, sizes = bins.unique(return_inverse=True, return_counts=True)
     difference = right.double() - confidence.double()
     sums = torch.zeros(len(every), dtype=torch.double).index_add(0, place, difference)
-    return (sums / sizes).abs(), sizes / len(bins)
+    return (sums / sizes).abs(), sizes.double() / len(bins)

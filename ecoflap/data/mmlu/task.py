@@ -147,7 +147,8 @@ class MmluEvaluation:
                 lambda batch: finite(
                     self.interface.choose(model, [one.text for one in batch], LETTERS)
                 ).tolist(),
-            )
+            ),
+            dtype=torch.float32,
         )
         confidence, choice = found.double().softmax(dim=-1).max(dim=-1)
         right = [LETTERS[index] == one.answer for index, one in zip(choice.tolist(), self.asked, strict=True)]

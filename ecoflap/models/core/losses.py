@@ -112,7 +112,7 @@ def contrastive_loss(
     """
     one, other = (features.float().unflatten(0, (copies, -1)) for features in (first, second))
     logits = scale * one @ other.transpose(1, 2)  # [copies, samples, samples]
-    target = positives / positives.sum(dim=1, keepdim=True)
+    target = positives.float() / positives.sum(dim=1, keepdim=True)
     tables = (logits, logits.transpose(1, 2))
     for table in tables:
         collect(table)
