@@ -13,21 +13,21 @@ from tests.zoo.examine import Row
 
 INTRODUCTION = """# Architectures
 
-Made by `make zoo-table` with transformers {release}. {count} architectures were built tiny, with random weights,
-pruned to half by Wanda and SparseGPT, and scored by zeroth and first order. Each result was compared with a slow one
-that shares no code with the package's block runner: full forward passes of the whole model with hooks on its layers,
-weights moved for real, plain automatic differentiation. Equal means the same masks but for metrics that are equal to
-rounding, statistics that agree to 1e-4, and scores to 1e-3.
+`make zoo-table` made this page with transformers {release}. It built {count} architectures at a tiny size, with random weights,
+pruned half of their weights with Wanda and SparseGPT, and scored them by zeroth and first order. Each result was compared
+with a slow reference that shares no code with the package's block runner: full forward passes of the whole model with hooks
+on its layers, probes added to the weights themselves, and plain automatic differentiation. Equal means the same masks except
+where metrics are equal up to rounding, statistics that agree to 1e-4, and scores that agree to 1e-3.
 
-- **kind**: experts are decoders with routed experts; hybrid ones have state-space, linear-attention or convolution layers.
-- **layers**: the weight matrices that are pruned in a model of two to four blocks per tower.
-- **prunable**: of all weights in the blocks, the share that is in these layers. Each matrix of each expert is a layer.
-  Routers and convolutions are none.
-- **result**: equal; or refused, with the line that a run ends with. Where it says which layers to leave dense, they
-  were, and the rest was compared. Sound is given to no model, so towers that read it are left out.
+- **kind**: experts are decoders with routed experts; hybrid models have state-space, linear-attention or convolution layers.
+- **layers**: the number of weight matrices that are pruned, in a model of two to four blocks per tower.
+- **prunable**: the share of all weights in the blocks that these layers have. Each matrix of each expert is a layer;
+  routers and convolutions are not.
+- **result**: equal; or refused, with the error that ends a run. If the error names layers to leave dense, they were left
+  dense, and the rest was compared. Models get no sound as input, so towers that read sound are left out.
 
 {sums}
-{built}. Models of sound were not.
+{built}. Models of sound were not built.
 
 """
 ALL_BUILT = "Every model of transformers' image-text-to-text list was built"
