@@ -132,10 +132,14 @@ class Offloaded(Placement):
         return self._fetch(name)
 
     def _drop(self, coming: Coming | None) -> None:
-        """Forget a block that is on its way; an error in it is found again by whoever needs it."""
+        """Forget a block that is on its way; an error in it is found again by whoever needs it.
+
+        Its tensors are removed by hand, as the thread that has read them refers to them a little longer.
+        """
         if coming is not None:
             coming.dropped.set()
-            coming.found.exception()
+            if coming.found.exception() is None:
+                coming.found.result()[0].clear()
 
     def _fetch(self, name: str) -> Coming:
         """Send for a block."""
@@ -147,9 +151,9 @@ class Offloaded(Placement):
         return in_background(work) if self.slow else at_once(work)
 
     def _read(
-        self, name: str, room: Mapping[str, Tensor], dropped: threading.Event
+        self, name: str, room: dict[str, Tensor], dropped: threading.Event
     ) -> tuple[dict[str, Tensor], Any]:
-        """Read a block's weights, and copy each to the device.
+        """Read a block's weights, and copy each to the device, into the memory in ``room``, which is emptied.
 
         Raises:
             NumericalError: if a weight is not finite.
@@ -158,13 +162,14 @@ class Offloaded(Placement):
         found = {}
         for full, dtype in self.dtypes[name].items():
             if dropped.is_set():
+                room.clear()
                 break
             (tensor,) = self.source.read({full: dtype}).values()
             if name not in self._checked and not torch.isfinite(tensor).all():
                 raise NumericalError(
                     f"{full} holds NaN or infinite weights; the checkpoint is damaged, nothing was pruned"
                 )
-            found[full] = self._copies.send(tensor, room.get(full))
+            found[full] = self._copies.send(tensor, room.pop(full, None))
         else:
             self._checked.add(name)
         return found, self._copies.sent()
