@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ecoflap.api.padding import without_padding
 from ecoflap.api.readable import (
+    check_frames,
     check_gaps,
     check_ids,
     check_labels,
@@ -29,8 +30,13 @@ from ecoflap.models.loading.kinds import option_for_model
 
 RANKS = {"input_ids": 2, "inputs_embeds": 3, "pixel_values": 4, "input_features": 3, "input_values": 2}
 """Dimensions of a batch: of tokens, of pictures, of spectra by time, and of waves."""
-SPECTROGRAMS = {"audio-spectrogram-transformer": {"input_values": 3}, "clap": {"input_features": 4}}
-"""Likewise of models that read spectra as pictures."""
+RANKS_BY_TYPE = {
+    "audio-spectrogram-transformer": {"input_values": 3},
+    "clap": {"input_features": 4},
+    "siglip2": {"pixel_values": 3},
+    "siglip2_vision_model": {"pixel_values": 3},
+}
+"""Likewise of models that read spectra as pictures, or pictures as patches."""
 
 
 def samples_of(model: PrunableModel, item: Mapping[str, Any]) -> list[Sample]:
@@ -115,7 +121,7 @@ def _batched(model: PrunableModel, tensors: dict[str, Tensor]) -> dict[str, Tens
     """Add a batch dimension to the inputs of one sample."""
     name = _leading(tensors)
     kind = str(getattr(getattr(model.module, "config", None), "model_type", None))
-    if tensors[name].dim() >= {**RANKS, **SPECTROGRAMS.get(kind, {})}.get(name, 1):
+    if tensors[name].dim() >= {**RANKS, **RANKS_BY_TYPE.get(kind, {})}.get(name, 1):
         return tensors
     return {name: tensor[None] for name, tensor in tensors.items()}
 
@@ -135,6 +141,8 @@ def _finished(model: PrunableModel, sample: Sample) -> Sample:
         check_gaps(model, sample)
     if apart or (texts and _joins(model)) or language:
         check_targets(sample, apart)
+    if not texts and not apart:
+        check_frames(model, sample)
     sample = without_padding(sample, apart)
     if not texts:
         check_uncut(model, sample)

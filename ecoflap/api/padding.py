@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ecoflap.api.readable import MASKED, length_of
+from ecoflap.api.readable import MASKED, length_of, padding_mask
 from ecoflap.data.batch import Sample
 from ecoflap.errors import UserError
 from ecoflap.models.core.losses import IGNORED
@@ -47,20 +47,29 @@ def without_padding(sample: Sample, apart: bool) -> Sample:
     Raises:
         UserError: if all tokens are padding.
     """
-    kept, length = dict(sample), length_of(sample)
+    kept, length, mask = dict(sample), length_of(sample), padding_mask(sample)
     if apart:
         kept |= _targets_without_padding(sample)
-    mask = sample.get("attention_mask")
-    if mask is None or length is None or mask.shape != length or bool(mask.all()):
+    texts = "input_ids" in sample or "inputs_embeds" in sample
+    if not texts:
+        kept |= _patches_without_padding(sample)
+    if mask is None or length is None or bool(mask.all()):
         return kept
     real = mask.flatten().nonzero().flatten()
     if not len(real):
         raise UserError("a sample of the data is nothing but padding: its attention_mask is all zeros")
-    texts = "input_ids" in sample or "inputs_embeds" in sample
     for name in ALONG_TOKENS if texts else ALONG_OTHERS:
         if name in kept and kept[name].shape[: len(length)] == length and not (apart and name == "labels"):
             kept[name] = kept[name].index_select(len(length) - 1, real)
     return kept
+
+
+def _patches_without_padding(sample: Sample) -> Sample:
+    """The patches of a picture [patches, features] without padding, and their mask, if it is of patches."""
+    patches, mask = sample.get("pixel_values"), sample.get("pixel_attention_mask")
+    if patches is None or mask is None or mask.dim() != 1 or mask.shape != patches.shape[:-1]:
+        return {}
+    return {"pixel_values": patches[mask != 0], "pixel_attention_mask": mask[mask != 0]}
 
 
 def _targets_without_padding(sample: Sample) -> Sample:

@@ -84,6 +84,24 @@ def pix2struct() -> Any:
     return hf.Pix2StructForConditionalGeneration(config)
 
 
+def siglip2() -> Any:
+    vision = {**SIZE, "num_patches": 16, "patch_size": 2, "num_channels": 3}
+    return hf.Siglip2ForImageClassification(hf.Siglip2Config(vision_config=vision))
+
+
+def shaped() -> Rows:
+    """Patches of pictures of unequal shapes, whose mask is cut with them."""
+    shapes = [(2, 2), (3, 4), (1, 5)]
+    return [
+        {
+            "pixel_values": noise(rows * cols, 12),
+            "pixel_attention_mask": torch.ones(rows * cols).long(),
+            "spatial_shapes": torch.tensor([rows, cols]),
+        }
+        for rows, cols in shapes
+    ]
+
+
 def patches() -> Rows:
     """Flattened ones, which begin with their row and column; as Pix2Struct's processor returns them."""
     made = [torch.cat([torch.arange(2 * n).view(n, 2) % 5, noise(n, 12)], dim=1) for n in LENGTHS]
@@ -109,6 +127,10 @@ def written_loss(module: nn.Module, batch: Any, copies: int = 1) -> Tensor:
 def heard_loss(module: nn.Module, batch: Any, copies: int = 1) -> Tensor:
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     return module(**inputs).logits.square().mean(dim=(1, 2))
+
+
+def seen_loss(module: nn.Module, batch: Any, copies: int = 1) -> Tensor:
+    return module(**batch).logits.square().mean(dim=1)
 
 
 WAVES = [(100,), (400,), (160,)]
@@ -180,6 +202,76 @@ def test_a_padded_batch_is_pruned_as_its_samples_are(kind: str, side: str) -> No
     alone, together = found
     assert any(mask.any() and not mask.all() for mask in alone.values())
     assert not [layer for layer, mask in alone.items() if not torch.equal(mask, together[layer])]
+
+
+@pytest.mark.skipif(not hasattr(hf, "Siglip2ForImageClassification"), reason="a newer model")
+def test_a_padded_batch_of_patches_is_pruned_as_its_pictures_are() -> None:
+    found = []
+    for batch in (False, True):
+        torch.manual_seed(0)
+        rows, module = shaped(), siglip2().eval()
+        together = {
+            "spatial_shapes": torch.stack([row["spatial_shapes"] for row in rows]),
+            **{
+                name: filled([row[name] for row in rows], 0, 0, "right")
+                for name in ("pixel_values", "pixel_attention_mask")
+            },
+        }
+        found.append(masks(module, [together] if batch else rows, seen_loss))
+    alone, padded_together = found
+    assert any(mask.any() and not mask.all() for mask in alone.values())
+    assert not [layer for layer, mask in alone.items() if not torch.equal(mask, padded_together[layer])]
+
+
+class Own(nn.Module):
+    """Blocks whose masks may be of any meaning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.layers = nn.TransformerEncoder(block, 2).layers
+
+    def forward(self, states: Tensor | None = None, **others: Tensor) -> Tensor:
+        states = others["inputs_embeds"] if states is None else states
+        for layer in self.layers:
+            states = layer(states)
+        return states
+
+
+CAUSAL = torch.ones(5, 5).tril()
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        CAUSAL.bool(),
+        torch.where(CAUSAL == 1, 0.0, -1e9),
+        torch.zeros(5),
+        torch.tensor([0.0, 0, 0, -1e9, -1e9]),
+    ],
+)
+@pytest.mark.parametrize("name", ["states", "inputs_embeds"])
+def test_masks_of_one_s_own_model_that_mark_no_padding_are_as_given(name: str, mask: Tensor) -> None:
+    loss = lambda module, batch, copies=1: module(**batch).square().mean(dim=(1, 2))
+    given = {name: noise(1, 5, 8), "attention_mask": mask[None]}
+    (sample,) = ecoflap.calibrate(ecoflap.load(Own(), loss=loss), [given]).samples
+    assert torch.equal(sample[name], given[name][0])
+    assert torch.equal(sample["attention_mask"], mask)
+
+
+def test_a_mask_that_is_added_is_not_taken_for_padding_of_tokens() -> None:
+    given = {"inputs_embeds": noise(1, 5, 16), "labels": torch.ones(1, 5).long()}
+    added = torch.tensor([[0.0, 0.0, 0.0, -1e9, -1e9]])
+    refused(ecoflap.load(qwen3()), [{**given, "attention_mask": added}], "of ones and zeros in the shape [5]")
+
+
+def test_padding_of_a_wave_whose_frames_have_labels_is_refused() -> None:
+    module = hf.Wav2Vec2ForAudioFrameClassification(wav2vec2().config)
+    wave, mask = noise(1, 100), torch.tensor([1, 0]).repeat_interleave(50)[None]
+    given = {"input_values": wave, "labels": torch.zeros(1, 3, 2)}
+    model = ecoflap.load(module, loss=heard_loss)
+    assert len(ecoflap.calibrate(model, [given])) == 1
+    refused(model, [{**given, "attention_mask": mask}], "labels [3, 2]", "one by one, without padding")
 
 
 def test_a_mask_of_frames_stays_where_all_are_read() -> None:
