@@ -13,6 +13,8 @@ from typing import Any
 
 FEW = 12
 """The most choices that a message lists completely."""
+OPPOSITE = {"cpu", "gpu"}
+"""Names that are spelt alike, of which one is never meant by the other."""
 SEEDS = 2**32
 """One above the largest seed of NumPy's generators; torch's take more."""
 KINDS = {
@@ -125,8 +127,7 @@ def did_you_mean(asked: str, valid: Iterable[str], lister: str = "") -> str:
     names = list(dict.fromkeys(valid))
     if not names:
         return "there is nothing to choose from"
-    # One letter of three changes the meaning, as between cpu and gpu, and few choices are all listed.
-    close = similar(asked, names, least=0.7 if len(names) <= FEW and len(asked) <= 3 else 0.6)
+    close = similar(asked, names)
     question = (
         f"did you mean {' or '.join(filter(None, [', '.join(close[:-1]), close[-1]]))}? " if close else ""
     )
@@ -155,7 +156,11 @@ def similar(asked: str, names: Iterable[str], count: int = 3, least: float = 0.6
         least: how alike two names are at least, from 0 to 1.
     """
     wanted = asked.lower()
-    likeness = {name: SequenceMatcher(None, wanted, name.lower()).ratio() for name in names}
+    likeness = {
+        name: SequenceMatcher(None, wanted, name.lower()).ratio()
+        for name in names
+        if {wanted, name.lower()} != OPPOSITE
+    }
     if len(wanted) > 1:  # one of a name's words, in a short name before a long one
         likeness |= {
             name: max(value, 0.8 + value / 10) for name, value in likeness.items() if wanted in name.lower()

@@ -20,13 +20,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help=f"folder of a run, holding {RESULT} and the saved checkpoint")
     run = parser.parse_args(arguments).run
     if run.is_file():
-        return complain(f"{run} is a file; give its folder")
+        return complain(f"{run} is a file; give the folder of a run")
     from ecoflap.storage.results.verification import verify  # it imports torch
 
     try:
         differences = verify(run)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         return complain(f"cannot verify {run}: {error}")
+    except ValueError as error:
+        return complain(f"cannot verify {run}: {error}; give the folder of a run with model.save=true")
     show(run, differences)
     return 1 if differences else 0
 

@@ -47,7 +47,7 @@ CASES: list[Case] = [
     of("plan", "allocation=file", "allocation.path={tmp}/nowhere", says=("{tmp}/nowhere",)),
     of("plan", "--cfg", "job", says=("ecoflap run",)),
     of("verify", says=("run", "--help")),
-    of("verify", "{tmp}/nowhere", says=("{tmp}/nowhere", "give the folder of a run")),
+    of("verify", "{tmp}/nowhere", says=("{tmp}/nowhere", "give the folder of a finished run")),
     of("verify", "{tmp}/file", says=("{tmp}/file", "give the folder of a run")),
     of("verify", "{tmp}/run", says=("{tmp}/run", "give the folder of a run")),
     of("convert", "{tmp}/run", "{tmp}/out", says=("--to", "--help")),

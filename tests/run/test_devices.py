@@ -139,11 +139,13 @@ def test_the_fewest_devices() -> None:
 def test_the_command_says_it(
     tiny_llama: Path,
     text_file: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    (other := tmp_path / "other.txt").write_text(" ".join(reversed(text_file.read_text().split())))
     text = ["calibration=wikitext2", f"calibration.path={text_file}", "calibration.samples=4"]
     run = ["model=causal_lm", f"model.path={tiny_llama}", *text, "calibration.sequence_length=8"]
-    task = ["task=wikitext2", f"task.path={text_file}", "task.sequence_length=8", "tracking=none"]
+    task = ["task=wikitext2", f"task.path={other}", "task.sequence_length=8", "tracking=none"]
     assert command.main(["plan", *run, *task]) == 0
     assert "fits 1 x 16 GB (4 samples of 8 tokens, about)" in capsys.readouterr().out
     assert command.main(["plan", "model=t5_mini", "tracking=none"]) == 0

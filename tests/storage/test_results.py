@@ -360,7 +360,7 @@ def test_missing_shard_no_checkpoint_and_incomplete_layers_exit_with_two(
     said = capsys.readouterr().err
     assert said == f"error: cannot verify {run}: it saved no checkpoint; run it again with model.save=true\n"
     assert main([str(run / "result.json")]) == 2
-    assert capsys.readouterr().err == f"error: {run / 'result.json'} is a file; give its folder\n"
+    assert capsys.readouterr().err == f"error: {run / 'result.json'} is a file; give the folder of a run\n"
 
 
 def test_bad_usage_exits_with_two() -> None:
