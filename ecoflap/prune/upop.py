@@ -122,7 +122,7 @@ class UPop(UPopOptions, ModelPruner):
             stack.callback(model.module.eval)
             for one, gate in zip(units, gates, strict=True):
                 stack.enter_context(one.gated(gate))
-            model.module.train()
+            learner.train()
             batches = track(self._batches(model, samples), "search", total=self.steps)
             for step, batch in enumerate(batches, start=1):
                 loss = learner(**batch)
