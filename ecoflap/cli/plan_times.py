@@ -63,7 +63,7 @@ def show_times(plan: Plan, shapes: PrunableModel | None) -> float | None:
 
 
 def _measured(plan: Plan, model: PrunableModel) -> dict[str, float]:
-    """Seconds of each step, about, after the checks that a run makes before its first step.
+    """Seconds of each step, about, after a run's checks of its calibration set, its tasks and its schedule.
 
     Raises:
         UserError: if the data or the model can't be used.
@@ -76,4 +76,6 @@ def _measured(plan: Plan, model: PrunableModel) -> dict[str, float]:
         alone = replace(plan, store=replace(plan.store, mode="off"))
         refuse_overlap(prepare.calibrate(alone, model, state), evaluations)
         prepare.check_capture(plan, model, state)
+    if not plan.finetuner_trains:  # the training split may be large
+        prepare.check_schedule(plan, model, state)
     return step_times(plan, model, list(evaluations.values()), state.calibration)
