@@ -24,6 +24,6 @@ class Uneven(Allocator):
         if pruner.rule.n_of_m is not None:
             raise UserError(
                 f"allocation={self.name}: pruner.mask={pruner.rule.name} fixes every layer's sparsity, so"
-                " there is nothing to allocate; leave allocation and score out (auto takes the uniform one),"
-                f" or use pruner.mask=n:{pruner.rule.n_of_m[1]}"
+                " there is nothing to allocate; use allocation=auto score=auto, which are uniform then,"
+                f" or pruner.mask=n:{pruner.rule.n_of_m[1]}"
             )

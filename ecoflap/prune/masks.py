@@ -98,8 +98,8 @@ class MaskRule:
             )
         if uneven:
             raise UserError(
-                f"pruner.mask={self.name} fixes every layer's sparsity: there is nothing to allocate; leave"
-                f" allocation and score out (auto takes the uniform one), or use pruner.mask=n:{m}"
+                f"pruner.mask={self.name} fixes every layer's sparsity: there is nothing to allocate; use"
+                f" allocation=auto score=auto, which are uniform then, or pruner.mask=n:{m}"
             )
 
     def check_layers(self, layers: Sequence[Layer]) -> None:

@@ -30,7 +30,7 @@ Run = Callable[..., Result]
         (["pruner.mask=4:2"], ["pruner.mask=4:2"]),
         (["pruner=sparsegpt", "pruner.mask=row"], ["pruner.mask=row", "matrix"]),
         (["pruner.mask=2:4"], ["pruner.mask=2:4", "sparsity=0.5"]),
-        (["pruner.mask=2:4", "sparsity=0.5"], ["score=none"]),
+        (["pruner.mask=2:4", "sparsity=0.5"], ["use allocation=auto score=auto"]),
         (["pruner.mask=3:5", "sparsity=0.4", "score=none"], ["pruner.mask=3:5", "16 columns"]),
         (["towers=[vision]"], ["vision", "language"]),
         (["skip_layers=[layers.7]"], ["layers.7", "matches none"]),

@@ -6,19 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
 import ecoflap
 from ecoflap.errors import UserError
 from ecoflap.models.families.language.choices import told_apart
 
+needs_llama = pytest.mark.skipif(not hasattr(hf, "LlamaConfig"), reason="a newer model")
 LETTERS = ("A", "B", "C", "D")
 TEXTS = ["Q one\nAnswer:", "Another question\nAnswer:"]
 SPACE = "\u0120"
@@ -44,7 +40,7 @@ def tokenizer(
 
 def llama(words: PreTrainedTokenizerFast) -> Any:
     torch.manual_seed(0)
-    config = LlamaConfig(
+    config = hf.LlamaConfig(
         vocab_size=len(words),
         hidden_size=16,
         intermediate_size=24,
@@ -52,10 +48,11 @@ def llama(words: PreTrainedTokenizerFast) -> Any:
         num_attention_heads=2,
         num_key_value_heads=2,
     )
-    return ecoflap.load(LlamaForCausalLM(config), words)
+    return ecoflap.load(hf.LlamaForCausalLM(config), words)
 
 
 @torch.no_grad()
+@needs_llama
 @pytest.mark.parametrize(
     ("around", "letters", "behind"),
     [("$A", LETTERS, ""), ("<s> $A", LETTERS, ""), ("$A </s>", LETTERS, ""), ("$A", (), " ")],
@@ -89,6 +86,7 @@ def test_an_encoder_decoder_compares_the_letters(around: str, start: list[int]) 
         assert len(set(row.tolist())) == 4
 
 
+@needs_llama
 def test_letters_that_a_tokenizer_does_not_know_are_refused() -> None:
     words = tokenizer("$A </s>", (), sorted(set(pre_tokenizers.ByteLevel.alphabet()) - {"C", "D"}))
     model = llama(words)

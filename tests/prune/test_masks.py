@@ -63,7 +63,7 @@ def test_contradicting_sparsity_and_the_value_that_is_offered(rule: str, right: 
 
 
 def test_nothing_to_allocate() -> None:
-    with pytest.raises(UserError, match="there is nothing to allocate; leave allocation and score out"):
+    with pytest.raises(UserError, match="there is nothing to allocate; use allocation=auto score=auto"):
         MaskRule.parse("2:4", ()).check(0.5, uneven=True)
     MaskRule.parse("row", ("row",)).check(0.6, uneven=True)
 

@@ -80,6 +80,6 @@ CASES = [
         "score=LayerNorms",
         "pruner.mask=2:4",
         "sparsity=0.5",
-        says=("pruner.mask=2:4 fixes every layer's sparsity", "leave allocation and score out"),
+        says=("pruner.mask=2:4 fixes every layer's sparsity", "use allocation=auto score=auto"),
     ),
 ]

@@ -232,7 +232,7 @@ PARTS: list[Case] = [
     Case(("pruner.mask=2:4",), ("pruner.mask=2:4 removes 0.5", "set sparsity=0.5")),
     Case(
         ("score=zeroth_order", "pruner.mask=2:4", "sparsity=0.5"),
-        ("pruner.mask=2:4 fixes every layer's sparsity", "leave allocation and score out"),
+        ("pruner.mask=2:4 fixes every layer's sparsity", "use allocation=auto score=auto"),
     ),
     Case(("pruner.mask=3:5", "sparsity=0.4", "score=none"), ("pruner.mask=3:5", "32 columns", "skip_layers")),
     Case(("pruner=sparsegpt", "pruner.mask=row"), ("pruner.mask=row is not known", "matrix")),
