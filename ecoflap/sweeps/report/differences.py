@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from ecoflap.sweeps.report.item_scores import ItemScores, read_item_scores
 from ecoflap.sweeps.report.methods import Method
-from ecoflap.sweeps.report.metrics import Measured, MetricTable, statistics
-from ecoflap.sweeps.report.paired import interval, uniform_beside
+from ecoflap.sweeps.report.metrics import Measured, MetricTable
+from ecoflap.sweeps.report.paired import difference, interval, mean_difference, uniform_beside
 from ecoflap.sweeps.report.runs import SWEEP
 
 RESAMPLES = 2000
@@ -131,8 +131,8 @@ def _difference(
     """The mean difference of pairs, and the interval that their resamples or else their spread give."""
     if not pairs:
         return None
-    values = [mine - other for mine, other in pairs]
-    mean = statistics(values)[0]
+    values = [difference(*pair) for pair in pairs]
+    mean = mean_difference(values)
     if not math.isfinite(mean):
         return Difference(mean)
     if len(drawn) == len(pairs):

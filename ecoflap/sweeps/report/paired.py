@@ -187,8 +187,8 @@ def markdown(found: Sequence[Row]) -> Iterator[str]:
     yield _line(["---"] * 5 + ["---:"] * 4 + ["---", "---:"])
     order = sorted(found, key=lambda row: (row.table.model, row.table.name, row.sparsity, row.method.order))
     for row in order:
-        differences = [_difference(*pair) for pair in zip(row.figures, row.uniform, strict=True)]
-        mean, half = _mean(differences), interval(differences)
+        differences = [difference(*pair) for pair in zip(row.figures, row.uniform, strict=True)]
+        mean, half = mean_difference(differences), interval(differences)
         yield _line(
             [
                 row.table.model,
@@ -206,12 +206,12 @@ def markdown(found: Sequence[Row]) -> Iterator[str]:
         )
 
 
-def _difference(figure: float, uniform: float) -> float:
+def difference(figure: float, uniform: float) -> float:
     """The difference of two figures; exactly zero if they differ by rounding only."""
     return 0.0 if figure != uniform and math.isclose(figure, uniform, rel_tol=ROUNDING) else figure - uniform
 
 
-def _mean(differences: Sequence[float]) -> float:
+def mean_difference(differences: Sequence[float]) -> float:
     """The mean difference; exactly zero if the differences cancel but for rounding."""
     mean = statistics(differences)[0]
     cancelled = math.isfinite(mean) and abs(mean) <= ROUNDING * max(map(abs, differences))
@@ -219,7 +219,7 @@ def _mean(differences: Sequence[float]) -> float:
 
 
 def _verdict(differences: Sequence[float], smaller_is_better: bool) -> str:
-    mean, half = _mean(differences), interval(differences)
+    mean, half = mean_difference(differences), interval(differences)
     if len(differences) == 1:
         return "one seed"
     if half is None and not (math.isinf(mean) and all(map(math.isinf, differences))):

@@ -216,6 +216,10 @@ def test_rounding_is_no_difference(
     write(tmp_path, uniform)
     write(tmp_path, figures, "in_context")
     assert table(tmp_path, capsys)[0][8:10] == shown
+    sections = make_sections(read_runs(tmp_path))
+    (of_page,) = (one.uniform for one in rows_of(make_tables(sections)[0]) if one.method.score != "none")
+    assert of_page is not None
+    assert of_page.mean == 0
 
 
 def test_without_uniform_runs_there_is_nothing_to_pair(
