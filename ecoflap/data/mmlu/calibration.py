@@ -91,23 +91,33 @@ def read_subjects(folder: str | None, split: str, option: str) -> dict[str, list
     return subjects
 
 
-def require_shots(
+def read_with_shots(
+    folder: str | None, split: str, shots: int, option: str
+) -> tuple[dict[str, list[Question]], dict[str, list[Question]]]:
+    """The questions of the dev split, which are the answered examples, and those of a split, by subject.
+
+    Args:
+        folder: the folder of the splits; None for the hub.
+        split: of the questions to ask.
+        shots: answered examples per question; without any, the dev split is not read.
+        option: the config group of the part, for messages.
+
+    Raises:
+        UserError: if questions are missing or damaged, or a subject has no answered examples.
+    """
+    dev = read_subjects(folder, "dev", option) if shots else {}
+    subjects = read_subjects(folder, split, option)
+    if shots:
+        _require_shots(folder, subjects, dev, option)
+    return dev, subjects
+
+
+def _require_shots(
     folder: str | None,
     subjects: Mapping[str, Sequence[Question]],
     dev: Mapping[str, Sequence[Question]],
     option: str,
 ) -> None:
-    """Refuse a subject without questions of the dev split, which are the answered examples.
-
-    Args:
-        folder: the folder of the splits; None for the hub.
-        subjects: the questions to ask by subject.
-        dev: the questions of the dev split by subject.
-        option: the config group of the part, for messages.
-
-    Raises:
-        UserError: if there is such a subject.
-    """
     for subject, questions in subjects.items():
         if questions and not dev.get(subject):
             place = f"{HUB} (dev)" if folder is None else f"{folder}/dev/{subject}_dev.csv"
@@ -165,7 +175,7 @@ class Mmlu(MmluCalibrationOptions):
         Raises:
             UserError: if questions are missing or damaged.
         """
-        self.subjects(group)
+        read_with_shots(self.path, self.split, self.shots, group)
 
     def check_model(self, model: PrunableModel) -> None:
         """Refuse a model that reads no text with a target.
@@ -175,19 +185,6 @@ class Mmlu(MmluCalibrationOptions):
         """
         require_encoder(model, f"calibration={self.name}", pictures=False)
 
-    def subjects(self, group: str) -> tuple[dict[str, list[Question]], dict[str, list[Question]]]:
-        """The questions for shots and the questions to draw from, by subject.
-
-        Raises:
-            UserError: if they are missing or damaged.
-        """
-        subjects = read_subjects(self.path, self.split, group)
-        if not self.shots:
-            return {}, subjects
-        dev = read_subjects(self.path, "dev", group)
-        require_shots(self.path, subjects, dev, group)
-        return dev, subjects
-
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw questions over all subjects.
 
@@ -195,7 +192,7 @@ class Mmlu(MmluCalibrationOptions):
             UserError: if there are no questions, or the model reads no text with a target.
         """
         self.check_model(model)
-        dev, subjects = self.subjects("calibration")
+        dev, subjects = read_with_shots(self.path, self.split, self.shots, "calibration")
         questions = [(subject, question) for subject, all_of_it in subjects.items() for question in all_of_it]
         chosen = [questions[index] for index in draw(len(questions), self.samples, seed)]
         shots = [  # split=dev has the question itself among them

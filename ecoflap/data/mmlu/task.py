@@ -9,14 +9,7 @@ from typing import Any
 
 import torch
 
-from ecoflap.data.mmlu.calibration import (
-    LETTERS,
-    Question,
-    prompt,
-    question_sources,
-    read_subjects,
-    require_shots,
-)
+from ecoflap.data.mmlu.calibration import LETTERS, Question, prompt, question_sources, read_with_shots
 from ecoflap.data.mmlu.calibration_error import expected_calibration_error, rms_calibration_error
 from ecoflap.data.mmlu.categories import GROUPS
 from ecoflap.data.mmlu.options import MmluTaskOptions
@@ -65,11 +58,7 @@ class Mmlu(MmluTaskOptions):
         Raises:
             UserError: if they are missing or damaged.
         """
-        dev = read_subjects(self.path, "dev", group) if self.shots else {}
-        test = read_subjects(self.path, "test", group)
-        if self.shots:
-            require_shots(self.path, test, dev, group)
-        return dev, test
+        return read_with_shots(self.path, "test", self.shots, group)
 
     def load(self, model: PrunableModel) -> MmluEvaluation:
         """Read the questions and write the prompts.
