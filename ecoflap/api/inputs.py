@@ -133,13 +133,14 @@ def _finished(model: PrunableModel, sample: Sample) -> Sample:
         check_ids(model, sample["input_ids"])
     config = getattr(model.module, "config", None)
     apart = bool(getattr(config, "is_encoder_decoder", False))
-    language = texts and not apart and not _joins(model) and _continues_text(model)
+    joins = texts and _joins(model)
+    language = texts and not apart and not joins and _continues_text(model)
     if language:
         check_mask(model, sample)
     # Of BLIP-2, the padding of a text may stand between its picture's tokens and its own.
-    if not (texts and _joins(model)) or "position_ids" in sample:
+    if not joins or "position_ids" in sample:
         check_gaps(model, sample)
-    if apart or (texts and _joins(model)) or language:
+    if apart or joins or language:
         check_targets(sample, apart)
     if not texts and not apart:
         check_frames(model, sample)

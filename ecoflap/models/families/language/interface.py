@@ -63,8 +63,8 @@ class LanguageInterface:
             UserError: if the tokenizer doesn't tell the choices apart by one token.
         """
         module: Any = model.module
-        written = ([self.tokens(f"{text} {choice}") for choice in choices] for text in texts)
-        rows, apart = zip(*(told_apart(self.tokenizer, one, choices) for one in written), strict=True)
+        answered = ([self.tokens(f"{text} {choice}") for choice in choices] for text in texts)
+        rows, apart = zip(*(told_apart(self.tokenizer, one, choices) for one in answered), strict=True)
         ids, mask = (tensor.to(model.device) for tensor in _padded(rows, "right"))
         logits = module(input_ids=ids, attention_mask=mask, use_cache=False).logits
         last = (
