@@ -9,7 +9,6 @@ from ecoflap.console.startup import reuse_freed_memory
 from ecoflap.console.tables import table
 from ecoflap.console.telemetry import free_memory
 from ecoflap.errors import UserError
-from ecoflap.evaluate.overlap import refuse_overlap
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.run.plan import Plan
@@ -70,11 +69,8 @@ def _measured(plan: Plan, model: PrunableModel) -> dict[str, float]:
         NumericalError: if a NaN or an infinity appears.
     """
     state = RunState("")
-    tasks = plan.tasks if "evaluate" in plan.steps else {}
-    evaluations = {name: task.load(model) for name, task in tasks.items()}
+    evaluations = prepare.read_data(replace(plan, store=replace(plan.store, mode="off")), model, state)
     if "calibrate" in plan.steps:
-        alone = replace(plan, store=replace(plan.store, mode="off"))
-        refuse_overlap(prepare.calibrate(alone, model, state), evaluations)
         prepare.check_capture(plan, model, state)
     if not plan.finetuner_trains:  # the training split may be large
         prepare.check_schedule(plan, model, state)

@@ -114,10 +114,8 @@ def inspect(config: DictConfig) -> None:
 def _work(plan: Plan, device: torch.device, tracker: Tracker, pace: RunPace) -> tuple[Result, RunState]:
     """Run the steps; a run is complete once ``result.json`` exists, which is written last."""
     model, state = prepare.load(plan, device)
-    tasks = plan.tasks if "evaluate" in plan.steps else {}
-    evaluations = {name: task.load(model) for name, task in tasks.items()}
+    evaluations = prepare.read_data(plan, model, state)
     if "calibrate" in plan.steps:
-        refuse_overlap(prepare.calibrate(plan, model, state), evaluations)
         prepare.show_memory(plan, model, state)
         prepare.check_capture(plan, model, state)
     if evaluations and (training := prepare.trained_on(plan, model, state)) is not None:

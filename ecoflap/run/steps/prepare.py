@@ -12,6 +12,8 @@ import torch
 from ecoflap.console.telemetry import measure
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
+from ecoflap.evaluate.overlap import refuse_overlap
+from ecoflap.evaluate.protocol import Evaluation
 from ecoflap.finetune.options import ScheduleOptions
 from ecoflap.finetune.training_set import read_everything, split_of
 from ecoflap.models.core.prunable import PrunableModel
@@ -55,6 +57,19 @@ def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, RunState]:
     if plan.finetuner is not None:
         plan.finetuner.check_model(model)
     return model, RunState(fingerprint, costs)
+
+
+def read_data(plan: Plan, model: PrunableModel, state: RunState) -> dict[str, Evaluation]:
+    """Load the tasks that the run measures, and draw the calibration set.
+
+    Raises:
+        UserError: if the data can't be used, or a task reads what the model is calibrated with.
+    """
+    tasks = plan.tasks if "evaluate" in plan.steps else {}
+    evaluations = {name: task.load(model) for name, task in tasks.items()}
+    if "calibrate" in plan.steps:
+        refuse_overlap(calibrate(plan, model, state), evaluations)
+    return evaluations
 
 
 def calibrate(plan: Plan, model: PrunableModel, state: RunState) -> CalibrationSet:
