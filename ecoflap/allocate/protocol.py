@@ -168,3 +168,8 @@ class Allocator(Protocol):
         Raises:
             UserError: if no counts meet the target.
         """
+
+
+def coarse_stage(allocator: Allocator, scorer: str | None) -> str:
+    """What decides the sparsities of layers: the scorer, an allocator that takes no scores, or ``none``."""
+    return allocator.name if allocator.requires.scores == "none" else scorer or "none"

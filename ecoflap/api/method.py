@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 from ecoflap.allocate.allocation import Allocation
-from ecoflap.allocate.protocol import Allocator
+from ecoflap.allocate.protocol import Allocator, coarse_stage
 from ecoflap.api.parts import default, part
 from ecoflap.errors import UserError
 from ecoflap.prune.protocol import Pruner
@@ -46,8 +46,7 @@ class Method:
         """Whether layers get sparsities of their own."""
         if self.allocation is not None:
             return self.allocation.granularity != "model"
-        unscored = self.scorer is None and self.scores is None
-        return not unscored or (self.allocator is not None and self.allocator.requires.scores == "none")
+        return self.coarse != "none"
 
     @property
     def in_trials(self) -> bool:
@@ -63,13 +62,8 @@ class Method:
         """
         if self.pruner.allocates:
             return None
-        if self.scorer is not None:
-            return self.scorer.name
-        if self.scores is not None:
-            return self.scores.method
-        if self.allocator is None:
-            return None
-        return self.allocator.name if self.allocator.requires.scores == "none" else "none"
+        scorer = self.scorer.name if self.scorer is not None else getattr(self.scores, "method", None)
+        return scorer if self.allocator is None else coarse_stage(self.allocator, scorer)
 
     def to_config(self) -> dict[str, Any]:
         """The parts as in a run's config."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ecoflap.allocate.protocol import Allocator
+from ecoflap.allocate.protocol import Allocator, coarse_stage
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.console.tracking import Tracking
 from ecoflap.data.protocol import Calibration
@@ -95,7 +95,7 @@ class Plan:
     @property
     def uneven(self) -> bool:
         """Whether layers get sparsities of their own."""
-        return self.scorer is not None or self.allocator.requires.scores == "none"
+        return self.coarse != "none"
 
     @property
     def selection(self) -> Selection:
@@ -105,9 +105,7 @@ class Plan:
     @property
     def coarse(self) -> str:
         """What decides the sparsities of layers: the scorer, an allocation without scores, or none."""
-        if self.scorer is not None:
-            return self.scorer.name
-        return "none" if self.allocator.requires.scores != "none" else self.allocator.name
+        return coarse_stage(self.allocator, None if self.scorer is None else self.scorer.name)
 
     @property
     def name(self) -> str:
