@@ -22,7 +22,7 @@ from ecoflap.models.offload.placement import bytes_outside
 from ecoflap.prune.driver import prune
 from ecoflap.prune.wanda import Wanda
 from ecoflap.run.steps import memory
-from ecoflap.run.steps.memory import Workload, keep_states, memory_plan
+from ecoflap.run.steps.memory import Workload, keep_states, memory_needs
 from ecoflap.run.steps.sample_cost import sample_cost
 from tests.accelerator.conftest import in_child
 from tests.accelerator.state import Event, note, recording, storage
@@ -182,7 +182,7 @@ def test_hidden_states_stay_while_they_fit(folder: Path, tmp_path: Path, room: i
     def work() -> tuple[list[Event], list[int], int]:
         model = offloaded(folder, "cpu", tmp_path, "npy")
         cost = sample_cost(model, calibration)
-        (need,) = memory_plan(model, cost, Workload(pruner, 2, 1))
+        (need,) = memory_needs(model, cost, Workload(pruner, 2, 1))
         hidden = TOKENS.shape[1] * model.module.config.hidden_size * 4
         outside = bytes_outside(model.module, model.blocks)
         free = need.weights - outside + 2 * (need.states + need.work) + room * hidden

@@ -16,7 +16,7 @@ from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from ecoflap.run.instantiate import build
 from ecoflap.run.steps.devices import GB, cost_from_shapes, counts, devices_wanted, say_devices
-from ecoflap.run.steps.memory import Need, Workload, memory_plan, needs_without_data
+from ecoflap.run.steps.memory import Need, Workload, memory_needs, needs_without_data
 from ecoflap.run.steps.sample_cost import sample_cost
 from tests import tiny
 from tests.cli.conftest import ROOT, composed, text_file, tiny_llama  # noqa: F401 - two fixtures
@@ -115,7 +115,7 @@ def test_samples_are_split_and_nothing_else() -> None:
     model, calibration = tiny.build("llama"), tiny.samples("llama")
     cost = sample_cost(model, calibration)
     one, four = (
-        memory_plan(model, cost, Workload(SparseGPT(), 10, 2, devices=devices))[0] for devices in (1, 4)
+        memory_needs(model, cost, Workload(SparseGPT(), 10, 2, devices=devices))[0] for devices in (1, 4)
     )
     assert (one.states, four.states) == (10 * cost.states, 3 * cost.states)
     assert (one.weights, one.work) == (four.weights, four.work)

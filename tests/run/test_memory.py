@@ -28,7 +28,7 @@ from ecoflap.prune.reap import REAP
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.upop import UPop
 from ecoflap.prune.wanda import Wanda
-from ecoflap.run.steps.memory import Need, Workload, memory_plan, weights_in_use
+from ecoflap.run.steps.memory import Need, Workload, memory_needs, weights_in_use
 from ecoflap.run.steps.memory_table import show_needs, what_helps
 from ecoflap.run.steps.sample_cost import sample_cost
 from ecoflap.score.first_order import FirstOrder
@@ -67,7 +67,7 @@ def alive(work: Callable[[], object]) -> int:
 )
 def test_pruning(model: PrunableModel, pruner: Wanda) -> None:
     calibration = tokens(SAMPLES, 64, 256)
-    (need,) = memory_plan(model, sample_cost(model, calibration), Workload(pruner, SAMPLES, BATCH))
+    (need,) = memory_needs(model, sample_cost(model, calibration), Workload(pruner, SAMPLES, BATCH))
     allocation = WaterFilling()(model, None, 0.5)
     taken = alive(lambda: prune(model, calibration, pruner, allocation, BATCH))
     taken -= sum(
@@ -82,8 +82,8 @@ def test_pruning(model: PrunableModel, pruner: Wanda) -> None:
 def test_pruning_beside_the_dense_model(model: PrunableModel, size: int) -> None:
     calibration, pruner = tokens(SAMPLES, 64, 256), ADMM()
     cost = sample_cost(model, calibration)
-    (need,) = memory_plan(model, cost, Workload(pruner, SAMPLES, size, propagate="compensated"))
-    (alone,) = memory_plan(model, cost, Workload(pruner, SAMPLES, size, propagate="layer"))
+    (need,) = memory_needs(model, cost, Workload(pruner, SAMPLES, size, propagate="compensated"))
+    (alone,) = memory_needs(model, cost, Workload(pruner, SAMPLES, size, propagate="layer"))
     assert need.states == 2 * alone.states
     allocation = WaterFilling()(model, None, 0.5)
     taken = alive(lambda: prune(model, calibration, pruner, allocation, size, propagate="compensated"))
@@ -103,7 +103,7 @@ def test_pruning_beside_the_dense_model(model: PrunableModel, size: int) -> None
 )
 def test_scoring(model: PrunableModel, scorer: FirstOrder) -> None:
     calibration = tokens(SAMPLES, 64, 256)
-    need, _ = memory_plan(model, sample_cost(model, calibration), Workload(Wanda(), SAMPLES, BATCH, scorer))
+    need, _ = memory_needs(model, sample_cost(model, calibration), Workload(Wanda(), SAMPLES, BATCH, scorer))
     taken = alive(lambda: scorer(model, calibration, 0))
     assert taken / 2 < need.states + need.work < 2 * taken
 
@@ -121,7 +121,7 @@ def test_scoring(model: PrunableModel, scorer: FirstOrder) -> None:
 def test_allocating_in_trials(model: PrunableModel, allocator: Allocator, pruner: LayerPruner) -> None:
     calibration = tokens(SAMPLES, 64, 256)
     cost = sample_cost(model, calibration)
-    need, _ = memory_plan(model, cost, Workload(pruner, SAMPLES, BATCH, allocating=allocator.footprint))
+    need, _ = memory_needs(model, cost, Workload(pruner, SAMPLES, BATCH, allocating=allocator.footprint))
     context = Context(pruner, calibration, BATCH, 0)
     taken = alive(lambda: allocator(model, None, 0.6, context))
     assert taken / 2 < need.states + need.work < 2 * taken
@@ -133,7 +133,7 @@ def test_statistics_of_trials_are_on_the_cpu_with_an_offloaded_model(model: Prun
     placement.kind, placement.device = "cpu", torch.device("cuda")
     offloaded = replace(model, placement=placement)
     work = Workload(SparseGPT(), SAMPLES, BATCH, allocating=InContext().footprint)
-    whole, part = (memory_plan(one, cost, work)[0] for one in (model, offloaded))
+    whole, part = (memory_needs(one, cost, work)[0] for one in (model, offloaded))
     squares = sum(layer.shape[1] ** 2 for block in model.blocks[1:] for layer in block.layers)
     assert whole.work - part.work >= 4 * squares
 
@@ -142,7 +142,7 @@ def test_the_allocators_own_batch_size_counts(model: PrunableModel) -> None:
     calibration = tokens(SAMPLES, 64, 256)
     cost = sample_cost(model, calibration)
     works = (Workload(Wanda(), SAMPLES, allocating=InContext(batch_size=size).footprint) for size in (1, 8))
-    small, large = (memory_plan(model, cost, work)[0] for work in works)
+    small, large = (memory_needs(model, cost, work)[0] for work in works)
     assert small.work < large.work
     assert "allocation.batch_size" in what_helps(large, "none")
 
@@ -152,7 +152,7 @@ def test_the_plan_uses_the_pruners_own_batch_size(model: PrunableModel, pruner: 
     calibration = tokens(SAMPLES, 64, 256)
     cost = sample_cost(model, calibration)
     small, large = (
-        memory_plan(model, cost, Workload(pruner(batch_size=size), SAMPLES, BATCH))[0]  # type: ignore[call-arg]
+        memory_needs(model, cost, Workload(pruner(batch_size=size), SAMPLES, BATCH))[0]  # type: ignore[call-arg]
         for size in (1, 8)
     )
     assert small.work < large.work
@@ -165,7 +165,7 @@ def test_half_precision_is_scored_in_fp32(probe: str) -> None:
     whole, half, calibration = llama(128, 4), llama(128, 4), tokens(SAMPLES, 64, 256)
     half.module.bfloat16()
     needs = [
-        memory_plan(model, sample_cost(model, calibration), Workload(Wanda(), SAMPLES, BATCH, scorer))
+        memory_needs(model, sample_cost(model, calibration), Workload(Wanda(), SAMPLES, BATCH, scorer))
         for model in (whole, half)
     ]
     assert needs[1][0].weights == needs[0][0].weights == 2 * needs[1][1].weights
@@ -180,7 +180,7 @@ def test_every_family_is_counted(family: str) -> None:
     assert min(cost.states, cost.outputs) > 0
     assert 0 < cost.block <= cost.forward
     assert weights_in_use(model) == sum(parameter.nbytes for parameter in model.module.parameters())
-    assert memory_plan(model, cost, Workload(GlobalMagnitude(), 5, 2))[0].work > 0
+    assert memory_needs(model, cost, Workload(GlobalMagnitude(), 5, 2))[0].work > 0
 
 
 def test_a_plan_that_does_not_fit_says_what_helps(

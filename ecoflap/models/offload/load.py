@@ -183,7 +183,7 @@ def _move_rest(module: nn.Module, offloaded: set[int], device: torch.device) -> 
             tensor.data = tensor.data.to(device)
 
 
-def memory_plan(model: PrunableModel) -> list[tuple[str, int]]:
+def weight_sizes(model: PrunableModel) -> list[tuple[str, int]]:
     """Bytes of weights in memory at a time, by what they are for."""
     blocks, outside = block_bytes(model.blocks), bytes_outside(model.module, model.blocks)
     largest = max(blocks)
@@ -197,7 +197,7 @@ def memory_plan(model: PrunableModel) -> list[tuple[str, int]]:
 
 def show_weights(model: PrunableModel, title: str) -> None:
     """Print the bytes of a model's weights: all, and those in memory at a time if blocks are offloaded."""
-    rows = [(what, f"{size / 2**20:,.1f} MiB") for what, size in memory_plan(model)]
+    rows = [(what, f"{size / 2**20:,.1f} MiB") for what, size in weight_sizes(model)]
     table(title, ["what", "size"], rows)
 
 
@@ -211,7 +211,7 @@ def show_plan(kind: str, model: PrunableModel, device: torch.device) -> bool:
         UserError: if not even one block at a time fits on the device.
     """
     show_weights(model, f"memory (runtime.offload={kind}, on {device})")
-    both, free = dict(memory_plan(model))["weights in use"], free_memory(device)
+    both, free = dict(weight_sizes(model))["weights in use"], free_memory(device)
     needed = both - (AT_A_TIME - 1) * max(block_bytes(model.blocks))
     if needed > free:
         raise UserError(

@@ -84,7 +84,7 @@ class Workload:
         return cls(plan.pruner, samples, config.batch_size, plan.scoring, plan.allocating, config.propagate)
 
 
-def memory_plan(model: PrunableModel, cost: SampleCost, work: Workload) -> list[Need]:
+def memory_needs(model: PrunableModel, cost: SampleCost, work: Workload) -> list[Need]:
     """How much memory scoring, allocating and pruning will need on each device.
 
     Processes that share the samples have the same weights and statistics on their devices; where they share
@@ -224,4 +224,4 @@ def needs_without_data(
         work: the parts, and what they read.
         cost: bytes of activations of one sample; by default none, which leaves weights and statistics.
     """
-    return memory_plan(replace(model, placement=Planned(offload, device)), cost, work)
+    return memory_needs(replace(model, placement=Planned(offload, device)), cost, work)

@@ -26,7 +26,7 @@ from ecoflap.run.plan import Plan, few_samples
 from ecoflap.run.show import show_model
 from ecoflap.run.state import RunState
 from ecoflap.run.steps.keys import computed_by
-from ecoflap.run.steps.memory import Workload, keep_states, memory_plan
+from ecoflap.run.steps.memory import Workload, keep_states, memory_needs
 from ecoflap.run.steps.memory_table import show_needs
 from ecoflap.run.steps.sample_cost import sample_cost
 from ecoflap.run.stored_calibration import stored_calibration
@@ -121,7 +121,7 @@ def show_memory(plan: Plan, model: PrunableModel, state: RunState) -> None:
     """Print how much memory scoring and pruning will need."""
     assert state.calibration is not None
     cost, work = sample_cost(model, state.calibration), Workload.of(plan, len(state.calibration))
-    needs = memory_plan(model, cost, work)
+    needs = memory_needs(model, cost, work)
     show_needs(model, keep_states(model, needs))
 
 
