@@ -151,7 +151,7 @@ def _in_memory(model: PrunableModel, given: Any, amount: Amount, seed: int) -> C
         return _chats(model, data, amount)
     if not isinstance(model.interface, Encodes):
         return _windows(model, data, amount, seed)
-    if data.form == "texts" and not getattr(model.interface, "sees", False):
+    if data.form == "texts" and not model.sees:
         return _prefixes(model, data, amount, seed)
     if data.form == "texts":
         raise UserError(
@@ -230,9 +230,8 @@ def _examples(model: PrunableModel, rows: Sequence[Mapping[str, Any]]) -> Calibr
     """Encode raw examples with the model's interface."""
     captioned = not isinstance(model.interface, Answers)
     examples = [example(row, captioned) for row in rows]
-    sees = bool(getattr(model.interface, "sees", False))
     for number, one in enumerate(examples):
-        if sees and one.image is None:
+        if model.sees and one.image is None:
             raise UserError(f"{model.name} reads pictures, and example {number} of the data has no image")
         require_target(model, one, f"example {number} of the data ({', '.join(map(str, rows[number]))})")
     files = [one.image for one in examples if not isinstance(one.image, ImageInMemory)]

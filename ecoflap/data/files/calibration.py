@@ -15,15 +15,7 @@ from ecoflap.data.example import Example
 from ecoflap.data.files import json_rows, parquet, webdataset
 from ecoflap.data.files.chat import conversation, has_chat
 from ecoflap.data.files.columns import COLUMNS, example
-from ecoflap.data.files.fitting import (
-    encode_fitting,
-    files_of,
-    fitting,
-    images_of,
-    is_text,
-    require_reader,
-    sees,
-)
+from ecoflap.data.files.fitting import encode_fitting, files_of, fitting, images_of, is_text, require_reader
 from ecoflap.data.files.names import KINDS, named
 from ecoflap.data.files.options import ChatOptions, ParquetOptions, RowsOptions, WebDatasetOptions
 from ecoflap.data.files.pictures import IN_ROW, Locate, locate, look_up
@@ -73,12 +65,12 @@ class RowsCalibration(RowsOptions, ABC):
         """
         require_reader(model, f"calibration={self.name}")
         first = self.first()
-        if images_of(first) and not sees(model):
+        if images_of(first) and not model.sees:
             raise UserError(
                 f"calibration={self.name}: its rows show pictures, and {model.name} reads only text; choose"
                 " another model, or give rows without pictures"
             )
-        if is_text(first) and sees(model):
+        if is_text(first) and model.sees:
             raise UserError(
                 f"calibration={self.name}: its rows are texts, and {model.name} reads pictures; give rows"
                 " with an image and an answer or caption, or choose another calibration"
@@ -184,7 +176,7 @@ class RowsCalibration(RowsOptions, ABC):
         blind = 0
         for row in self._shuffled(rows, seed):
             one = fitting(model, self.parsed(row, locate), f"calibration={self.name}", row.where)
-            if sees(model) and not images_of(one):
+            if model.sees and not images_of(one):
                 blind += 1
                 continue
             found.append(one)

@@ -30,11 +30,6 @@ def files_of(rows: Iterable[Example | Conversation]) -> list[str]:
     return [image for row in rows for image in images_of(row) if not isinstance(image, ImageInMemory)]
 
 
-def sees(model: PrunableModel) -> bool:
-    """Whether the model reads pictures."""
-    return bool(getattr(model.interface, "sees", False))
-
-
 def is_text(row: Example | Conversation) -> bool:
     """Whether a row is a text without anything else."""
     return isinstance(row, Example) and not (row.target or row.image) and row.label is None
@@ -55,7 +50,7 @@ def fitting(
         UserError: if the row shows pictures to a model that reads only text, or has nothing that the model
             should write.
     """
-    if images_of(row) and not sees(model):
+    if images_of(row) and not model.sees:
         raise UserError(
             f"{option}: {where} has a picture, and {model.name} reads only text; choose another model, or"
             " rows without pictures"

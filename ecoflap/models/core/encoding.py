@@ -67,7 +67,7 @@ def require_encoder(model: PrunableModel, option: str, pictures: bool) -> Any:
         UserError: if the model can't encode them.
     """
     interface = require(model, Encodes, option)
-    if pictures and not getattr(interface, "sees", False):
+    if pictures and not model.sees:
         raise UserError(
             f"{option} shows pictures, and {model.name} reads only text; choose another calibration, such as"
             " wikitext2, or another model"

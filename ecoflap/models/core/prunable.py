@@ -91,6 +91,11 @@ class PrunableModel:
         """The device that the model runs on."""
         return self.placement.device or next(self.module.parameters()).device
 
+    @property
+    def sees(self) -> bool:
+        """Whether it reads pictures."""
+        return bool(getattr(self.interface, "sees", False))
+
     def loss(self, batch: Batch, copies: int = 1) -> Tensor:
         """One loss per sample, [batch], in fp32.
 
