@@ -146,14 +146,13 @@ def did_you_mean(asked: str, valid: Iterable[str], lister: str = "") -> str:
     return question + choices
 
 
-def similar(asked: str, names: Iterable[str], count: int = 3, least: float = 0.6) -> list[str]:
+def similar(asked: str, names: Iterable[str], count: int = 3) -> list[str]:
     """The names that may have been meant, the most likely first.
 
     Args:
         asked: the unknown name.
         names: the valid names.
         count: the most that are returned.
-        least: how alike two names are at least, from 0 to 1.
     """
     wanted = asked.lower()
     likeness = {
@@ -167,7 +166,7 @@ def similar(asked: str, names: Iterable[str], count: int = 3, least: float = 0.6
         }
     best = max(likeness.values(), default=0.0)
     ranked = sorted(likeness, key=lambda name: -likeness[name])
-    return [name for name in ranked if likeness[name] >= max(least, best - 0.15)][:count]
+    return [name for name in ranked if likeness[name] >= max(0.6, best - 0.15)][:count]
 
 
 def typed_command() -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import nn
 
 from ecoflap.console.telemetry import free_memory
-from ecoflap.errors import UserError, did_you_mean, similar
+from ecoflap.errors import UserError, did_you_mean
 from ecoflap.models.loading import options
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in options.DTYPES}
@@ -28,10 +29,9 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        meant = (
-            "cuda" if name.partition(":")[0] == "gpu" else next(iter(similar(name, NAMES, least=0.7)), None)
-        )
-        question = f"did you mean {meant}? " if meant else ""
+        kind = name.lower().partition(":")[0]
+        meant = ["cuda"] if kind == "gpu" else get_close_matches(kind, NAMES, 1, 0.7)
+        question = f"did you mean {meant[0]}? " if meant else ""
         raise UserError(f"device={name} is not a device; {question}use auto, cpu, cuda or cuda:N") from None
     try:
         if device.type == "meta":
