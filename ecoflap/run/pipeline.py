@@ -64,7 +64,7 @@ def run(config: DictConfig, folder: Path) -> Result | None:
             if changed := other_versions(earlier.result.versions):
                 log.warning("that result was made by other code (%s)", "; ".join(changed))
             return earlier.result
-        if is_first() and not (own / RESULT).is_file():
+        if is_first() and not (own / RESULT).is_file():  # before a plan: a refused run can be started again
             record_command(own, given)
         plan = make_plan(config, own)
         if sweep_name() is None and (idle := unused(plan, given_options())):
@@ -73,7 +73,7 @@ def run(config: DictConfig, folder: Path) -> Result | None:
             log.info("resuming the run in %s", own)
         else:
             discard_products(own)
-        if is_first():  # not before a plan shows that an earlier result may go
+        if is_first():  # over the record of an earlier result only once a plan shows that it may go
             record_command(own, given)
         if config.runtime.offload == "none":
             reuse_freed_memory()
