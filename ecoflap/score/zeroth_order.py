@@ -27,6 +27,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -229,13 +230,11 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
     ) -> Tensor:
         """The losses with probes in a block, [probes, batch], from one pass or one pass each."""
         parts = [list(probes)] if passes.stack else [[probe] for probe in probes]
+        run = partial(runner.losses_from, block.module) if passes.replay else runner.losses_of_all
         losses = []
         for part in parts:
             with probing(part, eps, noise):
-                if passes.replay:
-                    losses.append(runner.losses_from(block.module, len(part)))
-                else:
-                    losses.append(runner.losses_of_all(len(part)))
+                losses.append(run(len(part)))
         return torch.cat(losses)
 
     def _probe_block(
