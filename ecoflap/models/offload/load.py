@@ -22,7 +22,7 @@ from ecoflap.models.loading.checkpoint_folder import stored_in
 from ecoflap.models.loading.conversion import match_tensors, warn_unused
 from ecoflap.models.loading.options import OFFLOAD
 from ecoflap.models.offload.copies import pinned
-from ecoflap.models.offload.offloaded import InMemory, OnCpu
+from ecoflap.models.offload.in_memory import InMemory, OnCpu
 from ecoflap.models.offload.placement import (
     AT_A_TIME,
     block_bytes,

@@ -220,38 +220,3 @@ class Offloaded(Placement):
             is_offloaded = name in offloaded
             values = self.source.read({name: offloaded[name]})[name] if is_offloaded else tensor
             yield name, tensor, [values]
-
-
-class OnCpu(Offloaded):
-    """Blocks are stored in the CPU's memory."""
-
-    @contextmanager
-    def all_in_place(self) -> Iterator[None]:
-        """Load all blocks on the CPU for this context."""
-        self.store_changes()
-        self._drop(self._coming)
-        self._coming = None
-        self._loaded.clear()
-        for name, mine in self.parameters.items():
-            for full, tensor in self.source.read(self.dtypes[name]).items():
-                mine[full].data = tensor
-        try:
-            yield
-        finally:
-            for name in self.parameters:
-                self._release(name)
-
-
-class InMemory:
-    """A source that holds the tensors themselves."""
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self.tensors = tensors
-
-    def read(self, names: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-        """The tensors; those that have the dtype already are not copied."""
-        return {name: self.tensors[name].to(dtype) for name, dtype in names.items()}
-
-    def write(self, block: str, tensors: Mapping[str, Tensor]) -> None:
-        """Replace some tensors."""
-        self.tensors.update(tensors)
