@@ -10,16 +10,8 @@ import torch
 from torch import Tensor
 
 from ecoflap.api.padding import without_padding
-from ecoflap.api.readable import (
-    check_frames,
-    check_gaps,
-    check_ids,
-    check_labels,
-    check_mask,
-    check_targets,
-    check_uncut,
-    picture_tokens,
-)
+from ecoflap.api.padding_masks import check_frames, check_gaps, check_mask, check_uncut
+from ecoflap.api.readable import check_ids, check_labels, check_targets, picture_tokens
 from ecoflap.data.batch import Sample
 from ecoflap.errors import UserError
 from ecoflap.models.core.losses import IGNORED

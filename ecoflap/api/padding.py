@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ecoflap.api.readable import MASKED, length_of, padding_mask
+from ecoflap.api.padding_masks import MASKED, length_of, padding_mask
 from ecoflap.data.batch import Sample
 from ecoflap.errors import UserError
 from ecoflap.models.core.losses import IGNORED
