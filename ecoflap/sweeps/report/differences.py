@@ -15,9 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ecoflap.sweeps.report.cells import Cell
 from ecoflap.sweeps.report.item_scores import ItemScores, read_item_scores
 from ecoflap.sweeps.report.methods import Method
-from ecoflap.sweeps.report.metrics import Measured, MetricTable
+from ecoflap.sweeps.report.metrics import MetricTable
 from ecoflap.sweeps.report.paired import difference, interval, mean_difference, uniform_beside
 from ecoflap.sweeps.report.runs import SWEEP
 
@@ -85,9 +86,7 @@ def rows_of(table: MetricTable) -> list[Row]:
     return sorted(rows, key=lambda row: row.sparsity)
 
 
-def _to_dense(
-    method: Method, sparsity: float, seeds: dict[int, Measured], resampled: Resampled
-) -> Difference | None:
+def _to_dense(method: Method, sparsity: float, seeds: Cell, resampled: Resampled) -> Difference | None:
     pairs = {seed: (one.pruned, one.dense) for seed, one in seeds.items() if one.dense is not None}
     drawn = [
         (found[0], found[1])

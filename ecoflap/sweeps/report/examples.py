@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from ecoflap.sweeps.report.cells import pruned, statistics
 from ecoflap.sweeps.report.item_scores import ItemScores, read_item_scores
-from ecoflap.sweeps.report.metrics import MetricTable, pruned, statistics
+from ecoflap.sweeps.report.metrics import MetricTable
 from ecoflap.sweeps.report.runs import Run
 
 MOST = 24

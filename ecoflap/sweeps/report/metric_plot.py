@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ecoflap.sweeps.report.metrics import MetricTable, pruned, realised_mean, statistics
+from ecoflap.sweeps.report.cells import pruned, realised_mean, statistics
+from ecoflap.sweeps.report.metrics import MetricTable
 from ecoflap.sweeps.report.style import (
     INK,
     WIDTH,

@@ -6,12 +6,11 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any, NamedTuple
 
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.storage.results.record import LM_EVAL, LMMS_EVAL, first_metric, is_count
-from ecoflap.sweeps.report.methods import Method
+from ecoflap.sweeps.report.cells import Cell, Cells, Measured, dense_mean, pruned, statistics
 from ecoflap.sweeps.report.sections import Section
 
 PERCENT = {"accuracy", "recall", "top"}
@@ -23,24 +22,6 @@ SMALLER_IS_BETTER = {
 }
 CHANGE = "_change"
 """End of the name of a metric's change against the dense model."""
-
-
-class Measured(NamedTuple):
-    """One run's figures.
-
-    Attributes:
-        pruned: the metric of the pruned model.
-        dense: the metric of the dense model; None if it was not measured.
-        realised: the share of zeros; None for structured pruning, which removes whole units.
-    """
-
-    pruned: float
-    dense: float | None
-    realised: float | None = None
-
-
-Cells = dict[Method, dict[float, dict[int, Measured]]]
-"""Method -> sparsity -> seed -> figure."""
 
 
 @dataclass(frozen=True)
@@ -187,37 +168,6 @@ def best(table: MetricTable) -> Iterator[Best]:
             yield Best(sparsity, methods, highest, len(means) - len(methods))
 
 
-def statistics(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation; None for the latter if there is only one value."""
-    mean = math.nan if {math.inf, -math.inf} <= set(values) else fmean(values)
-    if len(values) < 2:
-        return mean, None
-    return mean, (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-
-
-def pruned(seeds: dict[int, Measured]) -> list[float]:
-    """The pruned models' figures in a cell."""
-    return [one.pruned for one in seeds.values()]
-
-
-def other_sparsity(target: float, seeds: dict[int, Measured]) -> float | None:
-    """The mean of a cell's realised sparsities if it differs from the target in three digits; else None."""
-    realised = realised_mean(seeds)
-    return None if realised is None or f"{realised:.3f}" == f"{target:.3f}" else realised
-
-
-def realised_mean(seeds: dict[int, Measured]) -> float | None:
-    """The mean of a cell's realised sparsities; None for structured pruning."""
-    values = [one.realised for one in seeds.values() if one.realised is not None]
-    return fmean(values) if values else None
-
-
-def dense_mean(row: dict[float, dict[int, Measured]]) -> float | None:
-    """Mean of the dense model over the runs of a method that measured it; None if none did."""
-    values = [one.dense for seeds in row.values() for one in seeds.values() if one.dense is not None]
-    return fmean(values) if values else None
-
-
 def _metrics(section: Section) -> list[str]:
     return [
         f"{task}/{metric}"
@@ -272,7 +222,7 @@ def _tables_of(section: Section, names: Sequence[str]) -> list[MetricTable]:
 def _cells(section: Section, task: str, metric: str) -> Cells:
     cells: Cells = {}
     for method, runs in section.by_method.items():
-        row: dict[float, dict[int, Measured]] = {}
+        row: dict[float, Cell] = {}
         for run in sorted(runs, key=lambda run: (run.sparsity, run.seed)):
             figures = (run.metrics, run.result.metrics.get("dense", {}))
             after, before = (figure.get(task, {}).get(metric) for figure in figures)

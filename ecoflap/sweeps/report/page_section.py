@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from ecoflap.sweeps.report.allocation_plot import are_few, plot_allocation
 from ecoflap.sweeps.report.allocations import lines_of
+from ecoflap.sweeps.report.cells import dense_mean, other_sparsity, pruned, statistics
 from ecoflap.sweeps.report.cost_plot import costs_of, plot_costs
 from ecoflap.sweeps.report.difference_plot import plot_differences
 from ecoflap.sweeps.report.differences import Difference, Row, rows_of
@@ -22,15 +23,7 @@ from ecoflap.sweeps.report.examples import examples_of
 from ecoflap.sweeps.report.layer_maps import maps_of, plot_layers
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.metric_plot import plot_metric
-from ecoflap.sweeps.report.metrics import (
-    MetricTable,
-    best,
-    dense_mean,
-    other_sparsity,
-    other_tables,
-    pruned,
-    statistics,
-)
+from ecoflap.sweeps.report.metrics import MetricTable, best, other_tables
 from ecoflap.sweeps.report.sections import Section
 from ecoflap.sweeps.report.sizes import sizes_of
 from ecoflap.sweeps.report.style import save

@@ -13,8 +13,9 @@ from typing import NamedTuple
 from ecoflap.console.arguments import ArgumentParser, complain
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import RESULT
+from ecoflap.sweeps.report.cells import statistics
 from ecoflap.sweeps.report.methods import AXES, Method, flatten, is_path, shown
-from ecoflap.sweeps.report.metrics import MetricTable, make_tables, statistics
+from ecoflap.sweeps.report.metrics import MetricTable, make_tables
 from ecoflap.sweeps.report.runs import SWEEP, Run, read_runs
 from ecoflap.sweeps.report.sections import make_sections
 from ecoflap.sweeps.report.table import figure

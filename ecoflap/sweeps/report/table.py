@@ -8,16 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ecoflap.sweeps.report.cells import Cell, dense_mean, other_sparsity, pruned, realised_mean, statistics
 from ecoflap.sweeps.report.methods import Method
-from ecoflap.sweeps.report.metrics import (
-    Measured,
-    MetricTable,
-    dense_mean,
-    other_sparsity,
-    pruned,
-    realised_mean,
-    statistics,
-)
+from ecoflap.sweeps.report.metrics import MetricTable
 
 COLUMNS = ("model", "pruner", "coarse stage", "settings", "metric")
 
@@ -49,7 +42,7 @@ def write_csv(path: Path, tables: Sequence[MetricTable]) -> None:
                     writer.writerow([*names, sparsity, realised_mean(seeds), len(seeds), *figures, dense])
 
 
-def cell(target: float, seeds: dict[int, Measured], counted: bool = True) -> str:
+def cell(target: float, seeds: Cell, counted: bool = True) -> str:
     """``mean ± deviation (n)``, and the realised sparsity if it differs from the target.
 
     Args:

@@ -10,7 +10,8 @@ import pytest
 
 from ecoflap.errors import UserError
 from ecoflap.storage.results import Result
-from ecoflap.sweeps.report.metrics import MetricTable, best, make_tables, other_tables, statistics
+from ecoflap.sweeps.report.cells import statistics
+from ecoflap.sweeps.report.metrics import MetricTable, best, make_tables, other_tables
 from ecoflap.sweeps.report.runs import read_runs
 from ecoflap.sweeps.report.sections import make_sections
 from tests.sweeps.report.conftest import write_run
