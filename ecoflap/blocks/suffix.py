@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ecoflap.blocks.containers import changed, contents
 from ecoflap.blocks.patch_forward import patch_forward
+from ecoflap.blocks.repeatable import repeat, repeated
 from ecoflap.console.telemetry import out_of_memory
 from ecoflap.data.batch import Batch, samples_in
 from ecoflap.errors import UserError
@@ -125,7 +125,7 @@ class SuffixRunner:
     def losses_of_all(self, copies: int) -> Tensor:
         """Losses [copies, batch] of copies of the batch, with nothing replayed."""
         if self._copies[0] != copies:
-            self._copies = copies, _repeated(self.batch, copies)
+            self._copies = copies, repeated(self.batch, copies)
         return self.model.loss(self._copies[1], copies).view(copies, self.samples)
 
     def can_replay(self, blocks: Sequence[Block], copies: int) -> bool:
@@ -193,74 +193,13 @@ class SuffixRunner:
         A mask or bias that all samples share stays as it is.
         """
         if isinstance(output, Tensor):
-            return _repeat(output, copies)
+            return repeat(output, copies)
         hidden, *rest = output
-        return type(output)((_repeat(hidden, copies), *(self._expand_rest(item, copies) for item in rest)))
+        return type(output)((repeat(hidden, copies), *(self._expand_rest(item, copies) for item in rest)))
 
     def _expand_rest(self, item: Any, copies: int) -> Any:
         if isinstance(item, Tensor):
-            return _repeat(item, copies) if item.ndim > 2 and item.shape[0] == self.samples else item
+            return repeat(item, copies) if item.ndim > 2 and item.shape[0] == self.samples else item
         if isinstance(item, tuple | list):
             return type(item)(self._expand_rest(inner, copies) for inner in item)
         return item
-
-
-def repeatable_modules(model: PrunableModel, batch: Batch) -> list[nn.Module]:
-    """The modules outside the blocks whose outputs can be stored and repeated like a block's.
-
-    They run before some block, and their outputs for two copies of a batch are twice those for one:
-    embeddings, projections. Others, such as positions that all samples share, run in every pass.
-    """
-    batch = {name: tensor[:2] for name, tensor in batch.items()}
-    blocks = {block.module for block in model.blocks}
-    outside = _outside(model.module, blocks)
-    once, twice = (_calls(model, _repeated(batch, copies), copies, (*blocks, *outside)) for copies in (1, 2))
-    for calls in (once, twice):
-        while calls and calls[-1][0] not in blocks:  # logits, for one
-            calls.pop()
-    if [module for module, _ in once] != [module for module, _ in twice]:
-        return []
-    others = {module for (module, one), (_, two) in zip(once, twice, strict=True) if not _is_twice(one, two)}
-    return [module for module in dict.fromkeys(module for module, _ in once) if module not in blocks | others]
-
-
-@torch.no_grad()
-def _calls(
-    model: PrunableModel, batch: Batch, copies: int, modules: Iterable[nn.Module]
-) -> list[tuple[nn.Module, Any]]:
-    """The calls of some modules during a forward pass, in order, with their outputs."""
-    calls: list[tuple[nn.Module, Any]] = []
-
-    def note(module: nn.Module, _: Any, output: Any) -> None:
-        calls.append((module, output))
-
-    with hooks(module.register_forward_hook(note) for module in modules):
-        model.loss(batch, copies)
-    return calls
-
-
-def _outside(module: nn.Module, blocks: Collection[nn.Module]) -> list[nn.Module]:
-    """The largest modules that contain no block."""
-    if module in blocks:
-        return []
-    if not any(child in blocks for child in module.modules()):
-        return [module]
-    return [found for child in module.children() for found in _outside(child, blocks)]
-
-
-def _is_twice(one: Any, two: Any) -> bool:
-    """Whether an output for two copies of a batch is twice that for one, up to rounding."""
-    if not isinstance(one, Tensor) or not isinstance(two, Tensor) or not one.ndim:
-        return False
-    if two.shape != (2 * one.shape[0], *one.shape[1:]):
-        return False
-    scale = float(one.abs().max()) if one.numel() else 0.0
-    return math.isfinite(scale) and torch.allclose(two, _repeat(one, 2), rtol=1e-3, atol=1e-3 * scale)
-
-
-def _repeated(batch: Batch, copies: int) -> Batch:
-    return {name: _repeat(tensor, copies) for name, tensor in batch.items()}
-
-
-def _repeat(tensor: Tensor, copies: int) -> Tensor:
-    return tensor.repeat(copies, *[1] * (tensor.ndim - 1)) if copies > 1 else tensor

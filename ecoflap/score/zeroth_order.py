@@ -37,7 +37,8 @@ from torch import Tensor
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.loss_batches import Kind, loss_batches, sample_kind
-from ecoflap.blocks.suffix import SuffixRunner, repeatable_modules
+from ecoflap.blocks.repeatable import repeatable_modules
+from ecoflap.blocks.suffix import SuffixRunner
 from ecoflap.console.progress import track
 from ecoflap.data.batch import Batch, samples_in
 from ecoflap.data.calibration_set import CalibrationSet

@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 import torch
 
-from ecoflap.blocks.suffix import SuffixRunner, repeatable_modules
+from ecoflap.blocks.repeatable import repeatable_modules
+from ecoflap.blocks.suffix import SuffixRunner
 from ecoflap.errors import UserError
 from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.prunable import PrunableModel
