@@ -46,7 +46,7 @@ class Method:
         """Whether layers get sparsities of their own."""
         if self.allocation is not None:
             return self.allocation.granularity != "model"
-        return self.coarse != "none"
+        return self.coarse not in ("none", None)
 
     @property
     def in_trials(self) -> bool:
