@@ -86,7 +86,7 @@ def name_methods(runs: Sequence[Run]) -> list[Method]:
     Of keys that vary together, one is enough. Paths depend on the machine, and count only if two runs would
     otherwise have the same method, sparsity and seed, such as runs with two allocation files.
     """
-    configs = [flatten(run.config) for run in runs]
+    configs = [settings_of(run) for run in runs]
     methods = [Method(run.config["pruner"]["name"], _coarse(run), _always(run)) for run in runs]
     items = [item for config in configs for item in config.items()]
     paths_by_key = {key for key, value in items if is_path(key, value)}
@@ -163,6 +163,12 @@ def differences(
     values = {key: sorted({shown(config.get(key)) for config in configs}, key=_number_first) for key in keys}
     constant = {key: found[0] for key, found in values.items() if len(found) == 1}
     return constant, {key: found for key, found in values.items() if len(found) > 1}
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """The values that determine what a run measured, by dotted key: no fine-tuning where none was done."""
+    unused = () if run.finetuner is not None else ("finetune",)
+    return flatten({key: value for key, value in run.config.items() if key not in unused})
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

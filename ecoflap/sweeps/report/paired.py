@@ -14,7 +14,7 @@ from ecoflap.console.arguments import ArgumentParser, complain
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import RESULT
 from ecoflap.sweeps.report.cells import statistics
-from ecoflap.sweeps.report.methods import AXES, Method, flatten, is_path, shown
+from ecoflap.sweeps.report.methods import AXES, Method, is_path, settings_of, shown
 from ecoflap.sweeps.report.metrics import MetricTable, make_tables
 from ecoflap.sweeps.report.runs import SWEEP, Run, read_runs
 from ecoflap.sweeps.report.sections import make_sections
@@ -102,9 +102,10 @@ def uniform_beside(method: Method, table: MetricTable) -> Method | None:
         return None
     runs = table.section.by_method
     own = _others(runs[method][0])
+    like = "none", method.pruner, method.sweep, runs[method][0].finetuner
 
     def is_beside(one: Method) -> bool:
-        if (one.score, one.pruner, one.sweep) != ("none", method.pruner, method.sweep):
+        if (one.score, one.pruner, one.sweep, runs[one][0].finetuner) != like:
             return False
         others = _others(runs[one][0])
         alike = all(others[key] == own[key] for key in others.keys() & own.keys())
@@ -117,10 +118,10 @@ def uniform_beside(method: Method, table: MetricTable) -> Method | None:
 
 
 def _others(run: Run) -> dict[str, str]:
-    """The config of a run but for its coarse stage, its place in the sweep, and paths."""
+    """The settings of a run but for its coarse stage, its place in the sweep, and paths."""
     return {
         key: shown(value)
-        for key, value in flatten(run.config).items()
+        for key, value in settings_of(run).items()
         if key not in (*AXES, SWEEP, "propagate")
         and not key.startswith(OF_COARSE)
         and not is_path(key, value)

@@ -28,11 +28,21 @@ def write(
     samples: int = 128,
     propagate: str = "pruned",
     path: str | None = None,
+    tuned: float | None = None,
+    rate: float = 1e-5,
 ) -> None:
-    """One run per seed; each draws other calibration samples, and from each path."""
+    """One run per seed; each draws other calibration samples, and from each path.
+
+    Args:
+        tuned: what fine-tuning adds to each figure; None if there was none.
+        rate: the learning rate of fine-tuning, in the config even where there was none.
+    """
     for seed, figure in enumerate(figures):
-        place = folder / f"{coarse}_{pruner}_{sparsity}_{samples}_{propagate}_{path}_{seed}"
+        place = folder / f"{coarse}_{pruner}_{sparsity}_{samples}_{propagate}_{path}_{tuned}_{rate}_{seed}"
         place.mkdir(parents=True)
+        metrics = {"pruned": {"vqa": {metric: figure}}}
+        if tuned is not None:
+            metrics["finetuned"] = {"vqa": {metric: figure + tuned}}
         Result(
             config={
                 "model": {"name": "m"},
@@ -40,6 +50,7 @@ def write(
                 "score": {"name": "none"},
                 "allocation": {"name": coarse},
                 "calibration": {"name": "vqa", "samples": samples, "path": path},
+                "finetune": {"name": "full", "learning_rate": rate},
                 "propagate": propagate,
                 "sparsity": sparsity,
                 "seed": seed,
@@ -48,7 +59,7 @@ def write(
             git=None,
             model={},
             data={} if path is None else {"calibration": {"fingerprint": f"{path} {seed}"}},
-            metrics={"pruned": {"vqa": {metric: figure}}},
+            metrics=metrics,
             sparsity=sparsity_section({}, sparsity, 10, coarse=coarse),
             steps={"allocate": {"seconds": seconds, "peak_memory_bytes": 0, "cached": cached}},
         ).write(place / RESULT)
@@ -86,6 +97,26 @@ def test_a_uniform_run_on_the_same_samples_is_the_pair(
         row.uniform.mean for row in rows_of(make_tables(make_sections(read_runs(tmp_path)))[0]) if row.uniform
     ]
     assert of_page == [1.5, 3.5]
+
+
+def test_tuned_runs_pair_with_tuned_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The mask alone has a uniform run that looks the same but for its steps."""
+    write(tmp_path, [60.0, 61.0])
+    write(tmp_path, [63.0, 64.0], coarse="owl", tuned=12.0)
+    assert main([str(tmp_path)]) != 0  # nothing to pair: the uniform runs were not tuned
+    capsys.readouterr()
+    write(tmp_path, [60.0, 61.0], tuned=16.0)
+    (row,) = table(tmp_path, capsys)
+    assert row[6:8] == ["76.50", "75.50"]
+
+
+def test_settings_of_unused_fine_tuning_split_no_pair(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, [60.0, 61.0], rate=1e-4)
+    write(tmp_path, [63.0, 65.0], coarse="owl")
+    (row,) = table(tmp_path, capsys)
+    assert row[6:8] == ["60.50", "64.00"]
 
 
 def test_uniform_runs_on_other_samples_are_no_pair(
