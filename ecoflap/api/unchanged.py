@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ecoflap.models.core.expert_slices import OPENED, all_slices
+from ecoflap.models.core.forward_modes import full_precision
 from ecoflap.models.core.mixtures import COUNTS
 
 HOOKS = (
@@ -27,7 +28,8 @@ HOOKS = (
 def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
     """Restore what steps change of a model, even if they are interrupted; enable gradients meanwhile.
 
-    A caller's autocast is off meanwhile, as statistics, gradients and losses have the model's own precision.
+    A caller's autocast is off meanwhile, and so are products in TF32 or bf16, as statistics, gradients and
+    losses have the model's own precision.
 
     Restored are training modes, gradients, hooks, the classes and attributes of modules, their buffers that
     are in no checkpoint, the tokenizer's padding side, and the state of PyTorch's random numbers. Numbers of
@@ -48,6 +50,7 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
             torch.inference_mode(False),
             torch.enable_grad(),
             _no_autocast(module),
+            full_precision(),
         ):
             yield
     finally:

@@ -15,6 +15,7 @@ from ecoflap.console.tracking import NoTracker, Tracker
 from ecoflap.distributed.collectives import gathered
 from ecoflap.distributed.processes import is_first, joined_in, shared_folder
 from ecoflap.evaluate.overlap import refuse_overlap
+from ecoflap.models.core.forward_modes import full_precision
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.device import resolve_device
@@ -86,7 +87,7 @@ def _run(plan: Plan) -> Result:
     device = resolve_device(plan.config.device)  # before the tracker begins a run of its own
     tracker = plan.tracking.start(plan.record, plan.name, plan.folder) if is_first() else NoTracker()
     try:
-        with run_pace() as pace:
+        with full_precision(), run_pace() as pace:
             result, state = _work(plan, device, tracker, pace)
         show_in_tracker(tracker, result, state)
     except BaseException as error:

@@ -1,9 +1,10 @@
-"""Contexts that change how a module runs, and restore it: in fp32, and as steps run it."""
+"""Contexts that change how a module runs, and restore it: in fp32, in full precision, and as steps run it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,6 +45,39 @@ def in_float32(module: nn.Module, without: Iterable[nn.Module] = ()) -> Iterator
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor in another dtype; the placeholder of an offloaded weight keeps its single number."""
     return placeholder(tensor.shape, dtype) if is_placeholder(tensor) else tensor.to(dtype)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Multiply fp32 matrices in fp32 in this context, not in TF32 or bf16, whatever the process has set.
+
+    The statistics and solutions of pruners need it: rounded products change masks. Convolutions, whose
+    precision is a setting of cuDNN, stay as they are.
+    """
+    restore = _precision()
+    if restore is not None:
+        torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        if restore is not None:
+            restore()
+
+
+def _precision() -> Callable[[], None] | None:
+    """What sets the present precision of products again; None if that is full."""
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set for each backend, as torch 2.9 and later can
+        backends: tuple[Any, ...] = (torch.backends.cuda, torch.backends.mkldnn)
+        return partial(_set_each, [(one.matmul, one.matmul.fp32_precision) for one in backends])
+    return None if before == "highest" else partial(torch.set_float32_matmul_precision, before)
+
+
+def _set_each(precisions: Iterable[tuple[Any, str]]) -> None:
+    """Set the precision of the products of each backend."""
+    for backend, precision in precisions:
+        backend.fp32_precision = precision
 
 
 @contextmanager
