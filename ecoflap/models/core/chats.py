@@ -95,6 +95,13 @@ def end_token(tokenizer: Any, closing: str) -> int | None:
     return int(tokens[0])
 
 
+def appended(tokenizer: Any) -> int:
+    """How many tokens a tokenizer puts behind each text, such as the ``</s>`` of a T5's."""
+    whole, plain = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
+    behind = range(len(whole) - len(plain) + 1 if plain else 0)
+    return next((count for count in behind if whole[: len(whole) - count][-len(plain) :] == plain), 0)
+
+
 def as_lines(conversation: Conversation) -> str:
     """All before the last answer, a line per turn, for a model without a chat template."""
     return "".join(f"{turn.text}\n" for turn in conversation.turns[:-1])

@@ -78,8 +78,9 @@ class Words:
 
     pad_token_id, eos_token_id = None, None
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [1, *map(int, text.split())]}
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        ids = [int(word) if word.isdigit() else 2 for word in text.split()]
+        return {"input_ids": [1, *ids] if add_special_tokens else ids}
 
     def batch_decode(self, rows: Tensor, skip_special_tokens: bool) -> list[str]:
         return [" ".join(str(token) for token in row if token > 2) for row in rows.tolist()]

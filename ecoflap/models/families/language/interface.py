@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ecoflap.data.batch import Sample
 from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Example, Generation
-from ecoflap.models.core.chats import as_lines, has_template, written
+from ecoflap.models.core.chats import appended, as_lines, has_template, written
 from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.chat import encoded
@@ -26,9 +26,9 @@ class LanguageInterface:
         self.tokenizer = tokenizer
 
     def tokens(self, text: str) -> list[int]:
-        """The ids that the model reads."""
+        """The ids that the model reads and writes on from: without what the tokenizer puts behind a text."""
         ids: list[int] = self.tokenizer(text)["input_ids"]
-        return ids
+        return ids[: len(ids) - appended(self.tokenizer)]
 
     def length(self, text: str) -> int:
         """Number of tokens of a text."""

@@ -1,0 +1,55 @@
+"""A decoder writes on from its prompt, with no end of the text between, whatever its tokenizer appends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+
+from ecoflap.data.conversation import Conversation, Turn
+from ecoflap.data.example import Example, Generation
+from tests.models.test_choices import llama, tokenizer
+
+pytestmark = pytest.mark.skipif(not hasattr(hf, "LlamaConfig"), reason="a newer model")
+AROUND = ["$A", "$A </s>", "<s> $A </s>", "<s> $A </s> </s>"]
+
+
+def begun(words: Any, around: str, text: str) -> list[int]:
+    """A text behind the token that begins it, if any."""
+    first = [words.bos_token_id] if around.startswith("<s>") else []
+    return [*first, *words(text, add_special_tokens=False)["input_ids"]]
+
+
+@pytest.mark.parametrize("asked", [("Why?",), ("Why?", "So."), ()])
+@pytest.mark.parametrize("around", AROUND)
+def test_an_answer_follows_its_prompt(around: str, asked: tuple[str, ...]) -> None:
+    words = tokenizer(around)
+    turns = [Turn(("user", "assistant")[number % 2], (text,)) for number, text in enumerate(asked)]
+    sample = llama(words).interface.encode_conversation(Conversation((*turns, Turn("assistant", ("Yes.",)))))
+    prompt = "".join(f"{text}\n" for text in asked)
+    answer = "Yes." if prompt else " Yes."
+    answered = [*words(answer, add_special_tokens=False)["input_ids"], words.eos_token_id]
+    assert sample["input_ids"].tolist() == [*begun(words, around, prompt), *answered]
+    assert sample["labels"][sample["labels"] != -100].tolist() == answered
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("around", AROUND)
+def test_a_model_goes_on_from_its_prompt(around: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = tokenizer(around)
+    model, read = llama(words), []
+    generate = model.module.generate
+    monkeypatch.setattr(
+        model.module, "generate", lambda **given: read.append(given["input_ids"]) or generate(**given)
+    )
+    model.interface.answer(model, [Example("Why?")], Generation(max_new_tokens=1))
+    assert [ids.tolist() for ids in read] == [[begun(words, around, "Why?")]]
+
+
+def test_an_end_in_the_text_itself_is_kept() -> None:
+    words = tokenizer("<s> $A </s>")
+    read = llama(words).interface.tokens("Why?</s>")
+    assert read == begun(words, "<s> $A </s>", "Why?</s>")
+    assert read[-1] == words.eos_token_id
