@@ -62,7 +62,7 @@ def show_times(plan: Plan, shapes: PrunableModel | None) -> float | None:
 
 
 def _measured(plan: Plan, model: PrunableModel) -> dict[str, float]:
-    """Seconds of each step, about, after a run's checks of its calibration set, its tasks and its schedule.
+    """Seconds of each step, about, after a run's checks of its samples, its tasks and its training.
 
     Raises:
         UserError: if the data or the model can't be used.
@@ -72,6 +72,5 @@ def _measured(plan: Plan, model: PrunableModel) -> dict[str, float]:
     evaluations = prepare.read_data(replace(plan, store=replace(plan.store, mode="off")), model, state)
     if "calibrate" in plan.steps:
         prepare.check_capture(plan, model, state)
-    if not plan.finetuner_trains:  # the training split may be large
-        prepare.check_schedule(plan, model, state)
+    prepare.check_training(plan, model, evaluations, state)
     return step_times(plan, model, list(evaluations.values()), state.calibration)

@@ -14,7 +14,6 @@ from ecoflap.console.startup import reuse_freed_memory
 from ecoflap.console.tracking import NoTracker, Tracker
 from ecoflap.distributed.collectives import gathered
 from ecoflap.distributed.processes import is_first, joined_in, shared_folder
-from ecoflap.evaluate.overlap import refuse_overlap
 from ecoflap.models.core.forward_modes import full_precision
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
@@ -119,9 +118,7 @@ def _work(plan: Plan, device: torch.device, tracker: Tracker, pace: RunPace) -> 
     if "calibrate" in plan.steps:
         prepare.show_memory(plan, model, state)
         prepare.check_capture(plan, model, state)
-    if evaluations and (training := prepare.trained_on(plan, model, state)) is not None:
-        refuse_overlap(training, evaluations, published=True)
-    prepare.check_schedule(plan, model, state)
+    prepare.check_training(plan, model, evaluations, state)
     evaluate_dense(plan, model, evaluations, state)
     if "prune" in plan.steps and evaluations and not state.costs["evaluate_dense"]["cached"]:
         pace.to_come["evaluate"] = float(state.costs["evaluate_dense"]["seconds"])

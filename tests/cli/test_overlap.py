@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ecoflap.cli.plan import main as plan
 from ecoflap.data.sources import copies, picture_sources
 from ecoflap.data.vqa.reading import VQAV2
 from ecoflap.errors import UserError
@@ -18,6 +19,8 @@ from tests.data.vqa_folders import write_coco_questions
 
 Run = Callable[..., Result]
 SHORT = ["score=none", "tracking=none", "device=cpu", "cache_mode=off", "calibration.samples=100"]
+
+FEW = [*(option for option in SHORT if "samples" not in option), "calibration.samples=1", "task.limit=1"]
 
 
 def refused(run: Run, overrides: list[str], words: str, tmp_path: Path) -> None:
@@ -162,8 +165,7 @@ def test_of_a_training_split_all_of_it_counts(run: Run, tmp_path: Path) -> None:
         f"task.path={tmp_path}",
         "task.split=train",
     ]
-    short = [option for option in SHORT if "samples" not in option]
-    few = [*short, *options, "calibration.samples=1", "task.limit=1"]
+    few = [*FEW, *options]
     assert run([*few, "steps=[calibrate,allocate,prune,evaluate]"], "apart").metrics["pruned"]
     refused(
         run,
@@ -171,6 +173,18 @@ def test_of_a_training_split_all_of_it_counts(run: Run, tmp_path: Path) -> None:
         "calibration=food101 and task=food101 both read .*train_",
         tmp_path,
     )
+
+
+def test_a_plan_refuses_what_is_trained_and_measured_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The one sample that calibrates is another than the one that the task reads."""
+    picture_sets.write_set(tmp_path, "food101")
+    options = ["model=clip_mini", "calibration=food101", "task=food101", "task.split=train", *FEW]
+    paths = [f"calibration.path={tmp_path}", f"task.path={tmp_path}"]
+    assert plan([*options, *paths, "steps=[calibrate,allocate,prune,finetune,evaluate]"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "calibration=food101 and task=food101 both read" in said
 
 
 def test_shots_may_be_calibrated_with(run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -134,7 +135,7 @@ def read_training(
     return state.training_split[samples]
 
 
-def trained_on(plan: Plan, model: PrunableModel, state: RunState) -> CalibrationSet | None:
+def _trained_on(plan: Plan, model: PrunableModel, state: RunState) -> CalibrationSet | None:
     """The samples that the run will train on; None if it does not train on the training split."""
     if plan.pruner_trains:
         return read_training(plan, model, state)
@@ -143,11 +144,15 @@ def trained_on(plan: Plan, model: PrunableModel, state: RunState) -> Calibration
     return None
 
 
-def check_schedule(plan: Plan, model: PrunableModel, state: RunState) -> None:
-    """Refuse a schedule that leaves no samples to train on, before anything is computed.
+def check_training(
+    plan: Plan, model: PrunableModel, evaluations: Mapping[str, Evaluation], state: RunState
+) -> None:
+    """Refuse samples to train on that are measured on too, or none, before anything is computed.
 
     Raises:
-        UserError: if it holds out all samples, or the run has none.
+        UserError: if a task reads what the run trains on, or the schedule holds out all samples or has none.
     """
+    if evaluations and (training := _trained_on(plan, model, state)) is not None:
+        refuse_overlap(training, evaluations, published=True)
     if isinstance(plan.finetuner, ScheduleOptions):
         split_of(plan.finetuner, state.calibration, partial(read_training, plan, model, state))
