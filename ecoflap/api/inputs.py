@@ -17,7 +17,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.interface import LanguageInterface
-from ecoflap.models.families.vlm.interface import VlmInterface
+from ecoflap.models.families.vlm.interface import VlmInterface, writes_after_prompt
 from ecoflap.models.loading.kinds import option_for_model
 
 RANKS = {"input_ids": 2, "inputs_embeds": 3, "pixel_values": 4, "input_features": 3, "input_values": 2}
@@ -124,7 +124,7 @@ def _finished(model: PrunableModel, sample: Sample) -> Sample:
     if "input_ids" in sample:
         check_ids(model, sample["input_ids"])
     config = getattr(model.module, "config", None)
-    apart = bool(getattr(config, "is_encoder_decoder", False))
+    apart = config is not None and not writes_after_prompt(model.module)
     joins = texts and _joins(model)
     language = texts and not apart and not joins and _continues_text(model)
     if language:

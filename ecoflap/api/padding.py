@@ -35,6 +35,9 @@ ALONG_TOKENS = (
 """Inputs of which each token has a part, and which are cut with its padding."""
 ALONG_OTHERS = (*MASKED, "attention_mask")
 """Likewise of a wave, of frames or of patches."""
+QUERIES = ("qformer_input_ids", "qformer_attention_mask")
+"""The text that a Q-Former reads, in tokens of its own, and its mask."""
+PATCHES = ("pixel_values", "pixel_attention_mask")
 
 
 def without_padding(sample: Sample, apart: bool) -> Sample:
@@ -47,12 +50,13 @@ def without_padding(sample: Sample, apart: bool) -> Sample:
     Raises:
         UserError: if all tokens are padding.
     """
-    kept, length, mask = dict(sample), length_of(sample), padding_mask(sample)
+    length, mask = length_of(sample), padding_mask(sample)
+    kept = {**sample, **_masked_apart(sample, *QUERIES)}
     if apart:
         kept |= _targets_without_padding(sample)
     texts = "input_ids" in sample or "inputs_embeds" in sample
     if not texts:
-        kept |= _patches_without_padding(sample)
+        kept |= _masked_apart(sample, *PATCHES)
     if mask is None or length is None or bool(mask.all()):
         return kept
     real = mask.flatten().nonzero().flatten()
@@ -64,36 +68,57 @@ def without_padding(sample: Sample, apart: bool) -> Sample:
     return kept
 
 
-def _patches_without_padding(sample: Sample) -> Sample:
-    """The patches of a picture [patches, features] without padding, and their mask, if it is of patches."""
-    patches, mask = sample.get("pixel_values"), sample.get("pixel_attention_mask")
-    if patches is None or mask is None or mask.dim() != 1 or mask.shape != patches.shape[:-1]:
+def _masked_apart(sample: Sample, name: str, mask_name: str) -> Sample:
+    """An input with a mask of its own, and that mask, without padding; nothing if it is not of its tokens."""
+    given, mask = sample.get(name), sample.get(mask_name)
+    if given is None or mask is None or not mask.dim() or mask.numel() != mask.shape[-1]:
         return {}
-    return {"pixel_values": patches[mask != 0], "pixel_attention_mask": mask[mask != 0]}
+    if mask.shape not in (given.shape, given.shape[:-1]):
+        return {}
+    real, dim = mask.flatten().nonzero().flatten(), mask.dim() - 1
+    return {name: given.index_select(dim, real), mask_name: mask.index_select(dim, real)}
 
 
 def _targets_without_padding(sample: Sample) -> Sample:
-    """What a decoder reads, by the labels; nothing if they are a class, or no text."""
-    labels = sample.get("labels")
-    if labels is None or labels.is_floating_point() or not labels.dim():
+    """What a decoder reads, by the labels, or by its mask where there are none; nothing if it is no text.
+
+    Raises:
+        UserError: if all of it is padding.
+    """
+    labels, mask = sample.get("labels"), sample.get("decoder_attention_mask")
+    if labels is None:
+        if mask is None or not mask.dim() or mask.numel() != mask.shape[-1]:
+            return {}
+        length, read = mask.shape, mask.flatten() != 0
+    elif labels.is_floating_point() or not labels.dim():
         return {}
-    if labels.numel() != labels.shape[-1]:
+    elif labels.numel() == labels.shape[-1]:
+        length, read = labels.shape, _read_by_decoder(labels.flatten() != IGNORED, mask)
+    elif labels.dim() == 2:  # codes of a sound, [tokens, codebooks]
+        length, read = labels.shape[:1], _read_by_decoder((labels != IGNORED).any(dim=1), mask)
+    else:
         return {}
-    read = _read_by_decoder(labels.flatten(), sample.get("decoder_attention_mask"))
+    if not read.any():
+        raise UserError(
+            "a sample of the data is nothing but padding: its decoder_attention_mask is all zeros"
+        )
     return {
-        name: sample[name].index_select(labels.dim() - 1, read.nonzero().flatten())
+        name: sample[name].index_select(len(length) - 1, read.nonzero().flatten())
         for name in OF_TARGETS
-        if name in sample and sample[name].shape[: labels.dim()] == labels.shape
+        if name in sample and sample[name].shape[: len(length)] == length
     }
 
 
-def _read_by_decoder(labels: Tensor, mask: Tensor | None) -> Tensor:
-    """Whether each token of the labels is more than padding: up to the last target, and in the mask, if any.
+def _read_by_decoder(target: Tensor, mask: Tensor | None) -> Tensor:
+    """Whether each token is more than padding: up to the last target, and in the mask, if any.
 
     Tokens that are not predicted, such as those of a prompt, are read all the same.
+
+    Args:
+        target: whether each token is predicted, [tokens].
+        mask: of the same tokens, or of others.
     """
-    target = labels != IGNORED
     read = target.flip(0).cummax(0).values.flip(0)
-    if mask is None or mask.numel() != len(labels):
+    if mask is None or mask.numel() != len(target):
         return read
     return read & (target | (mask.flatten() != 0))

@@ -13,7 +13,7 @@ from ecoflap.models.core.losses import token_loss
 from tests import tiny
 from tests.api.test_model_inputs import special
 
-LENGTHS, TARGETS = (4, 12, 5), (7, 3, 5)
+LENGTHS, TARGETS, CODEBOOKS = (4, 12, 5), (7, 3, 5), 4
 SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 SIDES = {"encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
 WIDTHS = {"d_model": 16, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
@@ -86,6 +86,25 @@ def siglip2() -> Any:
     return hf.Siglip2ForImageClassification(hf.Siglip2Config(vision_config=vision))
 
 
+def musicgen() -> Any:
+    sizes = {"hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    codes = {"vocab_size": 20, "num_codebooks": CODEBOOKS, "max_position_embeddings": 32}
+    tokens = {"pad_token_id": 0, "bos_token_id": 0, "decoder_start_token_id": 0}
+    decoder = hf.MusicgenDecoderConfig(**sizes, **codes, **tokens).to_dict()
+    sound = {"num_filters": 4, "hidden_size": 16, "codebook_size": 16, "codebook_dim": 16}
+    encodec = hf.EncodecConfig(**sound, upsampling_ratios=[2, 2], target_bandwidths=[1.5], sampling_rate=100)
+    text = hf.T5Config(**tiny.GATED_T5).to_dict()
+    config = hf.MusicgenConfig(text_encoder=text, audio_encoder=encodec.to_dict(), decoder=decoder)
+    config.decoder.decoder_start_token_id = 0  # transformers 5 does not read it
+    return hf.MusicgenForConditionalGeneration(config)
+
+
+def composed() -> Rows:
+    """Texts, and codes of their sounds."""
+    codes = [torch.randint(3, 16, (count, CODEBOOKS)) for count in TARGETS]
+    return [{"input_ids": torch.randint(3, 20, (5,)), "labels": label} for label in codes]
+
+
 def shaped() -> Rows:
     """Patches of pictures of unequal shapes, whose mask is cut with them."""
     shapes = [(2, 2), (3, 4), (1, 5)]
@@ -130,6 +149,12 @@ def seen_loss(module: nn.Module, batch: Any, copies: int = 1) -> Tensor:
     return module(**batch).logits.square().mean(dim=1)
 
 
+def sound_loss(module: nn.Module, batch: Any, copies: int = 1) -> Tensor:
+    labels = batch["labels"]
+    logits = module(**batch).logits.unflatten(0, labels.shape[::2]).transpose(1, 2)
+    return token_loss(logits.flatten(1, 2), labels.flatten(1))
+
+
 WAVES = [(100,), (400,), (160,)]
 FRAMES = [(24, 8), (40, 8), (12, 8)]
 KINDS: dict[str, tuple[Callable[[], Any], Callable[[], Rows], str | None, Any]] = {
@@ -145,6 +170,7 @@ KINDS: dict[str, tuple[Callable[[], Any], Callable[[], Rows], str | None, Any]] 
     "t5": (t5, lambda: embedded(False), "inputs_embeds", None),
     "bert": (bert, lambda: embedded(True), "inputs_embeds", written_loss),
     "captioner": (captioner, lambda: spoken("pixel_values", *[(3, 8, 8)] * 3), None, None),
+    "musicgen": (musicgen, composed, None, sound_loss),
     "pix2struct": (pix2struct, patches, "flattened_patches", None),
     "wav2vec2": (wav2vec2, lambda: spoken("input_values", *WAVES), "input_values", heard_loss),
 }

@@ -8,6 +8,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 import ecoflap
+from ecoflap.errors import UserError
 from ecoflap.models.core.losses import IGNORED
 from tests import tiny
 from tests.api.masked_inputs import (
@@ -17,6 +18,7 @@ from tests.api.masked_inputs import (
     noise,
     qwen3,
     spoken,
+    t5,
     wav2vec2,
     whisper,
     written_loss,
@@ -114,6 +116,47 @@ def test_all_that_a_decoder_reads_beside_a_picture_is_cut(
     model = ecoflap.load(captioner())
     (sample,) = ecoflap.calibrate(model, [{"pixel_values": noise(1, 3, 8, 8), **text}]).samples
     assert {name: list(sample[name].shape) for name in text} == {name: [1, kept] for name in text}
+
+
+def test_without_labels_the_mask_tells_what_a_decoder_reads() -> None:
+    model = ecoflap.load(t5(), loss=heard_loss)
+    text = {"input_ids": torch.randint(3, 20, (1, 5)), "decoder_input_ids": torch.tensor([[0, 7, 8, 9]])}
+    mask = torch.tensor([[1, 1, 1, 0]])
+    (sample,) = ecoflap.calibrate(model, [{**text, "decoder_attention_mask": mask}]).samples
+    assert sample["decoder_input_ids"].tolist() == [0, 7, 8]
+    assert sample["decoder_attention_mask"].tolist() == [1, 1, 1]
+    refused(model, [{**text, "decoder_attention_mask": 0 * mask}], "its decoder_attention_mask is all zeros")
+
+
+def instructblip() -> Any:
+    text = hf.T5Config(**tiny.GATED_T5).to_dict()
+    queries = {"num_query_tokens": tiny.QUERIES, "image_token_index": tiny.IMAGE_TOKEN}
+    towers = {"vision_config": {**tiny.VISION, **tiny.SPREAD}, "qformer_config": tiny.QFORMER}
+    return hf.InstructBlipForConditionalGeneration(
+        hf.InstructBlipConfig(**towers, text_config=text, **queries)
+    )
+
+
+def test_the_texts_of_an_instructblip_are_cut_apart() -> None:
+    """A T5 writes answers of another length than the question, which the Q-Former reads in its own tokens."""
+    model = ecoflap.load(instructblip())
+    prefix, ones = torch.full((1, tiny.QUERIES), tiny.IMAGE_TOKEN), torch.ones(1, tiny.QUERIES).long()
+    question, real = torch.tensor([[5, 6, 7, 0]]), torch.tensor([[1, 1, 1, 0]])
+    given = {
+        "pixel_values": noise(1, 3, 8, 8),
+        "input_ids": torch.cat([prefix, question], dim=1),
+        "attention_mask": torch.cat([ones, real], dim=1),
+        "qformer_input_ids": torch.tensor([[8, 9, 0]]),
+        "qformer_attention_mask": torch.tensor([[1, 1, 0]]),
+    }
+    labels = torch.tensor([[4, 5, 6, 2, IGNORED]])
+    (sample,) = ecoflap.calibrate(model, [{**given, "labels": labels}]).samples
+    assert sample["labels"].tolist() == [[4, 5, 6, 2]]
+    assert sample["input_ids"][:, tiny.QUERIES :].tolist() == [[5, 6, 7]]
+    assert sample["qformer_input_ids"].tolist() == [[8, 9]]
+    assert sample["qformer_attention_mask"].tolist() == [[1, 1]]
+    with pytest.raises(UserError, match="the model is scored on 'labels'"):
+        model.loss({name: tensor[None] for name, tensor in given.items()})
 
 
 def test_the_class_of_a_text_is_no_text() -> None:

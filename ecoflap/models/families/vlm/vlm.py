@@ -44,7 +44,7 @@ def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
             "set model.loss to a function of your own, or choose another model"
         )
     inputs = join_samples(module, batch)
-    input_ids, labels = inputs.get("input_ids"), inputs["labels"]
+    input_ids, labels = inputs.get("input_ids"), batch["labels"].flatten(0, 1)
     if not writes_after_prompt(module):
         with (
             counting(**real_patches(module, inputs)),
