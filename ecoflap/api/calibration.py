@@ -11,7 +11,7 @@ from typing import Any
 from ecoflap.api.forms import Data, read, refuse_targets, texts_of
 from ecoflap.api.given import require
 from ecoflap.api.inputs import samples_of
-from ecoflap.api.parts import names, part
+from ecoflap.api.parts import part
 from ecoflap.api.readable import check_given, check_lengths
 from ecoflap.api.unchanged import unchanged
 from ecoflap.data.batch import Sample
@@ -32,7 +32,7 @@ from ecoflap.data.text.calibration import Text
 from ecoflap.data.text.prefix import GivenText, PrefixText
 from ecoflap.data.text.reading import tokenize, windows
 from ecoflap.data.text.source import MOST_BYTES
-from ecoflap.errors import UserError, did_you_mean, require_positive, require_seed
+from ecoflap.errors import UserError, require_positive, require_seed
 from ecoflap.models.core.encoding import encode_all, pad_together
 from ecoflap.models.core.protocols import Answers, Encodes
 from ecoflap.models.core.prunable import PrunableModel
@@ -99,13 +99,6 @@ def calibrate(
         check_given(model, taken)
         return taken
     with unchanged(model.module, model.processor):
-        if isinstance(data, str) and data not in (known := names("calibration")):
-            shown = repr(data if len(data) <= 40 else f"{data[:40]}...")
-            choices = did_you_mean(data, known)
-            raise UserError(
-                f"data={shown} is not the name of a data set; give texts as a list: [{shown}]."
-                f" {choices[:1].upper()}{choices[1:]}"
-            )
         if isinstance(data, str) or hasattr(data, "check_model"):
             calibrator = part("calibration", data, {**given, **options})
             found: CalibrationSet = calibrator.load(model, seed)

@@ -73,7 +73,9 @@ def named(group: str, name: str) -> dict[str, Any]:
         UserError: if there is no such choice.
     """
     if name not in (known := names(group)):
-        raise UserError(f"{group}={name} is not known; {did_you_mean(name, known)}")
+        instead = "give texts as a list; " if group == "calibration" else ""
+        shown = name if len(name) <= 40 else f"{name[:40]}..."
+        raise UserError(f"{group}={shown} is not known; {instead}{did_you_mean(name, known)}")
     return _node(group, f"{group}={name}")
 
 
