@@ -28,7 +28,7 @@ from ecoflap.ops.selection import (
     select_n_of_m,
 )
 from ecoflap.ops.shared_selection import Part, select_part
-from ecoflap.ops.sparsegpt import Solution, solve_together, solve_with_factor, sparsegpt_solve
+from ecoflap.ops.sparsegpt import Solution, sparsegpt_solve
 from ecoflap.ops.spectrum import eigenvalues, tail_exponent
 from ecoflap.ops.swaps import swap_masks
 from ecoflap.ops.wanda import wanda_metric
@@ -68,8 +68,6 @@ __all__ = [
     "select_part",
     "shift_to_budget",
     "shift_to_total",
-    "solve_together",
-    "solve_with_factor",
     "sparsegpt_solve",
     "swap_masks",
     "tail_exponent",

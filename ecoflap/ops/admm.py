@@ -91,8 +91,8 @@ def admm_solve(
         parts: which rows each matrix is, where others are pruned elsewhere at the same time; by default all.
 
     Returns:
-        For each matrix the pruned weight, its mask and the damping; rows that lose nothing keep their weights
-        exactly. No argument is modified.
+        For each matrix the pruned weight and its mask; rows that lose nothing keep their weights exactly. No
+        argument is modified.
 
     Raises:
         ValueError: if arguments do not match each other, or a weight is not finite.
@@ -114,7 +114,7 @@ def admm_solve(
                 mask[span] = _gradual_mask(state[span].abs(), keep, gone, pattern, part)
         _step(state, scaled, mask, inverse, relaxation)
     solved = _unscaled(state, mask, weights, inverse)
-    return [Solution(solved[span], mask[span], inverse.damping) for span in spans]
+    return [Solution(solved[span], mask[span]) for span in spans]
 
 
 def admm_repair(

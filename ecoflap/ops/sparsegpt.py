@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ecoflap.ops.checks import require_columns, require_finite_weight
-from ecoflap.ops.hessian import InverseFactor, inverse_factor
-from ecoflap.ops.selection import check_keep, check_n_of_m, keep_n_of_m
+from ecoflap.ops.hessian import InverseFactor
+from ecoflap.ops.selection import Pattern, check_keep, check_n_of_m, keep_n_of_m
 from ecoflap.ops.shared_selection import Part, select_part
 
 BLOCKS_PER_UPDATE = 2  # far columns are read and written once for so many blocks
@@ -29,97 +29,50 @@ class Solution(NamedTuple):
     Attributes:
         weight: [rows, cols] fp32, exactly zero where pruned.
         mask: [rows, cols] boolean, True where kept.
-        damping: the damping used, a fraction of the mean diagonal of the Hessian.
     """
 
     weight: Tensor
     mask: Tensor
-    damping: float
 
 
 def sparsegpt_solve(
-    weight: Tensor,
-    hessian: Tensor,
-    keep: int | None = None,
-    n_of_m: tuple[int, int] | None = None,
-    damping: float = 0.01,
-    block: int = 128,
-    leaf: int = 16,
-) -> Solution:
-    """Prune a matrix given the Hessian of its inputs: `inverse_factor`, then `solve_with_factor`.
-
-    Minimises ||W X - W' X||^2 column by column, with saliency W_ij^2 / U_jj^2 (Frantar and Alistarh 2023,
-    algorithm 1).
-
-    Args:
-        weight: [rows, cols], any floating dtype.
-        hessian: c X^T X of the layer's inputs X [tokens, cols], any scale c: [cols, cols].
-        keep: number of weights to keep, or None with `n_of_m`.
-        n_of_m: (n, m) to keep n of every m consecutive columns of a row, or None with `keep`.
-        damping: fraction of the mean diagonal that is added to the diagonal.
-        block: columns per mask decision.
-        leaf: columns per triangular solve; n:m uses m.
-
-    Returns:
-        The pruned weight, its mask and the damping used. No argument is modified.
-
-    Raises:
-        ValueError: if arguments do not match each other, or are not finite.
-        NotPositiveDefiniteError: if the Hessian can't be factored.
-    """
-    return solve_with_factor(weight, inverse_factor(hessian, damping), keep, n_of_m, block, leaf)
-
-
-def solve_with_factor(
-    weight: Tensor,
-    factor: InverseFactor,
-    keep: int | None = None,
-    n_of_m: tuple[int, int] | None = None,
-    block: int = 128,
-    leaf: int = 16,
-) -> Solution:
-    """`solve_together` for one matrix."""
-    return solve_together([weight], factor, None if keep is None else [keep], n_of_m, block, leaf)[0]
-
-
-def solve_together(
     weights: Sequence[Tensor],
     factor: InverseFactor,
-    keeps: Sequence[int] | None = None,
-    n_of_m: tuple[int, int] | None = None,
+    keeps: Sequence[int],
+    pattern: Pattern,
     block: int = 128,
     leaf: int = 16,
     parts: Sequence[Part] | None = None,
 ) -> list[Solution]:
     """Prune matrices that read the same input, given its factor U.
 
-    For each pruned w_j in turn: e_j = w_j / U_jj, and w_k -= e_j U_jk for the later columns k (Frantar and
-    Alistarh 2023, algorithm 1).
+    Minimises ||W X - W' X||^2 column by column, with saliency W_ij^2 / U_jj^2. For each pruned w_j in turn:
+    e_j = w_j / U_jj, and w_k -= e_j U_jk for the later columns k (Frantar and Alistarh 2023, algorithm 1).
 
-    With `keeps`, the first c columns hold floor(keep * c / cols) kept weights at the end c of every block of
+    Without N:M, the first c columns hold floor(keep * c / cols) kept weights at the end c of every block of
     columns. Weights of dead columns are pruned first; those that are kept because the count is met keep their
     value.
 
     Args:
         weights: each [rows, cols], any floating dtype, on the factor's device; rows may differ.
         factor: from `inverse_factor` of the Hessian [cols, cols].
-        keeps: for each matrix the number of weights to keep, of all of its rows, or None with `n_of_m`.
-        n_of_m: (n, m) to keep n of every m consecutive columns of a row, or None with `keeps`.
+        keeps: for each matrix the number of weights to keep, of all its rows; ignored for a pattern (n, m).
+        pattern: which weights compete, within each block of columns.
         block: columns per mask decision.
         leaf: columns per triangular solve; n:m uses m.
         parts: which rows each matrix is, where others are pruned elsewhere at the same time; by default all.
 
     Returns:
-        For each matrix the pruned weight, its mask and the damping used. No argument is modified.
+        For each matrix the pruned weight and its mask. No argument is modified.
 
     Raises:
         ValueError: if arguments do not match each other, or a weight is not finite.
     """
     parts = Part.each(weights, parts)
-    _check(weights, factor, keeps, n_of_m, block, leaf, parts)
+    _check(weights, factor, keeps, pattern, block, leaf, parts)
     cols = weights[0].shape[1]
-    if n_of_m is not None:
-        leaf = n_of_m[1]  # a group's mask depends on weights updated by the groups before it
+    if isinstance(pattern, tuple):
+        leaf = pattern[1]  # a group's mask depends on weights updated by the groups before it
         block = max(block // leaf, 1) * leaf
     # Columns lie one after the other in memory: [cols, rows of all matrices].
     stacked = torch.cat([weight.detach() for weight in weights]) if len(weights) > 1 else weights[0].detach()
@@ -130,14 +83,14 @@ def solve_together(
     for several in _spans(0, cols, block * BLOCKS_PER_UPDATE):
         errors = torch.empty_like(solved[several])
         for columns in _spans(several.start, several.stop, block):
-            if keeps is not None:
+            if not isinstance(pattern, tuple):
                 saliency = _saliency(solved, factor, columns)
                 for keep, rows, part in zip(keeps, matrices, parts, strict=True):
                     share, scores = _share(keep, cols, columns.start, columns.stop), saliency[:, rows]
-                    mask[columns, rows] = select_part(scores.contiguous().t(), share, "matrix", part).t()
+                    mask[columns, rows] = select_part(scores.contiguous().t(), share, pattern, part).t()
             for inner in _spans(columns.start, columns.stop, leaf):
-                if n_of_m is not None:
-                    mask[inner] = keep_n_of_m(_saliency(solved, factor, inner).t(), *n_of_m).t()
+                if isinstance(pattern, tuple):
+                    mask[inner] = keep_n_of_m(_saliency(solved, factor, inner).t(), *pattern).t()
                 within = errors[inner.start - several.start : inner.stop - several.start]
                 _pruning_errors(solved[inner], mask[inner], factor.upper[inner, inner], within)
                 _correct(solved, factor, inner, within, slice(inner.start, columns.stop))
@@ -145,10 +98,7 @@ def solve_together(
             done = errors[columns.start - several.start : columns.stop - several.start]
             _correct(solved, factor, columns, done, slice(columns.stop, several.stop))
         _correct(solved, factor, several, errors, slice(several.stop, cols))
-    return [
-        Solution(solved[:, rows].t().contiguous(), mask[:, rows].t().contiguous(), factor.damping)
-        for rows in matrices
-    ]
+    return [Solution(solved[:, rows].t().contiguous(), mask[:, rows].t().contiguous()) for rows in matrices]
 
 
 def _correct(solved: Tensor, factor: InverseFactor, columns: slice, errors: Tensor, others: slice) -> None:
@@ -222,24 +172,18 @@ def spans_of(weights: Sequence[Tensor]) -> list[slice]:
 def _check(
     weights: Sequence[Tensor],
     factor: InverseFactor,
-    keeps: Sequence[int] | None,
-    n_of_m: tuple[int, int] | None,
+    keeps: Sequence[int],
+    pattern: Pattern,
     block: int,
     leaf: int,
     parts: Sequence[Part],
 ) -> None:
-    for weight in weights:
+    for weight, keep, part in zip(weights, keeps, parts, strict=True):
         require_columns(weight, factor.upper, "a factor")
         require_finite_weight(weight)
-    if (keeps is None) == (n_of_m is None):
-        found = None if keeps is None else keeps[0] if len(keeps) == 1 else list(keeps)
-        raise ValueError(
-            f"give either keep or n_of_m, not both and not neither; found keep={found}, n_of_m={n_of_m}"
-        )
-    cols = weights[0].shape[1]
-    for keep, part in zip(keeps or (), parts if keeps is not None else (), strict=True):
-        check_keep((part.rows, cols), keep)
-    if n_of_m is not None:
-        check_n_of_m(cols, *n_of_m)
+        if isinstance(pattern, tuple):
+            check_n_of_m(weight.shape[1], *pattern)
+        else:
+            check_keep((part.rows, weight.shape[1]), keep)
     if block < 1 or leaf < 1:
         raise ValueError(f"block and leaf are column counts of at least 1; found block={block}, leaf={leaf}")

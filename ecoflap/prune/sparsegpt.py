@@ -11,7 +11,7 @@ from torch import Tensor
 from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.errors import UserError
-from ecoflap.ops import Keep, Part, Solution, solve_together
+from ecoflap.ops import Keep, Part, Solution, sparsegpt_solve
 from ecoflap.prune.masks import MaskRule
 from ecoflap.prune.options import SparseGPTOptions
 from ecoflap.prune.protocol import LayerPruner, Pruned
@@ -61,11 +61,11 @@ class SparseGPT(SparseGPTOptions, LayerPruner):
         solutions: dict[int, Solution] = {}
         for pattern in dict.fromkeys(patterns):  # one, unless layers have an n of their own
             places = [place for place, other in enumerate(patterns) if other == pattern]
-            solved = solve_together(
+            solved = sparsegpt_solve(
                 [weights[place] for place in places],
                 factor,
-                None if isinstance(pattern, tuple) else [int(keeps[place]) for place in places],
-                pattern if isinstance(pattern, tuple) else None,
+                [int(keeps[place]) for place in places],
+                pattern,
                 self.block,
                 parts=[parts[place] for place in places],
             )

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from ecoflap.ops.hessian import inverse_factor
-from ecoflap.ops.sparsegpt import eliminate, solve_batched, solve_together, solve_with_factor, sparsegpt_solve
+from ecoflap.ops.selection import Pattern
+from ecoflap.ops.sparsegpt import Solution, eliminate, solve_batched, sparsegpt_solve
 
 from . import golden, reference
 
@@ -23,6 +24,11 @@ def pruned_per_block(rows: int, cols: int, keep: int, block: int) -> list[int]:
     kept_before = [0] + [math.floor(keep * end / cols) for end in ends]
     widths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
     return [rows * width - (kept_before[b + 1] - kept_before[b]) for b, width in enumerate(widths)]
+
+
+def solve(weight: Tensor, hessian: Tensor, keep: int, pattern: Pattern = "matrix", **widths: int) -> Solution:
+    """One matrix pruned by itself, given the Hessian of its inputs."""
+    return sparsegpt_solve([weight], inverse_factor(hessian), [keep], pattern, **widths)[0]
 
 
 def loss(weight: Tensor, pruned: Tensor, hessian: Tensor) -> float:
@@ -47,7 +53,7 @@ def test_counted_equals_column_loop(rows: int, cols: int, keep: int, block: int,
     expected, mask = reference.sparsegpt(
         weight, hessian, pruned_per_block(rows, cols, keep, block), block=block
     )
-    solution = sparsegpt_solve(weight, hessian, keep=keep, block=block, leaf=leaf)
+    solution = solve(weight, hessian, keep, block=block, leaf=leaf)
     assert int(solution.mask.sum()) == keep
     assert torch.equal(solution.mask, mask)
     torch.testing.assert_close(solution.weight.double(), expected, rtol=1e-3, atol=1e-3)
@@ -59,7 +65,7 @@ def test_counted_equals_column_loop(rows: int, cols: int, keep: int, block: int,
 def test_n_of_m_equals_column_loop(n: int, m: int, block: int) -> None:
     weight, hessian = problem(12, 40)
     expected, mask = reference.sparsegpt(weight, hessian, n_of_m=(n, m))
-    solution = sparsegpt_solve(weight, hessian, n_of_m=(n, m), block=block)
+    solution = solve(weight, hessian, 12 * 40 * n // m, (n, m), block=block)
     assert torch.all(solution.mask.view(12, -1, m).sum(dim=2) == n)
     assert torch.equal(solution.mask, mask)
     torch.testing.assert_close(solution.weight.double(), expected, rtol=1e-3, atol=1e-3)
@@ -68,7 +74,7 @@ def test_n_of_m_equals_column_loop(n: int, m: int, block: int) -> None:
 @pytest.mark.parametrize("keep", [0, 1, 299, 300, 301, 600 - 1, 600])
 def test_exact_count_and_exact_zeros(keep: int) -> None:
     weight, hessian = problem(20, 30)
-    solution = sparsegpt_solve(weight, hessian, keep=keep, block=7)
+    solution = solve(weight, hessian, keep, block=7)
     assert int(solution.mask.sum()) == keep
     assert torch.equal(solution.weight == 0, ~solution.mask)
     if keep == 600:
@@ -77,7 +83,7 @@ def test_exact_count_and_exact_zeros(keep: int) -> None:
 
 def test_correction_beats_the_mask_alone() -> None:
     weight, hessian = problem(32, 64)
-    solution = sparsegpt_solve(weight, hessian, keep=1024)
+    solution = solve(weight, hessian, 1024)
     assert loss(weight, solution.weight, hessian) < 0.7 * loss(weight, weight * solution.mask, hessian)
 
 
@@ -88,7 +94,7 @@ def test_dead_columns_go_first_and_survivors_keep_their_value(keep: int) -> None
     hessian[dead] = 0
     hessian[:, dead] = 0
     weight[:, 1] = 0  # zero weights of live columns don't go before dead ones
-    solution = sparsegpt_solve(weight, hessian, keep=keep)
+    solution = solve(weight, hessian, keep)
     assert int(solution.mask.sum()) == keep
     assert int(solution.mask[:, dead].sum()) == max(0, keep - 8 * 20)
     assert torch.equal(solution.weight[:, dead], (weight * solution.mask)[:, dead])
@@ -99,7 +105,7 @@ def test_dead_columns_in_groups() -> None:
     weight, hessian = problem(8, 16)
     hessian[:3] = 0
     hessian[:, :3] = 0
-    solution = sparsegpt_solve(weight, hessian, n_of_m=(2, 4))
+    solution = solve(weight, hessian, 64, (2, 4))
     assert solution.mask[:, :4].tolist() == [[False, False, True, True]] * 8
     assert torch.equal(solution.weight[:, 2], weight[:, 2])
 
@@ -108,19 +114,18 @@ def test_dead_columns_in_groups() -> None:
 def test_half_precision_is_solved_in_fp32(dtype: torch.dtype) -> None:
     weight, hessian = problem(16, 32)
     weight = weight.to(dtype)
-    solution = sparsegpt_solve(weight, hessian, keep=256)
+    solution = solve(weight, hessian, 256)
     assert solution.weight.dtype == torch.float32
-    assert torch.equal(solution.weight, sparsegpt_solve(weight.float(), hessian, keep=256).weight)
+    assert torch.equal(solution.weight, solve(weight.float(), hessian, 256).weight)
 
 
-@pytest.mark.parametrize("n_of_m", [None, (2, 4)])
-def test_layers_with_one_input_are_solved_as_each_by_itself(n_of_m: tuple[int, int] | None) -> None:
+@pytest.mark.parametrize("pattern", ["matrix", "row", (2, 4)])
+def test_layers_with_one_input_are_solved_as_each_by_itself(pattern: Pattern) -> None:
     weight, hessian = problem(40, 600)  # more columns than one far update takes in
-    parts, factor = weight.split([3, 1, 36]), inverse_factor(hessian)
-    keeps = None if n_of_m else [1000, 7, 36 * 600]
-    together = solve_together(parts, factor, keeps, n_of_m)
-    for index, (part, solution) in enumerate(zip(parts, together, strict=True)):
-        alone = solve_with_factor(part, factor, keeps[index] if keeps else None, n_of_m)
+    weights, factor, keeps = weight.split([3, 1, 36]), inverse_factor(hessian), [1000, 7, 36 * 600]
+    together = sparsegpt_solve(weights, factor, keeps, pattern)
+    for one, keep, solution in zip(weights, keeps, together, strict=True):
+        (alone,) = sparsegpt_solve([one], factor, [keep], pattern)
         assert torch.equal(solution.mask, alone.mask)
         torch.testing.assert_close(solution.weight, alone.weight, rtol=1e-4, atol=1e-4)
 
@@ -140,55 +145,42 @@ def test_arguments_are_not_modified_and_stacked_rows_may_share_a_factor() -> Non
     weight_before, hessian_before = weight.clone(), hessian.clone()
     factor = inverse_factor(hessian)
     upper_before = factor.upper.clone()
-    solution = solve_with_factor(weight, factor, keep=200)
+    (solution,) = sparsegpt_solve([weight], factor, [200], "matrix")
     assert torch.equal(weight, weight_before)
     assert torch.equal(hessian, hessian_before)
     assert torch.equal(factor.upper, upper_before)
-    assert torch.equal(solution.weight, sparsegpt_solve(weight, hessian, keep=200).weight)
+    assert torch.equal(solution.weight, solve(weight, hessian, 200).weight)
 
 
 def test_parameters_leave_no_gradient_graph() -> None:
     weight, hessian = problem(16, 32)
-    assert not sparsegpt_solve(torch.nn.Parameter(weight), hessian, keep=200).weight.requires_grad
+    assert not solve(torch.nn.Parameter(weight), hessian, 200).weight.requires_grad
 
 
 def test_strided_weight() -> None:
     weight, hessian = problem(16, 32)
     transposed = weight.T.contiguous().T
-    torch.testing.assert_close(
-        sparsegpt_solve(transposed, hessian, keep=200).weight,
-        sparsegpt_solve(weight, hessian, keep=200).weight,
-    )
-
-
-def test_damping_used_is_reported() -> None:
-    weight = torch.ones(2, 2)
-    assert sparsegpt_solve(weight, torch.eye(2), keep=2).damping == 0.01
-    assert sparsegpt_solve(weight, torch.tensor([[1.0, 1.5], [1.5, 1.0]]), keep=2).damping == pytest.approx(
-        1.0
-    )
+    torch.testing.assert_close(solve(transposed, hessian, 200).weight, solve(weight, hessian, 200).weight)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("keep", "pattern", "block", "message"),
     [
-        ({}, "either keep or n_of_m"),
-        ({"keep": 4, "n_of_m": (2, 4)}, "either keep or n_of_m"),
-        ({"keep": 25}, "valid counts are 0 to 24"),
-        ({"keep": -1}, "valid counts are 0 to 24"),
-        ({"n_of_m": (2, 5)}, "m must divide 8"),
-        ({"n_of_m": (0, 4)}, "between 1 and m"),
-        ({"keep": 4, "block": 0}, "at least 1"),
+        (25, "matrix", 128, "valid counts are 0 to 24"),
+        (-1, "matrix", 128, "valid counts are 0 to 24"),
+        (12, (2, 5), 128, "m must divide 8"),
+        (12, (0, 4), 128, "between 1 and m"),
+        (4, "matrix", 0, "at least 1"),
     ],
 )
-def test_impossible_arguments(options: dict, message: str) -> None:
+def test_impossible_arguments(keep: int, pattern: Pattern, block: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        sparsegpt_solve(torch.ones(3, 8), torch.eye(8), **options)
+        solve(torch.ones(3, 8), torch.eye(8), keep, pattern, block=block)
 
 
 def test_mismatched_shapes() -> None:
     with pytest.raises(ValueError, match=r"factor \[cols, cols\]"):
-        sparsegpt_solve(torch.ones(3, 8), torch.eye(9), keep=4)
+        solve(torch.ones(3, 8), torch.eye(9), 4)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -197,7 +189,7 @@ def test_non_finite_weight_even_in_a_dead_column(bad: float, column: int) -> Non
     weight = torch.ones(3, 8)
     weight[1, column] = bad
     with pytest.raises(ValueError, match="1 of 24 weights are NaN or infinite"):
-        sparsegpt_solve(weight, torch.diag(torch.tensor([0.0] + [1.0] * 7)), keep=4)
+        solve(weight, torch.diag(torch.tensor([0.0] + [1.0] * 7)), 4)
 
 
 @golden.needs_golden
@@ -205,12 +197,8 @@ def test_non_finite_weight_even_in_a_dead_column(bad: float, column: int) -> Non
 def test_published_result(case: str) -> None:
     facts, data = golden.cases("sparsegpt")[case], golden.tensors("sparsegpt", case)
     weight, inputs, published = data["weight"], data["inputs"].double(), data["pruned"]
-    pattern = (
-        {"n_of_m": (facts["m"] - facts["n"], facts["m"])}
-        if facts["n"]
-        else {"keep": weight.numel() - facts["zeros"]}
-    )
-    solution = sparsegpt_solve(weight, data["hessian"], **pattern)
+    pattern: Pattern = (facts["m"] - facts["n"], facts["m"]) if facts["n"] else "matrix"
+    solution = solve(weight, data["hessian"], weight.numel() - facts["zeros"], pattern)
     error = float(((solution.weight - weight).double() @ inputs.T).square().sum())
     assert error == pytest.approx(facts["reconstruction_sse"], rel=0.005)
     assert int((~solution.mask).sum()) == facts["zeros"]
@@ -233,7 +221,7 @@ def test_unequal_blocks_of_the_published_problem_equal_column_loop() -> None:
     _, mask = reference.sparsegpt(
         data["weight"], data["hessian"], pruned_per_block(facts["rows"], facts["cols"], keep, 128)
     )
-    assert torch.equal(sparsegpt_solve(data["weight"], data["hessian"], keep=keep).mask, mask)
+    assert torch.equal(solve(data["weight"], data["hessian"], keep).mask, mask)
 
 
 @golden.needs_golden

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ecoflap.data.batch import Batch, Sample
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.ops import gaussian, inverse_factor, solve_together
+from ecoflap.ops import gaussian, inverse_factor, sparsegpt_solve
 from tests.experts import as_published, noting_inputs
 from tests.ops import reference as ops
 
@@ -65,7 +65,7 @@ def sparsegpt(weight: Tensor, gram: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     """(weight, mask) of the package's solver, which is tested elsewhere, on inputs that were gathered
     here.
     """
-    solution = solve_together([weight], inverse_factor(gram.float(), 0.01), [keep], None, 128)[0]
+    solution = sparsegpt_solve([weight], inverse_factor(gram.float(), 0.01), [keep], "matrix")[0]
     return solution.weight, solution.mask
 
 
