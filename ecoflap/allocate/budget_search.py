@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from ecoflap.allocate.options import InContextOptions
 from ecoflap.allocate.protocol import Context
 from ecoflap.allocate.row_weights import CORRECTED, RowWeights
 from ecoflap.allocate.sparsity_groups import ROW, LayerGroups, RowGroups, SparsityGroups
-from ecoflap.allocate.trial import TrialPruner, trial_pruner
+from ecoflap.allocate.trial import LazyTrial
 from ecoflap.blocks.loss_batches import batching
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
@@ -60,7 +59,7 @@ class BudgetSearch:
         options: InContextOptions,
         model: PrunableModel,
         context: Context,
-        stack: ExitStack,
+        trial: LazyTrial,
         highest: float,
         weigh_rows: bool,
     ) -> None:
@@ -70,12 +69,12 @@ class BudgetSearch:
             options: granularity, samples and band.
             model: dense.
             context: the run that is allocated for.
-            stack: restores the model when it is closed.
+            trial: prunes the model.
             highest: the largest sparsity of a group.
             weigh_rows: whether steps weigh the rows.
         """
         self._options, self._model, self._context = options, model, context
-        self._stack, varying = stack, context.pruner.rule.varying
+        self._trial, varying = trial, context.pruner.rule.varying
         self._weigh_rows = weigh_rows
         self.row_weights = RowWeights(CORRECTED if context.pruner.corrects else 1.0)
         # A mask n:M keeps at least one of every M weights.
@@ -85,10 +84,6 @@ class BudgetSearch:
             if options.granularity == ROW
             else LayerGroups(model, options.granularity, varying)
         )
-
-    @cached_property
-    def _trial(self) -> TrialPruner:
-        return self._stack.enter_context(trial_pruner(self._model, self._context))
 
     def decided(self, budget: float) -> bool:
         """Whether a budget leaves nothing to decide: all weights, or as few as every group can have."""
@@ -131,9 +126,9 @@ class BudgetSearch:
         point, band = now.sparsities, self.groups.finest.clamp(min=self._options.band)
         more, fewer = (point - band).clamp(0, 1), (point + band).clamp(0, 1)
         counts = Counts(self.counts(now), *map(self.groups.counts, (more, fewer)))
-        self._trial.row_weights = now.row_weights
-        batches, recompute = self._samples(turn), self._options.recompute
-        found = measure_marginals(self._model, self._trial, counts, batches, recompute, self.groups.by_row)
+        trial, recompute = self._trial.pruner, self._options.recompute
+        trial.row_weights, batches = now.row_weights, self._samples(turn)
+        found = measure_marginals(self._model, trial, counts, batches, recompute, self.groups.by_row)
         squares = found.squares if self._weigh_rows else {}
         return {
             "marginals": self.groups.marginals(found.gains, counts),
@@ -156,8 +151,8 @@ class BudgetSearch:
         return {"rows": self._context.recall(key, partial(self._rows, counts, row_weights))}
 
     def _rows(self, counts: Mapping[str, Keep], row_weights: RowWeights) -> dict[str, list[int]]:
-        self._trial.row_weights = row_weights
-        return {name: of_rows.tolist() for name, of_rows in self._trial.rows(counts).items()}
+        self._trial.pruner.row_weights = row_weights
+        return {name: of_rows.tolist() for name, of_rows in self._trial.pruner.rows(counts).items()}
 
     def _samples(self, turn: int) -> list[dict[str, Tensor]]:
         """The batches of a step: the next samples of the calibration set, from the first again at its end."""
@@ -186,8 +181,8 @@ class BudgetSearch:
 
     def _loss(self, candidate: Candidate) -> float | None:
         """The mean loss of the pruned model; None if it is not finite."""
-        self._trial.row_weights = candidate.row_weights
-        return self._trial.loss_at(self.counts(candidate), self._all_batches)
+        self._trial.pruner.row_weights = candidate.row_weights
+        return self._trial.pruner.loss_at(self.counts(candidate), self._all_batches)
 
     @cached_property
     def _all_batches(self) -> Sequence[Batch]:

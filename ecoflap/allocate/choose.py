@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from functools import cached_property, partial
+from functools import cache, partial
 from typing import Any
 
 from torch import Tensor
 
 from ecoflap.allocate.protocol import Context
-from ecoflap.allocate.trial import TrialPruner, trial_pruner
+from ecoflap.allocate.trial import LazyTrial
 from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.prunable import PrunableModel
@@ -45,13 +44,19 @@ def choose(
     Raises:
         NumericalError: if no loss is finite.
     """
+
+    @cache
+    def batches() -> list[dict[str, Tensor]]:
+        return loss_batches(model, context.samples.take(samples), context.batch_size)
+
     losses: Losses = {}
-    with ExitStack() as stack:
-        trials = _Trials(model, context, samples, stack)
+    with LazyTrial(model, context) as trial:
+
+        def loss(candidate: float) -> float | None:
+            return trial.pruner.loss_at(counts(candidate), batches())
+
         for candidate in dict.fromkeys(candidates):
-            losses[candidate] = context.recall(
-                {**name, "candidate": candidate}, partial(trials.loss, counts, candidate)
-            )
+            losses[candidate] = context.recall({**name, "candidate": candidate}, partial(loss, candidate))
             log.info("allocate: %s=%g, loss %s", name.get("parameter"), candidate, losses[candidate])
     finite = {candidate: loss for candidate, loss in losses.items() if loss is not None}
     if not finite:
@@ -60,22 +65,3 @@ def choose(
             " lower the sparsity, or check the model's dtype"
         )
     return min(finite, key=finite.__getitem__), losses
-
-
-class _Trials:
-    """Losses of trials, which share the statistics of the dense model; none are gathered before the first."""
-
-    def __init__(self, model: PrunableModel, context: Context, samples: int, stack: ExitStack) -> None:
-        self._model, self._context, self._samples, self._stack = model, context, samples, stack
-
-    def loss(self, counts: CountsAt, candidate: float) -> float | None:
-        """The mean loss of the model pruned at a candidate; None if it is not finite."""
-        return self._pruner.loss_at(counts(candidate), self._batches)
-
-    @cached_property
-    def _pruner(self) -> TrialPruner:
-        return self._stack.enter_context(trial_pruner(self._model, self._context))
-
-    @cached_property
-    def _batches(self) -> list[dict[str, Tensor]]:
-        return loss_batches(self._model, self._context.samples.take(self._samples), self._context.batch_size)

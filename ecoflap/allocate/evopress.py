@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
@@ -30,7 +29,7 @@ from ecoflap.allocate.layer_trials import LayerTrials
 from ecoflap.allocate.levels import Ladder, make_ladder
 from ecoflap.allocate.options import EvoPressOptions
 from ecoflap.allocate.protocol import Context, Requires
-from ecoflap.allocate.trial import trial_pruner
+from ecoflap.allocate.trial import LazyTrial
 from ecoflap.allocate.uneven import Uneven
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.console.progress import track
@@ -89,9 +88,8 @@ class EvoPress(EvoPressOptions, Uneven):
         assert context is not None
         sharing = [chain(*(tower.layers for tower in towers)) for towers in parts(model, self.scope)]
         ladder = make_ladder([list(layers) for layers in sharing], sparsity, self.levels, self.step)
-        with ExitStack() as stack:
-            search = _Search(self, model, context, ladder, stack)
-            levels, trace = search.run(sparsity)
+        with LazyTrial(model, context) as trial:
+            levels, trace = _Search(self, model, context, ladder, trial).run(sparsity)
         details = {"levels": dict(zip(ladder.layers, levels, strict=True)), "fitness": trace}
         sizes = {layer.name: layer.size for layer in model.layers}
         return Allocation(ladder.counts(levels), sizes, sparsity, LAYER, details=details, in_trials=True)
@@ -101,10 +99,10 @@ class _Search:
     """The search for one model; it prunes nothing as long as every generation was recalled."""
 
     def __init__(
-        self, options: EvoPress, model: PrunableModel, context: Context, ladder: Ladder, stack: ExitStack
+        self, options: EvoPress, model: PrunableModel, context: Context, ladder: Ladder, trial: LazyTrial
     ) -> None:
         self._options, self._model, self._context = options, model, context
-        self._ladder, self._stack = ladder, stack
+        self._ladder, self._trial = ladder, trial
         self._evolution = Evolution(
             ladder.lowest,
             ladder.highest,
@@ -116,7 +114,7 @@ class _Search:
 
     @cached_property
     def _distance(self) -> Distance:
-        trials = LayerTrials(self._stack.enter_context(trial_pruner(self._model, self._context)))
+        trials = LayerTrials(self._trial.pruner)
         size, measure = self._context.batch_size, self._options.fitness
         return Distance(self._model, trials, self._context.samples, size, measure)
 

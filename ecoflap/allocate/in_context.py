@@ -9,7 +9,6 @@ figures: docs/in_context_results.md.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +19,7 @@ from ecoflap.allocate.options import InContextOptions
 from ecoflap.allocate.protocol import Allocator, Context, Requires
 from ecoflap.allocate.row_weights import RowWeights
 from ecoflap.allocate.sparsity_groups import ROW
+from ecoflap.allocate.trial import LazyTrial
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.console.progress import track
 from ecoflap.errors import UserError, require_choices, require_positive
@@ -131,9 +131,9 @@ class InContext(InContextOptions, Allocator):
         """
         self.check(sparsity)
         assert context is not None
-        with ExitStack() as stack:
+        with LazyTrial(model, context) as trial:
             weigh_rows = self._weighs_rows(context.pruner)
-            search = BudgetSearch(self, model, context, stack, HIGHEST, weigh_rows)
+            search = BudgetSearch(self, model, context, trial, HIGHEST, weigh_rows)
             chosen, losses = self._search(search, sparsity)
             counts = search.counts(chosen)
             of_rows = search.of_rows(counts, chosen.row_weights)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -202,6 +203,20 @@ def trial_pruner(model: PrunableModel, context: Context) -> Iterator[TrialPruner
     """
     with restoring(model) as dense:
         yield TrialPruner(model, context.pruner, _groups(model, context, dense))
+
+
+class LazyTrial(ExitStack):
+    """A context as of ``trial_pruner``, which is entered when the pruner is first used."""
+
+    def __init__(self, model: PrunableModel, context: Context) -> None:
+        """Take what ``trial_pruner`` does."""
+        super().__init__()
+        self._model, self._context = model, context
+
+    @cached_property
+    def pruner(self) -> TrialPruner:
+        """Prunes the model, whose weights are dense again after this context."""
+        return self.enter_context(trial_pruner(self._model, self._context))
 
 
 @contextmanager

@@ -189,7 +189,7 @@ def test_nothing_is_pruned_when_every_step_is_recalled(monkeypatch: pytest.Monke
     def fail(*_: Any) -> None:
         raise AssertionError("the model was pruned")
 
-    monkeypatch.setattr(budget_search, "trial_pruner", fail)
+    monkeypatch.setattr("ecoflap.allocate.trial.trial_pruner", fail)
     assert allocate("llama", recall=memory) == first
 
 
@@ -266,7 +266,7 @@ def test_nothing_is_measured_where_the_budget_decides_alone(
     def fail(*_: Any) -> None:
         raise AssertionError("the model was pruned")
 
-    monkeypatch.setattr(budget_search, "trial_pruner", fail)
+    monkeypatch.setattr("ecoflap.allocate.trial.trial_pruner", fail)
     allocation = allocate("llama", sparsity, pruner=pruner)
     assert allocation.keep == WaterFilling()(tiny.build("llama"), None, sparsity).keep
     assert allocation.details == {"losses": {}}

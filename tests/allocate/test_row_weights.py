@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -17,7 +16,7 @@ from ecoflap.allocate.in_context import InContext
 from ecoflap.allocate.marginals import Counts, measure_marginals
 from ecoflap.allocate.protocol import Context
 from ecoflap.allocate.row_weights import CORRECTED, FLOOR, RowWeights
-from ecoflap.allocate.trial import trial_pruner
+from ecoflap.allocate.trial import LazyTrial, trial_pruner
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.loss_batches import loss_batches
@@ -168,8 +167,7 @@ def test_ties_fill_up_from_the_last_row() -> None:
 def test_rows_differ_less_under_a_pruner_that_corrects(pruner: LayerPruner, power: float) -> None:
     model = tiny.build("llama")
     context = Context(pruner, tiny.samples("llama"), batch_size=2, seed=0)
-    with ExitStack() as stack:
-        search = BudgetSearch(InContext(), model, context, stack, 0.98, weigh_rows=True)
+    search = BudgetSearch(InContext(), model, context, LazyTrial(model, context), 0.98, weigh_rows=True)
     squares = torch.tensor([0.0, 1.0, 5.0], dtype=torch.float64)
     search.row_weights.add({"layer": squares})
     found = search.row_weights.of("layer")
@@ -187,8 +185,8 @@ def test_trials_weigh_rows_as_the_fine_stage_does(name: str) -> None:
     model, calibration = tiny.build("llama"), tiny.samples("llama")
     context = Context(COMPETING[name], calibration, batch_size=2, seed=0)
     allocator = InContext(samples=2, batch_size=2, ramp_steps=1, steps=3, rate=0.1)
-    with ExitStack() as stack:
-        search = BudgetSearch(allocator, model, context, stack, 0.98, weigh_rows=True)
+    with LazyTrial(model, context) as lazy:
+        search = BudgetSearch(allocator, model, context, lazy, 0.98, weigh_rows=True)
         search.step(search.uniform(0.7), 0.7, turn=0, rate=0.1)
         only = Candidate(search.uniform(0.7), search.row_weights, 0.7)
         search.best({"only": only})
