@@ -93,13 +93,9 @@ class BudgetSearch:
         """The same sparsity for all groups."""
         return torch.full((len(self.groups.sizes),), budget, dtype=torch.float64)
 
-    def mean(self, points: Sequence[Tensor]) -> Tensor:
-        """The mean of several sparsities."""
-        return torch.stack(list(points)).mean(dim=0)
-
     def shifted(self, point: Tensor, budget: float) -> Tensor:
         """Sparsities shifted to a budget, each at most ``highest``."""
-        return shift_to_budget(point, self.groups.sizes, budget, 0.0, self._highest)
+        return shift_to_budget(point, self.groups.sizes, budget, self._highest)
 
     def step(self, point: Tensor, budget: float, turn: int, rate: float) -> Tensor:
         """Take one step, which adds to the row weights; the sparsities after it.

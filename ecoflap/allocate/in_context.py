@@ -39,13 +39,11 @@ class Step:
 
     Attributes:
         budget: the sparsity of the whole model.
-        number: how many steps came before at this budget.
-        turn: how many steps came before in all, which decides on the samples.
+        turn: how many steps came before, which decides on the samples.
         rate: half of the largest change of a sparsity.
     """
 
     budget: float
-    number: int
     turn: int
     rate: float
 
@@ -159,7 +157,7 @@ class InContext(InContextOptions, Allocator):
             visited.append((step, point))
             point = search.step(point, step.budget, step.turn, step.rate)
         at_target = [point for step, point in visited if step.budget == sparsity]
-        mean = search.shifted(search.mean([*at_target[len(at_target) // 2 :], point]), sparsity)
+        mean = search.shifted(torch.stack([*at_target[len(at_target) // 2 :], point]).mean(dim=0), sparsity)
         weights = search.row_weights
         candidates = {
             "last": Candidate(point, weights, sparsity),
@@ -172,13 +170,9 @@ class InContext(InContextOptions, Allocator):
 
     def steps_to(self, sparsity: float) -> list[Step]:
         """The steps to a target; two targets share those of their ramps."""
-        budgets = [(budget, self.ramp_steps) for budget in self._ramp(sparsity)] + [(sparsity, self.steps)]
-        steps: list[Step] = []
-        for budget, count in budgets:
-            for number in range(count):
-                at_target = number / max(1, self.steps - 1) if budget == sparsity else 0.0
-                steps.append(Step(budget, number, len(steps), self.rate * 3**-at_target))
-        return steps
+        falls = [(budget, 0.0) for budget in self._ramp(sparsity) for _ in range(self.ramp_steps)]
+        falls += [(sparsity, number / max(1, self.steps - 1)) for number in range(self.steps)]
+        return [Step(budget, turn, self.rate * 3**-fall) for turn, (budget, fall) in enumerate(falls)]
 
     def _ramp(self, sparsity: float) -> list[float]:
         budgets: list[float] = []

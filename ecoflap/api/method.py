@@ -8,7 +8,7 @@ from typing import Any
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.protocol import Allocator, coarse_stage
-from ecoflap.api.parts import default, part
+from ecoflap.api.parts import part
 from ecoflap.errors import UserError
 from ecoflap.prune.protocol import Pruner
 from ecoflap.run.plan.automatic import AUTO, ZEROTH_ORDER, allocation_of, takes_scores
@@ -95,7 +95,7 @@ def choose_method(pruner: Any, score: Any, allocation: Any, options: Mapping[str
     Raises:
         UserError: if there is no such part or option, or nothing uses the scores.
     """
-    chosen: Pruner = part("pruner", default("pruner")["name"] if pruner is None else pruner, options)
+    chosen: Pruner = part("pruner", pruner, options)
     score = None if score == AUTO else score
     allocation = None if allocation == AUTO else allocation
     if chosen.allocates and allocation is not None:

@@ -27,12 +27,14 @@ def part(group: str, chosen: Any, options: Mapping[str, Any]) -> Any:
 
     Args:
         group: its config group.
-        chosen: a name, or the part itself.
+        chosen: a name, the part itself, or None for the default.
         options: options of a named part.
 
     Raises:
         UserError: if there is no such name or option, or an object is given options or can't be such a part.
     """
+    if chosen is None:
+        chosen = _node(group)["name"]
     if isinstance(chosen, str):
         return built(group, {**named(group, chosen), **options})
     refuse_options(group, chosen, options)
@@ -77,16 +79,6 @@ def named(group: str, name: str) -> dict[str, Any]:
         shown = name if len(name) <= 40 else f"{name[:40]}..."
         raise UserError(f"{group}={shown} is not known; {instead}{did_you_mean(name, known)}")
     return _node(group, f"{group}={name}")
-
-
-def default(group: str, beside: str | None = None) -> dict[str, Any]:
-    """The node of a group's default choice.
-
-    Args:
-        group: a config group.
-        beside: a choice of another group, ``group=name``, which may set the default of this one.
-    """
-    return _node(group, *([beside] if beside else []))
 
 
 @cache

@@ -12,7 +12,7 @@ from torch import nn
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.protocol import Allocator, Context
 from ecoflap.api.given import require, share
-from ecoflap.api.parts import default, named, part, refuse_options
+from ecoflap.api.parts import named, part, refuse_options
 from ecoflap.api.readable import check_given
 from ecoflap.api.result import PruneResult
 from ecoflap.api.unchanged import unchanged
@@ -106,7 +106,7 @@ def allocate(
     require(model, PrunableModel, "ecoflap.load")
     if scores is not None:
         require(scores, Scores, "ecoflap.score")
-    chosen_pruner: Pruner = part("pruner", default("pruner")["name"] if pruner is None else pruner, {})
+    chosen_pruner: Pruner = part("pruner", pruner, {})
     if chosen_pruner.allocates:
         raise UserError(f"pruner={chosen_pruner.name} decides by itself what each layer keeps")
     if method is None or method == AUTO:

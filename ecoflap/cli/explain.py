@@ -18,7 +18,7 @@ from ecoflap.cli.choices import Choices, is_search_path
 from ecoflap.cli.descriptions import Description, described, summary_of
 from ecoflap.console.arguments import complain
 from ecoflap.console.wrapping import wrapped
-from ecoflap.errors import UserError, did_you_mean, written
+from ecoflap.errors import FEW, UserError, did_you_mean, written
 from ecoflap.run import config as run_config
 from ecoflap.run import registry, tables
 from ecoflap.run.config import METHODS, RunConfig, RuntimeConfig
@@ -218,8 +218,8 @@ def _width() -> int:
     return min(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
 
 
-def _few(names: list[str], count: int = 12) -> str:
-    return ", ".join(names[:count]) + (f", ... ({len(names)})" if len(names) > count else "")
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:FEW]) + (f", ... ({len(names)})" if len(names) > FEW else "")
 
 
 def _value(config: DictConfig, key: str) -> str:

@@ -7,35 +7,34 @@ from torch import Tensor
 HALVINGS = 60  # of an interval of length 2: down to the rounding of fp64
 
 
-def shift_to_budget(sparsities: Tensor, sizes: Tensor, target: float, low: float, high: float) -> Tensor:
+def shift_to_budget(sparsities: Tensor, sizes: Tensor, target: float, high: float) -> Tensor:
     """Shift all sparsities by one number and clip them, so that the share of removed weights is the target.
 
     Args:
         sparsities: [groups], fp64.
         sizes: number of weights of each group, [groups].
-        target: the share of all weights to remove, between ``low`` and ``high``.
-        low: the smallest sparsity of a group.
+        target: the share of all weights to remove, between 0 and ``high``.
         high: the largest sparsity of a group.
 
     Returns:
         The shifted sparsities, [groups].
 
     Raises:
-        ValueError: if the target is outside [low, high].
+        ValueError: if the target is outside [0, high].
     """
-    if not low <= target <= high:
+    if not 0 <= target <= high:
         raise ValueError(
-            f"the target {target} is outside the allowed sparsities [{low}, {high}]; choose one inside"
+            f"the target {target} is outside the allowed sparsities [0, {high}]; choose one inside"
         )
-    least, most = low - float(sparsities.max()), high - float(sparsities.min())
+    least, most = -float(sparsities.max()), high - float(sparsities.min())
     for _ in range(HALVINGS):
         middle = (least + most) / 2
-        shifted = (sparsities + middle).clamp(low, high)
+        shifted = (sparsities + middle).clamp(0, high)
         if float((shifted * sizes).sum() / sizes.sum()) < target:
             least = middle
         else:
             most = middle
-    return (sparsities + most).clamp(low, high)
+    return (sparsities + most).clamp(0, high)
 
 
 def descend(sparsities: Tensor, marginals: Tensor, sizes: Tensor, rate: float) -> Tensor:

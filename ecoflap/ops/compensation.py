@@ -31,8 +31,6 @@ def compensate(
     gram: Tensor,
     drift: Tensor,
     streams: Sequence[Tensor | None],
-    share: float = SHARE,
-    damping: float = DAMPING,
 ) -> list[Tensor]:
     """The weights that a pruner should reproduce on the inputs of the pruned model.
 
@@ -42,11 +40,9 @@ def compensate(
         drift: mean of (x - x~) x~^T over the same tokens, [cols, cols].
         streams: of each layer the mean of (s - s~) x~^T, [rows, cols]; None if it writes into no residual
             stream s.
-        share: of the step, 0 to 1.
-        damping: share of the mean diagonal that is added to the diagonal, above 0.
 
     Returns:
-        For each matrix W + share (W drift + stream) inv(gram), [rows, cols] fp32; W where the Gram matrix is
+        For each matrix W + SHARE (W drift + stream) inv(gram), [rows, cols] fp32; W where the Gram matrix is
         zero, as no weight then matters. No argument is modified.
 
     Raises:
@@ -55,7 +51,7 @@ def compensate(
     matrix, norms = unit_columns(gram)
     if not matrix.diagonal().any():
         return [weight.detach().to(torch.float32, copy=True) for weight in weights]
-    matrix.diagonal().add_(damping * matrix.diagonal().mean())
+    matrix.diagonal().add_(DAMPING * matrix.diagonal().mean())
     lower = torch.linalg.cholesky(matrix)
     compensated = []
     for weight, stream in zip(weights, streams, strict=True):
@@ -63,5 +59,5 @@ def compensate(
         missing = wide @ drift if stream is None else wide @ drift + stream
         # missing inv(gram) is the transpose of inv(gram) missing^T; inv(gram) = inv(matrix) / (n n^T)
         step = torch.cholesky_solve((missing / norms).t().contiguous(), lower).t() / norms
-        compensated.append(torch.add(wide, step, alpha=share))
+        compensated.append(torch.add(wide, step, alpha=SHARE))
     return compensated

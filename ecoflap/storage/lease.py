@@ -173,17 +173,16 @@ def held(path: Path, refusal: Callable[[str], str], patience: float = 0.0) -> It
         lease.release()
 
 
-def is_held(path: Path, dead_after: float = DEAD_AFTER * 2) -> bool:
+def is_held(path: Path) -> bool:
     """Whether a lease is held, without waiting for a heartbeat.
 
     Its last heartbeat is recent by the clock of the file system, and its owner has not ended on this host.
 
     Args:
         path: the file of the lease.
-        dead_after: seconds without a heartbeat after which an owner counts as dead.
     """
     try:
-        return time.time() - path.stat().st_mtime < dead_after and not _has_ended(_read(path))
+        return time.time() - path.stat().st_mtime < DEAD_AFTER * 2 and not _has_ended(_read(path))
     except OSError:
         return False
 

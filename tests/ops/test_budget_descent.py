@@ -19,7 +19,7 @@ def weighted_mean(values: torch.Tensor, sizes: torch.Tensor) -> float:
 def test_a_shift_meets_the_budget_and_the_bounds(target: float) -> None:
     sparsities = 0.5 + 0.3 * gaussian([40], "sparsities").double()
     sizes = gaussian([40], "sizes").abs().double() * 1000 + 1
-    shifted = shift_to_budget(sparsities, sizes, target, 0.0, 0.98)
+    shifted = shift_to_budget(sparsities, sizes, target, 0.98)
     assert weighted_mean(shifted, sizes) == pytest.approx(target, abs=1e-12)
     assert float(shifted.min()) >= 0
     assert float(shifted.max()) <= 0.98
@@ -27,15 +27,15 @@ def test_a_shift_meets_the_budget_and_the_bounds(target: float) -> None:
 
 def test_a_shift_adds_one_number_where_nothing_is_clipped() -> None:
     sparsities, sizes = doubles(0.4, 0.5, 0.7), doubles(1, 2, 5)
-    shifted = shift_to_budget(sparsities, sizes, 0.55, 0.0, 1.0)
+    shifted = shift_to_budget(sparsities, sizes, 0.55, 1.0)
     differences = shifted - sparsities
     assert torch.allclose(differences, differences[0].expand(3), atol=1e-12)
-    assert shift_to_budget(doubles(0.3), doubles(7), 0.6, 0.0, 1.0).tolist() == pytest.approx([0.6])
+    assert shift_to_budget(doubles(0.3), doubles(7), 0.6, 1.0).tolist() == pytest.approx([0.6])
 
 
 def test_a_budget_outside_the_bounds_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"target 0.99 is outside the allowed sparsities \[0.0, 0.98\]"):
-        shift_to_budget(doubles(0.5), doubles(1), 0.99, 0.0, 0.98)
+    with pytest.raises(ValueError, match=r"target 0.99 is outside the allowed sparsities \[0, 0.98\]"):
+        shift_to_budget(doubles(0.5), doubles(1), 0.99, 0.98)
 
 
 def test_a_step_is_the_formula() -> None:

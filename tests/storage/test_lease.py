@@ -79,10 +79,10 @@ def of_this_host(path: Path, pid: int) -> None:
 
 def test_a_process_of_the_same_number_does_not_hold_a_lease_without_beats(tmp_path: Path) -> None:
     of_this_host(tmp_path / "lease", os.getpid())
-    assert is_held(tmp_path / "lease", 120)
+    assert is_held(tmp_path / "lease")
     os.utime(tmp_path / "lease", (time.time() - 1000,) * 2)
-    assert not is_held(tmp_path / "lease", 120)
-    assert not is_held(tmp_path / "none", 120)
+    assert not is_held(tmp_path / "lease")
+    assert not is_held(tmp_path / "none")
 
 
 class Clock:
@@ -133,12 +133,12 @@ def test_a_host_that_only_looks_like_this_one_is_another(
     ended = subprocess.Popen(["true"])
     ended.wait()
     of_this_host(tmp_path / "lease", ended.pid)
-    assert not is_held(tmp_path / "lease", 120)
+    assert not is_held(tmp_path / "lease")
     monkeypatch.setattr(module, "_machine", lambda: machine)
     monkeypatch.setattr(socket, "gethostname", lambda: "here")
     of_this_host(tmp_path / "lease", ended.pid)
     monkeypatch.setattr(socket, "gethostname", lambda: host)
-    assert is_held(tmp_path / "lease", 120)
+    assert is_held(tmp_path / "lease")
     assert not Lease(tmp_path / "lease").acquire()
 
 

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 VOLATILE = ("tracking", "cache", "cache_mode", "device", "inspect", "resume", "runtime")
 """Config keys that change where or how a run executes, but not what it computes."""
 
 
-def run_id(config: Mapping[str, Any], volatile: Collection[str] = VOLATILE) -> str:
-    """A deterministic id of 16 hexadecimal digits.
-
-    Args:
-        config: The resolved config, as JSON.
-        volatile: Top-level keys that do not count.
-    """
-    canonical = json.dumps(stable(config, volatile), sort_keys=True, separators=(",", ":"))
+def run_id(config: Mapping[str, Any]) -> str:
+    """A deterministic id of 16 hexadecimal digits of a resolved config."""
+    canonical = json.dumps(stable(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def stable(config: Mapping[str, Any], volatile: Collection[str] = VOLATILE) -> dict[str, Any]:
+def stable(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config without its volatile keys."""
-    return {name: value for name, value in config.items() if name not in volatile}
+    return {name: value for name, value in config.items() if name not in VOLATILE}
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
