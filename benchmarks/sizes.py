@@ -26,7 +26,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.ops.selection import select
 from ecoflap.storage.bitmask.convert import rewrite
-from ecoflap.storage.saved_model import Checkpoint, weight_bytes
+from ecoflap.storage.saved_model import open_checkpoint, weight_bytes
 
 BEGIN, END = "<!-- written by python -m benchmarks.sizes -->", "<!-- end -->"
 MINIS = ("blip2_mini", "blip_vqa_mini", "clip_mini", "t5_mini", "vit_mini")
@@ -92,7 +92,7 @@ def ratios(tensors: Mapping[str, Tensor]) -> list[float]:
         save_file({name: one.contiguous() for name, one in tensors.items()}, dense / "model.safetensors")
         for form in FORMS:
             rewrite(dense, Path(place) / form, form)
-            with Checkpoint(Path(place) / form) as checkpoint:
+            with open_checkpoint(Path(place) / form) as checkpoint:
                 for name, one in tensors.items():
                     assert torch.equal(checkpoint.read(name).view(torch.int16), one.view(torch.int16)), name
             found.append(weight_bytes(Path(place) / form) / weight_bytes(dense))

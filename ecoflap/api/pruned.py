@@ -16,7 +16,7 @@ from ecoflap.models.loading.hub import checkpoint_folder, from_hub, require_fold
 from ecoflap.models.loading.pretrained_weights import load_weights
 from ecoflap.models.loading.skeleton import DTYPE_OPTION, skeleton
 from ecoflap.models.sparse.sparsify import sparsify_if_possible
-from ecoflap.storage.saved_model import WEIGHTS, Checkpoint
+from ecoflap.storage.saved_model import WEIGHTS, open_checkpoint
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -91,7 +91,7 @@ def _restore_wide(module: nn.Module, folder: Path) -> None:
     """Read tensors again that are wider than the config's dtype, to which transformers casts all."""
     if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
         return  # pickled, by others
-    with Checkpoint(folder) as checkpoint:
+    with open_checkpoint(folder) as checkpoint:
         stored, own = checkpoint.shapes(), _tensors(module)
         for name, in_file in _names_in_file(module, own).items():
             like, tensor = stored.get(in_file), own[name]
@@ -140,7 +140,7 @@ def _fill(module: nn.Module, folder: Path, device: str | None) -> None:
             f"{type(module).__name__} is on the meta device, and can't take weights; build it on the CPU"
         )
     try:
-        with Checkpoint(folder) as checkpoint:
+        with open_checkpoint(folder) as checkpoint:
             shapes = checkpoint.shapes()
             _check_fits(folder, own, shapes, module)
             if device is not None:

@@ -19,7 +19,8 @@ from ecoflap.storage.disk_space import writing
 from ecoflap.storage.file_names import CHECKPOINT
 from ecoflap.storage.masks import FILE_NAME as MASKS
 from ecoflap.storage.masks import PackedMasks, Rows, save_masks
-from ecoflap.storage.saved_model import Checkpoint
+from ecoflap.storage.saved_model import open_checkpoint
+from ecoflap.storage.tensor_files import TensorFiles
 
 
 def save_checkpoint(
@@ -166,7 +167,7 @@ def saved_names(model: PrunableModel, folder: Path) -> dict[str, str]:
         KeyError: if a layer's weights are not in the checkpoint.
     """
     found = {}
-    with Checkpoint(folder) as checkpoint:
+    with open_checkpoint(folder) as checkpoint:
         names = checkpoint.names()
         unclaimed = set(names).difference(layer.name for layer in model.layers)
         for block in (block for tower in model.towers for block in tower.blocks):
@@ -175,20 +176,18 @@ def saved_names(model: PrunableModel, folder: Path) -> dict[str, str]:
                 continue
             with model.placement.using(block):
                 for layer in renamed:
-                    found[layer.name] = _saved_name(layer, unclaimed, checkpoint)
+                    found[layer.name] = _saved_name(layer, unclaimed, checkpoint, folder)
                     unclaimed.remove(found[layer.name])
     return found
 
 
-def _saved_name(layer: Layer, names: Iterable[str], checkpoint: Checkpoint) -> str:
+def _saved_name(layer: Layer, names: Iterable[str], checkpoint: TensorFiles, folder: Path) -> str:
     """The one of some names under which the checkpoint holds a layer's weights."""
     alike = sorted(names, key=lambda name: _common_ending(name, layer.name), reverse=True)
     for name in alike:
         if _common_ending(name, layer.name) and _holds(checkpoint.tensor(name), layer):
             return name
-    raise KeyError(
-        f"the weights of {layer.name} are not in the checkpoint that {checkpoint.folder.name} was to become"
-    )
+    raise KeyError(f"the weights of {layer.name} are not in the checkpoint that {folder.name} was to become")
 
 
 def _common_ending(one: str, other: str) -> int:

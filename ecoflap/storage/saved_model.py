@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,89 +39,24 @@ FOREIGN_WEIGHTS = tuple(
 """
 
 
-class Checkpoint:
-    """An open checkpoint folder, as ``save_pretrained``, ``ecoflap.save`` or LAVIS writes it.
+def open_checkpoint(folder: Path) -> AbstractContextManager[TensorFiles]:
+    """Open a checkpoint as ``save_pretrained``, ``ecoflap.save`` or LAVIS writes it; the context closes it.
 
-    Files are opened when first needed; a tensor is read when asked for.
-
-    Attributes:
-        folder: The checkpoint's folder.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        """Find the file of every tensor.
-
-        Raises:
-            FileNotFoundError: if the folder holds no model, or an unfinished one.
-            ValueError: if the index of a bitmask checkpoint is damaged, or of another version.
-        """
-        self.folder = Path(folder)
-        self._files = _files_of(self.folder)
-
-    def tensor(self, name: str, start: int | None = None, stop: int | None = None) -> Tensor:
-        """Read one tensor to the CPU, or some of its first dimension.
-
-        Args:
-            name: Its name.
-            start: The first row to read; None for the whole tensor.
-            stop: The row behind the last; None for the whole tensor.
-
-        Raises:
-            KeyError: if the checkpoint has no such tensor.
-            FileNotFoundError: if a shard is missing.
-            safetensors.SafetensorError: if a file is damaged.
-            ValueError: if a file of a bitmask checkpoint is damaged.
-        """
-        return self._files.tensor(name, start, stop)
-
-    def names(self) -> list[str]:
-        """The names of all tensors, sorted."""
-        return self._files.names()
-
-    @property
-    def in_lavis_format(self) -> bool:
-        """Whether it is a file in LAVIS' format."""
-        from ecoflap.storage.tensor_files import LavisFile  # it imports torch
-
-        return isinstance(self._files, LavisFile)
-
-    def shapes(self) -> dict[str, Tensor]:
-        """Each tensor on the meta device, by name, in the order of the files.
-
-        Raises:
-            OSError: if a file is missing or damaged, or holds tensors of other dtypes.
-        """
-        return self._files.shapes()
-
-    def read(self, name: str) -> Tensor:
-        """Read one tensor into memory of its own; of a file in LAVIS' format it is mapped."""
-        return self._files.read(name)
-
-    def __enter__(self) -> Checkpoint:
-        """Keep the files open for the duration of a ``with`` block."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close every file."""
-        self._files.close()
-
-
-def _files_of(folder: Path) -> TensorFiles:
-    """The files of a checkpoint: safetensors before a bitmask, and LAVIS' last.
+    Safetensors come before a bitmask, and a file in LAVIS' format last.
 
     Raises:
-        FileNotFoundError: if there are none, or those of a bitmask are unfinished.
-        ValueError: if the index of a bitmask is damaged, or of another version.
+        FileNotFoundError: if the folder holds no model, or an unfinished one.
+        ValueError: if the index of a bitmask checkpoint is damaged, or of another version.
     """
     from ecoflap.storage.bitmask.reader import BitmaskCheckpoint  # they import torch
     from ecoflap.storage.tensor_files import LavisFile, SafetensorFiles
 
     if (folder / WEIGHTS_FILE).is_file() or (folder / WEIGHTS_INDEX).is_file():
-        return SafetensorFiles(folder)
+        return closing(SafetensorFiles(folder))
     if (folder / BITMASK_INDEX).is_file() or any(folder.glob(BITMASK_SHARDS)):
-        return BitmaskCheckpoint(folder)
+        return closing(BitmaskCheckpoint(folder))
     if (folder / LAVIS).is_file():
-        return LavisFile(folder / LAVIS)
+        return closing(LavisFile(folder / LAVIS))
     raise FileNotFoundError(
         f"no {WEIGHTS_FILE} and no {WEIGHTS_INDEX} in {folder}: the run's checkpoint was moved or never saved"
         "; run it again with model.save=true"

@@ -25,6 +25,11 @@ class TensorFiles(Protocol):
     def tensor(self, name: str, start: int | None = None, stop: int | None = None) -> Tensor:
         """One tensor on the CPU, or some of its first dimension; it may be mapped from its file.
 
+        Args:
+            name: its name.
+            start: the first row to read; None for the whole tensor.
+            stop: the row behind the last; None for the whole tensor.
+
         Raises:
             KeyError: if there is no such tensor.
             OSError, ValueError, SafetensorError: if its file is missing or damaged.
@@ -34,7 +39,11 @@ class TensorFiles(Protocol):
         """One tensor, in memory of its own where the format allows it."""
 
     def shapes(self) -> dict[str, Tensor]:
-        """Each tensor on the meta device, by name, in the order of the files."""
+        """Each tensor on the meta device, by name, in the order of the files.
+
+        Raises:
+            OSError: if a file is missing or damaged, or holds tensors of other dtypes.
+        """
 
     def close(self) -> None:
         """Close every file."""
@@ -62,13 +71,7 @@ class SafetensorFiles:
         return sorted(self._file_of or self._file(WEIGHTS_FILE).keys())
 
     def tensor(self, name: str, start: int | None = None, stop: int | None = None) -> Tensor:
-        """One tensor, mapped from its file, or some of its first dimension.
-
-        Raises:
-            KeyError: if there is no such tensor.
-            FileNotFoundError: if a shard is missing.
-            safetensors.SafetensorError: if a file is damaged.
-        """
+        """One tensor, mapped from its file, or some of its first dimension."""
         file = self._file(self._file_of[name] if self._file_of else WEIGHTS_FILE)
         if name not in file.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
             raise KeyError(name)
@@ -80,11 +83,7 @@ class SafetensorFiles:
         return self._stored[name].read()
 
     def shapes(self) -> dict[str, Tensor]:
-        """Each tensor on the meta device, by name, in the order of the files.
-
-        Raises:
-            OSError: if a file is missing or damaged, or holds tensors of other dtypes.
-        """
+        """Each tensor on the meta device, by name, in the order of the files."""
         return {name: tensor.on_meta() for name, tensor in self._stored.items()}
 
     def close(self) -> None:
@@ -118,11 +117,7 @@ class LavisFile:
         return sorted(self._tensors)
 
     def tensor(self, name: str, start: int | None = None, stop: int | None = None) -> Tensor:
-        """One tensor, mapped from the file, or some of its first dimension.
-
-        Raises:
-            KeyError: if there is no such tensor.
-        """
+        """One tensor, mapped from the file, or some of its first dimension."""
         return self._tensors[name] if start is None else self._tensors[name][start:stop]
 
     def read(self, name: str) -> Tensor:

@@ -16,9 +16,9 @@ from torch import nn
 import ecoflap
 from ecoflap.errors import UserError
 from ecoflap.models.core.units import cut_all, find_units
-from ecoflap.models.loading import pretrained_weights
+from ecoflap.storage.bitmask.reader import BitmaskCheckpoint
 from ecoflap.storage.results import verify
-from ecoflap.storage.saved_model import Checkpoint
+from ecoflap.storage.saved_model import open_checkpoint
 from tests import tiny
 from tests.api.conftest import Given, llama
 from tests.experts import build
@@ -103,7 +103,7 @@ def test_a_module_on_the_meta_device_and_a_device_that_is_missing(tmp_path: Path
 def test_tied_weights_negative_zeros_and_dtypes(dtype: torch.dtype, form: str, tmp_path: Path) -> None:
     module = tied_llama(dtype)
     ecoflap.save(ecoflap.load(module), tmp_path, form=form)
-    with Checkpoint(tmp_path) as checkpoint:
+    with open_checkpoint(tmp_path) as checkpoint:
         assert "lm_head.weight" not in checkpoint.names()
     loaded: Any = ecoflap.load_pruned(tmp_path, device="cpu")
     check_same(loaded, module)
@@ -170,13 +170,14 @@ def test_the_weights_are_where_they_were_decoded(tmp_path: Path, monkeypatch: py
     ecoflap.save(ecoflap.load(module), tmp_path, form="bitmask")
     places = set()
 
-    class Noting(Checkpoint):
-        def read(self, name: str) -> torch.Tensor:
-            tensor = super().read(name)
-            places.add(tensor.data_ptr())
-            return tensor
+    read = BitmaskCheckpoint.read
 
-    monkeypatch.setattr(pretrained_weights, "Checkpoint", Noting)
+    def noting(checkpoint: BitmaskCheckpoint, name: str) -> torch.Tensor:
+        tensor = read(checkpoint, name)
+        places.add(tensor.data_ptr())
+        return tensor
+
+    monkeypatch.setattr(BitmaskCheckpoint, "read", noting)
     loaded = ecoflap.load_pruned(tmp_path, device="cpu")
     assert {weight.data_ptr() for weight in loaded.parameters()} == places
 

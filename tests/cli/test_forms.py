@@ -20,7 +20,7 @@ from ecoflap.storage import checkpoint as saving
 from ecoflap.storage.file_names import CARD, RECIPE, RESULT
 from ecoflap.storage.masks import load_masks
 from ecoflap.storage.results import Result, verify
-from ecoflap.storage.saved_model import Checkpoint, weight_bytes
+from ecoflap.storage.saved_model import open_checkpoint, weight_bytes
 from tests.cli.forked import main
 from tests.cli.test_experts import expert_run  # noqa: F401 - a fixture
 from tests.storage.bitmask.by_hand import same
@@ -31,7 +31,7 @@ SPARSE = ("bitmask", "coded")
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    with Checkpoint(folder / "checkpoint") as checkpoint:
+    with open_checkpoint(folder / "checkpoint") as checkpoint:
         return {name: checkpoint.tensor(name) for name in checkpoint.names()}
 
 
@@ -141,7 +141,7 @@ def test_a_model_of_torchvision(tmp_path: Path) -> None:
         layer.weight.data[:, ::2] = 0
     masks = {layer.name: layer.weight != 0 for layer in model.layers}
     saving.save_checkpoint(model, masks, tmp_path, "coded")
-    with Checkpoint(tmp_path / "checkpoint") as checkpoint:
+    with open_checkpoint(tmp_path / "checkpoint") as checkpoint:
         state = {name: checkpoint.tensor(name) for name in checkpoint.names()}
     check_same(state, dict(model.module.state_dict()))
     other = tiny.torchvision_vit()

@@ -21,7 +21,7 @@ from ecoflap.models.families.blip2.matching import Blip2Itm
 from ecoflap.models.loading.positions import resized_positions
 from ecoflap.run.config import package_file
 from ecoflap.storage.results import Result
-from ecoflap.storage.saved_model import Checkpoint
+from ecoflap.storage.saved_model import open_checkpoint
 from ecoflap.sweeps.report.blip2_table import COLUMNS, macro_average, main
 from tests import tiny
 from tests.cli.conftest import composed
@@ -84,7 +84,7 @@ def test_both_towers_are_taken_over(tmp_path: Path) -> None:
     larger = save_larger(tmp_path / "larger")
     model = Blip2(str(larger), vision_from=MINI, language_from=MINI).load(CPU, Selection())
     own, dense = model.module.state_dict(), Blip2(str(larger)).load(CPU, Selection()).module.state_dict()
-    with Checkpoint(Path(MINI)) as checkpoint:
+    with open_checkpoint(Path(MINI)) as checkpoint:
         taken = {name: checkpoint.tensor(name).float() for name in checkpoint.names()}
     taken[POSITIONS] = resized_positions(taken[POSITIONS], own[POSITIONS].shape[1])
     for name, tensor in own.items():

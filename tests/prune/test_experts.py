@@ -32,7 +32,7 @@ from ecoflap.score.first_order import FirstOrder
 from ecoflap.score.zeroth_order import ZerothOrder
 from ecoflap.storage.checkpoint import save_checkpoint
 from ecoflap.storage.masks import MaskFile
-from ecoflap.storage.saved_model import Checkpoint
+from ecoflap.storage.saved_model import open_checkpoint
 from tests.experts import FAMILIES, as_published, build, samples
 from tests.prune import reference
 from tests.prune.test_families import PRUNERS, uneven, uniform
@@ -211,7 +211,7 @@ def test_a_checkpoint_holds_zeros_where_its_masks_say(family: str, tmp_path: Pat
     model = replace(model, processor=None)
     report = prune(model, samples(7, 9), Wanda(), uniform(model), 2)
     folder = tmp_path / save_checkpoint(model, report.masks, tmp_path)
-    with Checkpoint(folder) as checkpoint, MaskFile(folder / "masks.safetensors") as masks:
+    with open_checkpoint(folder) as checkpoint, MaskFile(folder / "masks.safetensors") as masks:
         assert set(masks.shapes) <= set(checkpoint.names())
         for name in masks.shapes:
             assert torch.equal(checkpoint.tensor(name) != 0, masks[name])

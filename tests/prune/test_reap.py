@@ -27,7 +27,7 @@ from ecoflap.prune.expert_scores import score_experts
 from ecoflap.prune.reap import REAP, kept_experts, removed_experts
 from ecoflap.storage.checkpoint import save_checkpoint
 from ecoflap.storage.masks import MaskFile
-from ecoflap.storage.saved_model import Checkpoint
+from ecoflap.storage.saved_model import open_checkpoint
 from tests.experts import as_published, samples
 from tests.zoo.decoders import DECODERS
 
@@ -157,7 +157,7 @@ def test_a_smaller_model_is_smaller_when_it_is_loaded(tmp_path: Path) -> None:
         assert {one.name: one.size for one in again.layers} == {one.name: one.size for one in model.layers}
         assert set(report.masks) == {one.name for one in model.layers}
         assert again.block_weights() == model.block_weights()
-        with Checkpoint(saved) as checkpoint, MaskFile(saved / "masks.safetensors") as masks:
+        with open_checkpoint(saved) as checkpoint, MaskFile(saved / "masks.safetensors") as masks:
             for layer in model.layers:
                 parts = [checkpoint.tensor(*rows) for rows in masks.places(layer.name)]
                 assert sum(part.numel() for part in parts) == layer.size

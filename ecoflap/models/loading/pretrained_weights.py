@@ -15,7 +15,7 @@ from ecoflap.models.loading.checkpoint_folder import is_bitmask
 from ecoflap.models.loading.conversion import warn_unused
 from ecoflap.models.loading.hub import from_hub
 from ecoflap.models.loading.skeleton import read_generation_config, skeleton
-from ecoflap.storage.saved_model import Checkpoint
+from ecoflap.storage.saved_model import open_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def _from_pretrained(model_class: Any, path: str, revision: str | None, options:
 
     config = options.pop("config", None) or AutoConfig.from_pretrained(path)
     device = options.get("device_map", {}).get("", "cpu")
-    with Checkpoint(folder) as checkpoint:
+    with open_checkpoint(folder) as checkpoint:
         state = {name: checkpoint.read(name).to(device) for name in checkpoint.names()}
     concrete: Any = type(skeleton(model_class, config))
     module, report = concrete.from_pretrained(None, config=config, state_dict=state, **options)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from ecoflap.errors import UserError
 from ecoflap.models.loading.hub import require_folder
 from ecoflap.models.loading.positions import resized_positions
-from ecoflap.storage.saved_model import Checkpoint
+from ecoflap.storage.saved_model import open_checkpoint
 
 POSITIONS = "vision_model.embeddings.position_embedding"
 
@@ -40,7 +40,7 @@ def _transfer(module: Any, folder: str, prefix: str, option: str) -> None:
     # A checkpoint holds a tensor with two names (tied embeddings) once, under the name of a parameter.
     own = {name: tensor for name, tensor in module.named_parameters() if name.startswith(prefix)}
     try:
-        with Checkpoint(Path(require_folder(folder, option))) as checkpoint:
+        with open_checkpoint(Path(require_folder(folder, option))) as checkpoint:
             taken = {name: checkpoint.tensor(name).to(tensor.dtype) for name, tensor in own.items()}
     except FileNotFoundError as error:
         raise UserError(

@@ -19,9 +19,10 @@ from ecoflap.storage.disk_space import writing
 from ecoflap.storage.file_names import WEIGHTS_FILE, WEIGHTS_INDEX
 from ecoflap.storage.files import flush, replacing, write_json
 from ecoflap.storage.lease import held
-from ecoflap.storage.saved_model import LAVIS, Checkpoint, foreign_weights, weight_files
+from ecoflap.storage.saved_model import LAVIS, foreign_weights, open_checkpoint, weight_files
 from ecoflap.storage.sharing.card import adapt_card
 from ecoflap.storage.stored_tensor import stored_tensors, write_in_parts
+from ecoflap.storage.tensor_files import LavisFile, TensorFiles
 
 SHARD_BYTES = 2**30
 """The most dense bytes of a shard, unless one tensor is larger."""
@@ -103,10 +104,10 @@ def rewrite(folder: Path, target: Path, form: str) -> None:
         FileNotFoundError: if the folder holds no checkpoint, or a part of it is missing.
         ValueError: if the checkpoint is damaged.
     """
-    with Checkpoint(folder) as source, writing("the checkpoint", target.parent):
-        if source.in_lavis_format:
+    with open_checkpoint(folder) as source, writing("the checkpoint", target.parent):
+        if isinstance(source, LavisFile):
             raise UserError(f"{folder} holds a model in LAVIS' format ({LAVIS}), which has no other form")
-        shapes = _shapes(source, form)
+        shapes = _shapes(source, folder, form)
         plans = plan_shards(shapes, dense_name if form == DENSE else shard_name)
         _prepare(target, {plan.file for plan in plans})
         _copy_others(folder, target)
@@ -122,7 +123,7 @@ def rewrite(folder: Path, target: Path, form: str) -> None:
             write_index(target, {plan.file: found_shard(target / plan.file) for plan in plans})
 
 
-def _shapes(source: Checkpoint, form: str) -> dict[str, Tensor]:
+def _shapes(source: TensorFiles, folder: Path, form: str) -> dict[str, Tensor]:
     """Each tensor of a checkpoint on the meta device.
 
     Raises:
@@ -131,7 +132,7 @@ def _shapes(source: Checkpoint, form: str) -> dict[str, Tensor]:
     try:
         return source.shapes()
     except OSError as error:
-        raise UserError(f"{source.folder} can't be written in the form {form}: {error}") from error
+        raise UserError(f"{folder} can't be written in the form {form}: {error}") from error
 
 
 def plan_shards(shapes: Mapping[str, Tensor], name: Callable[[int, int], str]) -> list[Plan]:
@@ -181,7 +182,7 @@ def _copy_others(folder: Path, target: Path) -> None:
             shutil.copy(path, target / path.name)
 
 
-def _is_written(path: Path, names: Sequence[str], source: Checkpoint, coded: bool) -> bool:
+def _is_written(path: Path, names: Sequence[str], source: TensorFiles, coded: bool) -> bool:
     """Whether a bitmask shard is there already, sound, and of the same tensors."""
     try:
         entries = found_shard(path).tensors
@@ -195,7 +196,7 @@ def _is_written(path: Path, names: Sequence[str], source: Checkpoint, coded: boo
         return False
 
 
-def _is_written_dense(path: Path, names: Sequence[str], source: Checkpoint) -> bool:
+def _is_written_dense(path: Path, names: Sequence[str], source: TensorFiles) -> bool:
     """Whether a dense shard is there already, and has the same tensors."""
     try:
         stored = stored_tensors(path)
@@ -210,7 +211,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return same_kind and digest(bits_of(one)) == digest(bits_of(other))
 
 
-def _write_dense(path: Path, shapes: Mapping[str, Tensor], source: Checkpoint) -> None:
+def _write_dense(path: Path, shapes: Mapping[str, Tensor], source: TensorFiles) -> None:
     """Write a dense shard with one tensor in memory at a time."""
     with replacing(path) as temporary:
         write_in_parts(temporary, shapes, lambda name: [source.read(name)])

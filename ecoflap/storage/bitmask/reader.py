@@ -42,13 +42,7 @@ class BitmaskCheckpoint:
         return sorted(self.entries)
 
     def tensor(self, name: str, start: int | None = None, stop: int | None = None) -> Tensor:
-        """Decode a tensor, and take some of its first dimension.
-
-        Raises:
-            KeyError: if there is no such tensor.
-            FileNotFoundError: if its shard is missing.
-            ValueError: if its shard is damaged.
-        """
+        """Decode a tensor, and take some of its first dimension."""
         if self._last is None or self._last[0] != name:
             self._last = None  # before the next one is made
             self._last = name, self._shard(self._file_of[name]).tensor(name)

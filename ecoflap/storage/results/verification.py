@@ -12,10 +12,12 @@ from ecoflap.storage.masks import FILE_NAME as MASKS
 from ecoflap.storage.masks import MaskFile, Rows
 from ecoflap.storage.results.record import Result
 from ecoflap.storage.results.sparsity import LayerCount, read_layers, sparsity_section
-from ecoflap.storage.saved_model import Checkpoint
+from ecoflap.storage.saved_model import open_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ecoflap.storage.tensor_files import TensorFiles
 
 
 def verify(run_folder: Path) -> list[str]:
@@ -39,7 +41,7 @@ def verify(run_folder: Path) -> list[str]:
     folder = run_folder / result.checkpoint
     differences = list(_figure_differences(result))
     layers = read_layers(result.sparsity)
-    with Checkpoint(folder) as checkpoint, MaskFile(folder / MASKS) as masks:
+    with open_checkpoint(folder) as checkpoint, MaskFile(folder / MASKS) as masks:
         for name, layer in layers.items():
             found = _layer_differences(masks.places(name), layer, checkpoint, masks)
             differences += [f"{name}: {difference}" for difference in found]
@@ -50,7 +52,7 @@ def verify(run_folder: Path) -> list[str]:
 
 
 def _layer_differences(
-    places: Sequence[Rows], layer: LayerCount, checkpoint: Checkpoint, masks: MaskFile
+    places: Sequence[Rows], layer: LayerCount, checkpoint: TensorFiles, masks: MaskFile
 ) -> Iterator[str]:
     """Differences between one layer's record and its weights and mask, which may be in several tensors."""
     from safetensors import SafetensorError

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
-from ecoflap.storage.saved_model import Checkpoint, usual_dtype
+from ecoflap.storage.saved_model import open_checkpoint, usual_dtype
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.runs import Run
 from ecoflap.sweeps.report.sections import Section
@@ -70,7 +70,7 @@ def _dtype(run: Run) -> str:
     if named != "auto" or run.result.checkpoint is None:
         return str(named)
     try:
-        with Checkpoint(run.folder / run.result.checkpoint) as checkpoint:
+        with open_checkpoint(run.folder / run.result.checkpoint) as checkpoint:
             return usual_dtype(checkpoint.shapes().values())
     except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError):  # damaged
         return "auto"

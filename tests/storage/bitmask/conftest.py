@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ecoflap.storage.bitmask import convert as converting
-from ecoflap.storage.saved_model import Checkpoint
+from ecoflap.storage.saved_model import open_checkpoint
 from tests.storage.bitmask.by_hand import pruned, same
 
 
@@ -44,7 +44,7 @@ def dense(tensors: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def read_all(folder: Path) -> dict[str, Tensor]:
-    with Checkpoint(folder) as checkpoint:
+    with open_checkpoint(folder) as checkpoint:
         return {name: checkpoint.tensor(name) for name in checkpoint.names()}
 
 

@@ -23,7 +23,7 @@ from ecoflap.errors import UserError
 from ecoflap.storage import lease as leases
 from ecoflap.storage.bitmask import convert as converting
 from ecoflap.storage.bitmask.convert import convert
-from ecoflap.storage.saved_model import Checkpoint, weight_bytes
+from ecoflap.storage.saved_model import open_checkpoint, weight_bytes
 from tests.storage.bitmask.by_hand import decode_by_hand, pruned, raw, same
 from tests.storage.bitmask.conftest import check_equal
 
@@ -249,7 +249,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from ecoflap.storage.bitmask import convert as converting
-from ecoflap.storage.saved_model import Checkpoint
+from ecoflap.storage.saved_model import open_checkpoint
 
 converting.SHARD_BYTES = 16 * 2**20
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -258,7 +258,7 @@ converting.convert(tiny, first.with_name("warm"), "coded")  # imports and first 
 before = peak()
 converting.convert(source, first, "coded")
 converting.convert(first, second, "dense")
-with Checkpoint(first) as checkpoint:
+with open_checkpoint(first) as checkpoint:
     for name in checkpoint.names():
         checkpoint.read(name)
 print(peak() - before)
@@ -286,7 +286,7 @@ def test_memory_is_bounded_by_a_shard(tmp_path: Path) -> None:
 
 def test_an_open_checkpoint_reads_rows(dense: Path, tensors: dict[str, Tensor], tmp_path: Path) -> None:
     convert(dense, tmp_path / "small", "coded")
-    with Checkpoint(tmp_path / "small") as checkpoint:
+    with open_checkpoint(tmp_path / "small") as checkpoint:
         assert same(checkpoint.tensor("experts", 1, 3), tensors["experts"][1:3])
         with pytest.raises(KeyError):
             checkpoint.tensor("nothing")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ecoflap.storage.bitmask.convert import convert
 from ecoflap.storage.bitmask.index import digest
-from ecoflap.storage.saved_model import Checkpoint
+from ecoflap.storage.saved_model import open_checkpoint
 from tests.storage.bitmask.conftest import check_equal, read_all
 
 INDEX = "bitmask.index.json"
@@ -85,20 +85,20 @@ def test_swapped_shards(small: Path) -> None:
 def test_without_an_index_it_is_no_checkpoint(small: Path) -> None:
     (small / INDEX).unlink()
     with pytest.raises(FileNotFoundError, match=f"has no {INDEX}, so .* was not finished"):
-        Checkpoint(small)
+        open_checkpoint(small)
 
 
 def test_another_version_or_format(small: Path) -> None:
     index = json.loads((small / INDEX).read_text())
     write_signed(small, {**index, "version": 2})
     with pytest.raises(ValueError, match=r"has version 2, and this release reads version 1; install"):
-        Checkpoint(small)
+        open_checkpoint(small)
     write_signed(small, {**index, "format": "other"})
     with pytest.raises(ValueError, match="is not an index of a bitmask checkpoint"):
-        Checkpoint(small)
+        open_checkpoint(small)
     (small / INDEX).write_text("[]")
     with pytest.raises(ValueError, match="is not an index of a bitmask checkpoint"):
-        Checkpoint(small)
+        open_checkpoint(small)
 
 
 def test_an_index_that_names_files_elsewhere_or_unknown_kinds(small: Path) -> None:
@@ -106,10 +106,10 @@ def test_an_index_that_names_files_elsewhere_or_unknown_kinds(small: Path) -> No
     file, shard = next((file, one) for file, one in index["shards"].items() if SPARSE in one["tensors"])
     write_signed(small, {**index, "shards": {"../secret.safetensors": shard}})
     with pytest.raises(ValueError, match=r"names the file '../secret.safetensors', which is not a shard"):
-        Checkpoint(small)
+        open_checkpoint(small)
     write_signed(small, {**index, "shards": {file: {"bytes": 1, "blake2b": ""}}})
     with pytest.raises(ValueError, match=r"bitmask\.index\.json is damaged \(KeyError\('tensors'\)\)"):
-        Checkpoint(small)
+        open_checkpoint(small)
     for change, message in (
         ({"dtype": "F4"}, "there is a tensor of dtype F4"),
         ({"encoding": "7:4"}, "the encoding 7:4, which does not exist"),
@@ -119,7 +119,7 @@ def test_an_index_that_names_files_elsewhere_or_unknown_kinds(small: Path) -> No
     ):
         entries = {SPARSE: {**shard["tensors"][SPARSE], **change}}
         write_signed(small, {**index, "shards": {file: {**shard, "tensors": entries}}})
-        with pytest.raises(ValueError, match=message), Checkpoint(small) as checkpoint:
+        with pytest.raises(ValueError, match=message), open_checkpoint(small) as checkpoint:
             checkpoint.tensor(SPARSE)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ecoflap.storage.bitmask.coding import planes_of, restore, squeeze, values_of
 from ecoflap.storage.bitmask.convert import convert
 from ecoflap.storage.bitmask.encoding import Encoded, bits_of, decode, encode
-from ecoflap.storage.saved_model import Checkpoint
+from ecoflap.storage.saved_model import open_checkpoint
 from tests.storage.bitmask.by_hand import FLOATS, INTEGERS, decode_by_hand, pruned, raw, same
 
 pytestmark = pytest.mark.any_release
@@ -170,5 +170,5 @@ def test_a_slow_decoder_by_the_documented_format_agrees(
         save_file({"a.weight": tensor, "b": pruned((3,), 1, torch.float32)}, source / "model.safetensors")
         convert(source, out, form)
         assert decode_by_hand(out)["a.weight"] == raw(tensor)
-        with Checkpoint(out) as checkpoint:
+        with open_checkpoint(out) as checkpoint:
             assert same(checkpoint.tensor("a.weight"), tensor)
