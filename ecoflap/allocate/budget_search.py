@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -153,8 +152,8 @@ class BudgetSearch:
     def _samples(self, turn: int) -> list[dict[str, Tensor]]:
         """The batches of a step: the next samples of the calibration set, from the first again at its end."""
         calibration, count = self._context.samples, min(self._options.samples, len(self._context.samples))
-        chosen = [calibration.samples[(turn * count + place) % len(calibration)] for place in range(count)]
-        return self._batches(replace(calibration, samples=chosen))
+        places = range(turn * count, (turn + 1) * count)
+        return self._batches(calibration.chosen(place % len(calibration) for place in places))
 
     def best(self, candidates: Mapping[str, Candidate]) -> tuple[Candidate, dict[str, float]]:
         """The candidate of least loss on all calibration samples, and the loss of each.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -60,8 +59,7 @@ class Distance:
             UserError: if divergences are asked for and the loss shows no logits.
         """
         # In order, so that the same samples share a batch each time: a contrastive loss compares them.
-        some = replace(self._samples, samples=[self._samples.samples[index] for index in sorted(chosen)])
-        batches, found = self._batches(some), []
+        batches, found = self._batches(self._samples.chosen(sorted(chosen))), []
         with quiet_forward(self._model.module):
             dense: list[list[Tensor]] = []
             if self._measure == KL:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ecoflap.allocate.allocation import Allocation, keep_total
-from ecoflap.allocate.groups import parts
+from ecoflap.allocate.groups import layers_of, parts
 from ecoflap.allocate.options import EROptions
 from ecoflap.allocate.protocol import Context
 from ecoflap.allocate.uneven import Uneven
@@ -39,13 +39,12 @@ class ER(EROptions, Uneven):
             UserError: if the target is outside [0, 1).
         """
         self.check(sparsity)
-        sizes = {layer.name: layer.size for layer in model.layers}
         keep: dict[str, int] = {}
         for towers in parts(model, self.scope):
-            layers = [layer for tower in towers for layer in tower.layers]
+            layers = layers_of(towers)
             of_part = [layer.size for layer in layers]
             kept = water_fill(
                 of_part, [sum(layer.shape) for layer in layers], keep_total(of_part, sparsity), cap=1.0
             )
             keep |= {layer.name: count for layer, count in zip(layers, kept, strict=True)}
-        return Allocation(keep, sizes, sparsity, LAYER)
+        return Allocation(keep, model.sizes, sparsity, LAYER)

@@ -16,7 +16,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ import torch
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.distance import Distance
 from ecoflap.allocate.evolution import Draw, Evolution, Levels, Stage
-from ecoflap.allocate.groups import parts
+from ecoflap.allocate.groups import layers_of, parts
 from ecoflap.allocate.layer_trials import LayerTrials
 from ecoflap.allocate.levels import Ladder, make_ladder
 from ecoflap.allocate.options import EvoPressOptions
@@ -86,13 +85,14 @@ class EvoPress(EvoPressOptions, Uneven):
         """
         self.check(sparsity)
         assert context is not None
-        sharing = [chain(*(tower.layers for tower in towers)) for towers in parts(model, self.scope)]
-        ladder = make_ladder([list(layers) for layers in sharing], sparsity, self.levels, self.step)
+        sharing = [layers_of(towers) for towers in parts(model, self.scope)]
+        ladder = make_ladder(sharing, sparsity, self.levels, self.step)
         with LazyTrial(model, context) as trial:
             levels, trace = _Search(self, model, context, ladder, trial).run(sparsity)
         details = {"levels": dict(zip(ladder.layers, levels, strict=True)), "fitness": trace}
-        sizes = {layer.name: layer.size for layer in model.layers}
-        return Allocation(ladder.counts(levels), sizes, sparsity, LAYER, details=details, in_trials=True)
+        return Allocation(
+            ladder.counts(levels), model.sizes, sparsity, LAYER, details=details, in_trials=True
+        )
 
 
 class _Search:

@@ -72,7 +72,7 @@ class FromFile(FromFileOptions, Allocator):
         Raises:
             UserError: if they were made for other layers, or miss the target.
         """
-        given, sizes = self.allocation, {layer.name: layer.size for layer in model.layers}
+        given, sizes = self.allocation, model.sizes
         check_counts(given, model.layers, f"allocation.path={self.path}")
         found = replace(
             given,

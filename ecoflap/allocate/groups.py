@@ -22,6 +22,11 @@ def blocks_of(towers: Sequence[Tower]) -> list[Block]:
     return [block for tower in towers for block in tower.blocks if block.layers]
 
 
+def layers_of(towers: Sequence[Tower]) -> list[Layer]:
+    """The layers of some towers, in pruning order."""
+    return [layer for tower in towers for layer in tower.layers]
+
+
 def group_layers(towers: Sequence[Tower], granularity: str) -> list[Sequence[Layer]]:
     """The layers that share one sparsity, group by group.
 
@@ -33,7 +38,7 @@ def group_layers(towers: Sequence[Tower], granularity: str) -> list[Sequence[Lay
         return [tower.layers for tower in towers if tower.layers]
     if granularity == BLOCK:
         return [block.layers for block in blocks_of(towers)]
-    return [[layer] for tower in towers for layer in tower.layers]
+    return [[layer] for layer in layers_of(towers)]
 
 
 def size_of(layers: Sequence[Layer]) -> int:

@@ -137,7 +137,7 @@ class InContext(InContextOptions, Allocator):
             of_rows = search.of_rows(counts, chosen.row_weights)
         return Allocation(
             {name: int(torch.as_tensor(count).sum()) for name, count in counts.items()},
-            {layer.name: layer.size for layer in model.layers},
+            model.sizes,
             sparsity,
             self.granularity,
             details={"losses": losses},

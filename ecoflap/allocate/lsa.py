@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import ClassVar
 
 from ecoflap.allocate.block_ramp import BlockRamp, spread_at
-from ecoflap.allocate.groups import blocks_of
+from ecoflap.allocate.groups import blocks_of, layers_of
 from ecoflap.allocate.options import LSAOptions
 from ecoflap.allocate.parametric import Values
 from ecoflap.allocate.weight_sizes import measured_layers
@@ -80,7 +80,7 @@ class LSA(LSAOptions, BlockRamp):
             return super().counts(towers, values, total, parameter)
         groups = [group for block in blocks_of(towers) for group in self._groups(block)]
         errors = {layer: fmean(values[one.name] for one in group) for group in groups for layer in group}
-        layers = [layer for tower in towers for layer in tower.layers]
+        layers = layers_of(towers)
         shares = _shares([layer.size for layer in layers], [errors[layer] for layer in layers], parameter)
         kept = shift_to_total([layer.size for layer in layers], shares, total)
         return {layer.name: count for layer, count in zip(layers, kept, strict=True)}

@@ -57,5 +57,5 @@ class Multiflow(MultiflowOptions, Uneven):
                 return layer.weight.detach().float().abs()
 
         masks = choose_masks(model, self.scope, sparsity, absolute)
-        sizes = {layer.name: layer.size for layer in model.layers}
+        sizes = model.sizes
         return Allocation({name: int(masks[name].sum()) for name in sizes}, sizes, sparsity, LAYER)

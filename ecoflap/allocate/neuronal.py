@@ -94,7 +94,7 @@ class Neuronal(NeuronalOptions, Uneven):
             chosen |= dict.fromkeys(names, best)
             keep |= _ramp(towers, sparsity, best)
         details = {"spread": chosen, "misalignment": {f"{one:g}": value for one, value in measured.items()}}
-        sizes = {layer.name: layer.size for layer in model.layers}
+        sizes = model.sizes
         return Allocation({name: keep[name] for name in sizes}, sizes, sparsity, BLOCK, details=details)
 
     def _candidates(self, sparsity: float) -> Sequence[float]:
@@ -109,9 +109,8 @@ class Neuronal(NeuronalOptions, Uneven):
         keep: dict[str, int] = {}
         for towers in parts(model, self.scope):
             keep |= _ramp(towers, sparsity, spread)
-        sizes = {layer.name: layer.size for layer in model.layers}
         batches = context.samples.take(self.samples).batches(context.batch_size)
-        trial = context.pruner.fitted(Allocation(keep, sizes, sparsity, BLOCK))
+        trial = context.pruner.fitted(Allocation(keep, model.sizes, sparsity, BLOCK))
         found = measure_misalignment(model, context.pruner, batches, trial, context.tokens)
         return {name: value if math.isfinite(value) else None for name, value in found.items()}
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from ecoflap.allocate.allocation import Allocation, keep_total
 from ecoflap.allocate.choose import CountsAt, Losses, choose
-from ecoflap.allocate.groups import parts, split
+from ecoflap.allocate.groups import layers_of, parts, split
 from ecoflap.allocate.measure import measure_blocks
 from ecoflap.allocate.options import AUTO, Parameter
 from ecoflap.allocate.protocol import Context, Requires, compute_again
@@ -101,7 +101,7 @@ class Parametric(Uneven):
         values = self._values(model, context)
         counts = partial(self._counts, model, values, sparsity)
         parameter, losses = self._parameter(model, sparsity, context, counts)
-        keep, sizes = counts(parameter), {layer.name: layer.size for layer in model.layers}
+        keep, sizes = counts(parameter), model.sizes
         details = {"values": values, self.parameter: parameter}
         if losses:
             details["losses"] = {f"{candidate:g}": loss for candidate, loss in losses.items()}
@@ -150,7 +150,7 @@ class Parametric(Uneven):
             return split(model.layers, keep_total([layer.size for layer in model.layers], sparsity))
         keep: dict[str, int] = {}
         for towers in parts(model, self.scope):
-            total = keep_total([layer.size for tower in towers for layer in tower.layers], sparsity)
+            total = keep_total([layer.size for layer in layers_of(towers)], sparsity)
             keep |= self.counts(towers, values, total, parameter)
         return keep
 

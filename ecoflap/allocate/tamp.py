@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ecoflap.allocate.groups import split
+from ecoflap.allocate.groups import layers_of, split
 from ecoflap.allocate.options import TAMPOptions
 from ecoflap.allocate.parametric import Parametric, Values
 from ecoflap.allocate.protocol import Context, Requires
@@ -77,7 +77,7 @@ class TAMP(TAMPOptions, Parametric):
         Raises:
             UserError: if no integer counts satisfy the margin.
         """
-        layers = [layer for tower in towers for layer in tower.layers]
+        layers = layers_of(towers)
         if layers[0].name not in values:
             return split(layers, total)
         sizes = [layer.size for layer in layers]

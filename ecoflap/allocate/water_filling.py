@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
-from ecoflap.allocate.groups import group_layers, parts, size_of, split, split_all
+from ecoflap.allocate.groups import group_layers, layers_of, parts, size_of, split, split_all
 from ecoflap.allocate.options import WaterFillingOptions
 from ecoflap.allocate.protocol import Allocator, Context, Requires
 from ecoflap.errors import UserError, require_choices
@@ -64,19 +64,17 @@ class WaterFilling(WaterFillingOptions, Allocator):
         self.check(sparsity)
         if scores is not None:
             self.requires.check(scores.method, scores.kind, scores.granularity, self.name)
-        towers = model.towers
         granularity = self.granularity if scores is not None else MODEL
         keep: dict[str, int] = {}
         for part in parts(model, self.scope):
-            layers = [layer for tower in part for layer in tower.layers]
+            layers = layers_of(part)
             total = keep_total([layer.size for layer in layers], sparsity)
             # A cap at the target leaves nothing to share.
             if scores is None or granularity == MODEL or self.cap == sparsity:
                 keep |= split(layers, total)
             else:
                 keep |= self._share(part, scores, total, sparsity)
-        sizes = {layer.name: layer.size for tower in towers for layer in tower.layers}
-        return Allocation(keep, sizes, sparsity, granularity)
+        return Allocation(keep, model.sizes, sparsity, granularity)
 
     def _share(
         self, towers: tuple[Tower, ...], scores: Scores, total: int, sparsity: float

@@ -22,7 +22,7 @@ from ecoflap.blocks.recorder import CaptureComplete, Recorder
 from ecoflap.blocks.stream import Stream
 from ecoflap.blocks.structure import Structure, calls_of_first_block, learn_structure
 from ecoflap.blocks.trials import bypass_with_output
-from ecoflap.data.batch import Batch, samples_in
+from ecoflap.data.batch import Batch, first_samples, samples_in
 from ecoflap.distributed.collectives import gathered, share_of_samples
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
@@ -76,8 +76,8 @@ class Flow:
             # them than texts alone.
             known = batches if known is None else known
             richest = max(known, key=lambda batch: (len(batch), samples_in(batch)))
-            others = [_first(2, batch) for batch in _others(richest, known)]
-            learned = learn_structure(model, tower, _first(2, richest), others, finished, dense)
+            others = [first_samples(batch, 2) for batch in _others(richest, known)]
+            learned = learn_structure(model, tower, first_samples(richest, 2), others, finished, dense)
             self.structure = _with_more_samples(learned, model, tower, richest)
             self.from_start |= self.structure.from_start
             self._of_batches = [self._begin(self.structure, number) for number in range(len(batches))]
@@ -195,16 +195,12 @@ def _others(one: Batch, batches: Sequence[Batch]) -> list[Batch]:
     return [*kinds.values(), max((batch for batch in batches if batch.keys() == one.keys()), key=difference)]
 
 
-def _first(count: int, batch: Batch) -> Batch:
-    return {name: tensor[:count] for name, tensor in batch.items()}
-
-
 def _with_more_samples(learned: Structure, model: PrunableModel, tower: Tower, batch: Batch) -> Structure:
     """What was learned from two samples of a batch, with the calls that each further one adds."""
     if samples_in(batch) <= 2:
         return learned
     bypasses = {} if learned.looped else learned.bypasses
-    more = calls_of_first_block(model, tower, _first(3, batch), bypasses) - learned.passes
+    more = calls_of_first_block(model, tower, first_samples(batch, 3), bypasses) - learned.passes
     return replace(learned, per_sample=max(0, more))
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ecoflap.data.batch import Batch
+from ecoflap.data.batch import Batch, first_samples
 from ecoflap.errors import UserError
 from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.hooks import hooks
@@ -85,7 +85,7 @@ def require_calls(model: PrunableModel, batches: Sequence[Batch], every_layer: b
     """
     calls = LayerCalls(model.layers)
     names = [layer.name for layer in model.layers]
-    small = [{name: tensor[:2] for name, tensor in batch.items()} for batch in batches[:1]]
+    small = [first_samples(batch, 2) for batch in batches[:1]]
     with quiet_forward(model.module):
         for batch in chain(small, batches if every_layer else ()):
             with calls.recording():

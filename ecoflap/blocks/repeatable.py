@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecoflap.data.batch import Batch
+from ecoflap.data.batch import Batch, first_samples
 from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.prunable import PrunableModel
 
@@ -20,7 +20,7 @@ def repeatable_modules(model: PrunableModel, batch: Batch) -> list[nn.Module]:
     They run before some block, and their outputs for two copies of a batch are twice those for one:
     embeddings, projections. Others, such as positions that all samples share, run in every pass.
     """
-    batch = {name: tensor[:2] for name, tensor in batch.items()}
+    batch = first_samples(batch, 2)
     blocks = {block.module for block in model.blocks}
     outside = _outside(model.module, blocks)
     once, twice = (_calls(model, repeated(batch, copies), copies, (*blocks, *outside)) for copies in (1, 2))

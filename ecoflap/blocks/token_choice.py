@@ -20,7 +20,7 @@ from ecoflap.blocks.block_call import extract_hidden
 from ecoflap.blocks.choices import TOKENS
 from ecoflap.blocks.input_statistics import ROUTED
 from ecoflap.blocks.stream import Stream
-from ecoflap.data.batch import Batch
+from ecoflap.data.batch import Batch, first_samples
 from ecoflap.distributed.collectives import gathered
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.forward_modes import quiet_forward
@@ -120,7 +120,7 @@ def _misfits(model: PrunableModel, towers: Sequence[Tower], batch: Batch) -> dic
         for tower in towers
     )
     with hooks(looking), quiet_forward(model.module):
-        model.loss({name: tensor[:2] for name, tensor in batch.items()})
+        model.loss(first_samples(batch, 2))
     return found
 
 

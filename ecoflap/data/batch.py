@@ -16,3 +16,8 @@ Batch = Mapping[str, Tensor]
 def samples_in(batch: Batch) -> int:
     """How many samples a batch holds."""
     return len(next(iter(batch.values()), ()))
+
+
+def first_samples(batch: Batch, count: int) -> dict[str, Tensor]:
+    """The first samples of a batch."""
+    return {name: tensor[:count] for name, tensor in batch.items()}

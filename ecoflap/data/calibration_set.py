@@ -39,7 +39,11 @@ class CalibrationSet:
 
     def repeat(self, count: int) -> CalibrationSet:
         """As many samples as ``count``: from the first one again if there are fewer."""
-        return replace(self, samples=[self.samples[place % len(self)] for place in range(count)])
+        return self.chosen(place % len(self) for place in range(count))
+
+    def chosen(self, indices: Iterable[int]) -> CalibrationSet:
+        """The samples at some indices."""
+        return replace(self, samples=[self.samples[index] for index in indices])
 
     def batches(self, size: int) -> list[dict[str, Tensor]]:
         """The samples in batches of at most ``size``, each of one shape.

@@ -62,7 +62,7 @@ def apply_and_report(
     started = time.perf_counter()
     apply_masks(model, masks)
     keep = {name: int(mask.sum()) for name, mask in masks.items()}
-    allocation = Allocation(keep, {layer.name: layer.size for layer in model.layers}, sparsity, scope)
+    allocation = Allocation(keep, model.sizes, sparsity, scope)
     return allocation, report_blocks(model, masks, allocation, started, on_block)
 
 

@@ -13,7 +13,7 @@ from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.statistics import MeanSquare, Statistic
 from ecoflap.blocks.token_choice import require_choice
 from ecoflap.blocks.walk import walk
-from ecoflap.data.batch import Batch
+from ecoflap.data.batch import Batch, first_samples
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.processes import size
 from ecoflap.errors import UserError
@@ -86,7 +86,7 @@ def require_propagation(
     if statistic is None or propagate == "pruned" or (dense and statistic.storable):
         return
     few = max(2, size())  # each process needs a sample
-    small = [{name: tensor[:few] for name, tensor in batch.items()} for batch in batches]
+    small = [first_samples(batch, few) for batch in batches]
     towers = tuple(reversed(model.towers)) if dense else model.towers
     with quiet_forward(model.module):
         for visit in walk(model, towers, small, "check", dense):

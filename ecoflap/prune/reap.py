@@ -80,7 +80,7 @@ class REAP(REAPOptions, ModelPruner):
         count = removed_experts(model, mixtures, sparsity)
         scores = score_experts(model, mixtures, calibration, self.batch_size)
         keep = [kept_experts(scores[one.name].mean, count, one.groups) for one in mixtures]
-        sizes = {layer.name: layer.size for layer in model.layers}
+        sizes = model.sizes
         counts = {layer.name: layer.size if _stays(layer, mixtures, keep) else 0 for layer in model.layers}
         details = {
             one.name: {

@@ -92,7 +92,7 @@ class UPop(UPopOptions, ModelPruner):
                 f"pruner={self.name} searches in one process, and would find another model in each; start it"
                 " without torchrun"
             )
-        started, sizes = time.perf_counter(), {layer.name: layer.size for layer in model.layers}
+        started, sizes = time.perf_counter(), model.sizes
         units = find_units(model)
         accelerators = [model.device] if model.device.type == "cuda" else []
         with in_float32(model.module), torch.random.fork_rng(accelerators):
@@ -100,8 +100,7 @@ class UPop(UPopOptions, ModelPruner):
             gates = self._search(model, calibration, units, sparsity)
         cut_all(model.module, units, [gate.nonzero().flatten() for gate in gates])
         masks = {layer.name: torch.ones(layer.weight.shape, dtype=torch.bool) for layer in model.layers}
-        keep = {layer.name: layer.size for layer in model.layers}
-        allocation = Allocation(keep, sizes, sparsity, "model", UNITS)
+        allocation = Allocation(model.sizes, sizes, sparsity, "model", UNITS)
         return allocation, report_blocks(model, masks, allocation, started, on_block)
 
     def _search(

@@ -44,7 +44,7 @@ def as_published(model: PrunableModel, pruner: LayerPruner, sparsities: list[flo
             by_row = rows * (cols - int(cols * sparsity))
             whole = isinstance(pruner, SparseGPT)
             keep[layer.name] = layer.size - int(layer.size * sparsity) - 1 if whole else by_row
-    return Allocation(keep, {layer.name: layer.size for layer in model.layers}, 0.6, "block")
+    return Allocation(keep, model.sizes, 0.6, "block")
 
 
 @pytest.mark.parametrize(("pruner", "sparsities", "expected"), PUBLISHED)

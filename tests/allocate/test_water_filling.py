@@ -40,7 +40,7 @@ def groups(model: PrunableModel, granularity: str) -> list[list[str]]:
 
 
 def check_counts(model: PrunableModel, allocation: Allocation, sparsity: float) -> None:
-    sizes = {layer.name: layer.size for layer in model.layers}
+    sizes = model.sizes
     assert allocation.sizes == sizes
     assert list(allocation.keep) == list(sizes)
     assert all(type(keep) is int and 0 <= keep <= sizes[name] for name, keep in allocation.keep.items())
@@ -87,7 +87,7 @@ def test_extra_weights_are_in_proportion_to_the_scores(model: PrunableModel, gra
 @pytest.mark.parametrize("granularity", ["layer", "block", "tower"])
 def test_average_is_the_sum_per_weight(model: PrunableModel, granularity: str) -> None:
     scores = scored(model)
-    sizes = {layer.name: layer.size for layer in model.layers}
+    sizes = model.sizes
     group_size = {
         name: sum(sizes[other] for other in names) for names in groups(model, granularity) for name in names
     }

@@ -169,7 +169,7 @@ def test_a_statistic_of_ones_own_from_dense_predecessors(start: Any, text_run: l
 def test_a_ramp(start: Any, text_run: list[str]) -> None:
     folder = start([*command("allocation=ramp"), *under(text_run, "score."), "steps=[allocate]"])
     model, _ = tiny(text_run)
-    keep, sizes = counts(folder), {layer.name: layer.size for layer in model.layers}
+    keep, sizes = counts(folder), model.sizes
     assert sum(keep.values()) == sum(sizes.values()) * (1 - Fraction("0.6")) // 1
     first, last = ([layer.name for layer in block.layers] for block in model.blocks)
     sparsity = [

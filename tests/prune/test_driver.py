@@ -80,7 +80,7 @@ def test_layers_of_one_row_and_one_column(pruner: LayerPruner, by_hand: referenc
 @pytest.mark.parametrize("pruner", [Wanda(), SparseGPT(), Magnitude(), Wanda("matrix"), Magnitude("row")])
 def test_counts_at_both_ends(pruner: LayerPruner, keep: int) -> None:
     model, dense = toy(), toy()
-    sizes = {layer.name: layer.size for layer in model.layers}
+    sizes = model.sizes
     report = prune(
         model, data(dead=2), pruner, Allocation(dict.fromkeys(sizes, keep), sizes, 0.5, "model"), 3
     )

@@ -78,13 +78,13 @@ def test_a_unit_on_its_way_out_may_come_back() -> None:
 @pytest.mark.parametrize("family", ["blip_vqa", "blip_caption", "blip_retrieval"])
 def test_it_cuts_the_share_of_weights_that_was_asked_for(family: str) -> None:
     model, calibration = build(family), samples(family, (6, 6, 6, 6))
-    sizes = {layer.name: layer.size for layer in model.layers}
+    sizes = model.sizes
     largest = max(one.cost for one in find_units(model))
     allocation, report = UPop(steps=6, interval=2, batch_size=2, learning_rate=1e-3).prune(
         model, calibration, 0.5, lambda _: None
     )
     assert allocation.sizes == sizes
-    assert {layer.name: layer.size for layer in model.layers} == allocation.keep
+    assert model.sizes == allocation.keep
     assert abs(sum(allocation.keep.values()) - 0.5 * sum(sizes.values())) <= largest / 2
     assert all(mask.all() for mask in report.masks.values())
     assert model.loss(calibration.batches(2)[0]).isfinite().all()

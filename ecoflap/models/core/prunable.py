@@ -82,6 +82,11 @@ class PrunableModel:
         return [layer for tower in self.towers for layer in tower.layers]
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """{layer to prune: its number of weights}, in pruning order."""
+        return {layer.name: layer.size for layer in self.layers}
+
+    @property
     def blocks(self) -> list[Block]:
         """Every block of the model, pruned or not."""
         return [block for tower in self.every_tower for block in tower.blocks]
