@@ -27,7 +27,6 @@ WITHOUT = {
     "finetune": "; it does nothing unless steps has finetune",
 }
 OPTION = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_][^=:\s]*)(?P<equals>=)?(?P<value>.*)", re.DOTALL)
-OLD_SWEEP = re.compile(r"(?<=^\+)sweeps(?=[=/])")  # the name of the group in earlier releases
 COMPLETION = re.compile(r"(install|uninstall|query)=")
 
 
@@ -42,7 +41,7 @@ def prepared(arguments: list[str]) -> list[str]:
     Raises:
         UserError: if it is not a list of options with values, or names an unknown option.
     """
-    arguments = with_suites([OLD_SWEEP.sub("sweep", argument) for argument in arguments])
+    arguments = with_suites(arguments)
     flags = parsed(arguments)
     arguments = with_presets(arguments, flags.config_dir)
     flags = parsed(arguments)

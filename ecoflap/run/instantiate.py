@@ -13,7 +13,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ecoflap.errors import UserError, did_you_mean, wrong_type
 from ecoflap.run.config import METHODS
-from ecoflap.run.moved import current_place
 
 
 def build(group: str, node: DictConfig) -> Any:
@@ -47,7 +46,7 @@ def _target(group: str, node: Any) -> type:
             f"{group}._target_={name} is not a class; add a line `_target_: module.Class` to the file of"
             f" {group}=OPTION"
         )
-    module_name, _, class_name = current_place(name).rpartition(".")
+    module_name, _, class_name = name.rpartition(".")
     try:
         target = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:

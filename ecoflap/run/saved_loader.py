@@ -11,7 +11,6 @@ from ecoflap.models.loading.checkpoint_folder import local_settings
 from ecoflap.models.loading.kinds import class_or_type, option_for_config
 from ecoflap.models.loading.options import PretrainedOptions
 from ecoflap.run import registry
-from ecoflap.run.moved import current_place
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.files import read_json
 
@@ -40,7 +39,7 @@ def saved_node(recorded: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         UserError: if no loader of this package reads the folder.
     """
-    target = current_place(str(recorded.get("_target_")))
+    target = str(recorded.get("_target_"))
     options = registry.PARTS["model"].get(target)
     if options is None and "path" in recorded:  # a loader from outside the package
         return {**recorded, "path": str(folder.resolve()), "save": False}
@@ -57,10 +56,7 @@ def recorded_node(folder: Path) -> dict[str, Any] | None:
     if not isinstance(record, dict) or record.get("checkpoint") != ".":
         return None
     model = (record.get("config") or {}).get("model")
-    if (
-        not isinstance(model, dict)
-        or current_place(str(model.get("_target_"))) not in registry.PARTS["model"]
-    ):
+    if not isinstance(model, dict) or str(model.get("_target_")) not in registry.PARTS["model"]:
         return None
     return saved_node(model, folder)
 
