@@ -16,9 +16,9 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import most_tokens
+from ecoflap.models.core.token_kinds import PLACEHOLDERS
 from ecoflap.models.loading.kinds import option_for_model
 
-IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id")
 READERS = {"input_ids": "get_encoder", "labels": "get_decoder", "decoder_input_ids": "get_decoder"}
 """Which part of an encoder-decoder reads a text, by the method that returns it."""
 
@@ -37,7 +37,7 @@ def check_given(model: PrunableModel, data: CalibrationSet) -> None:
 
 def picture_tokens(config: Any) -> Tensor:
     """The ids that stand for pictures in a text, which need not be in the vocabulary."""
-    tokens = [token for name in IMAGE_TOKENS if (token := getattr(config, name, None)) is not None]
+    tokens = [token for name in PLACEHOLDERS if (token := getattr(config, name, None)) is not None]
     return torch.tensor(tokens, dtype=torch.long)
 
 
