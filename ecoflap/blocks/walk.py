@@ -92,7 +92,7 @@ class Visit:
             prune: prunes groups of layers that read the same input in place.
 
         Raises:
-            UserError: if some layer of the tower is called several times on the way of one batch.
+            UserError: if some layer of the tower is called several times in one batch.
         """
         self.require_one_call()
         structure = self.flow.structure

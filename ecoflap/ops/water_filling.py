@@ -1,9 +1,8 @@
 """ECoFLaP's coarse allocation: a budget of kept weights, shared among groups in proportion to their scores.
 
-Think of each group as a tank of volume N_g, filled to floor_g beforehand because no group may lose more than
-the cap allows; the rest of the budget flows in at rates proportional to the scores, and full tanks take no
-more (Sung et al. 2024, section 3.2). All arithmetic is on integers and fractions, so totals are exact for any
-number of weights.
+Group g keeps min(N_g, floor_g + lambda * S_g) of its N_g weights: floor_g is what the cap on its sparsity
+leaves it, and groups that keep all leave the rest of their share to the others (Sung et al. 2024, section
+3.2). All arithmetic is on integers and fractions, so totals are exact for any number of weights.
 """
 
 import math

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from ecoflap.console.startup import M_MMAP_THRESHOLD
 from ecoflap.errors import NumericalError
 from ecoflap.models.loading.conversion import saved_form
 from ecoflap.models.loading.converted_tensor import CheckpointTensor
@@ -22,7 +23,6 @@ from ecoflap.storage.disk_space import writing
 from ecoflap.storage.file_names import WEIGHTS_INDEX
 from ecoflap.storage.stored_tensor import StoredTensor, stored_tensors, write_in_parts
 
-M_MMAP_THRESHOLD = -3  # of malloc.h
 LARGE = 2**20  # bytes
 WITHOUT_GLIBC = (OSError, AttributeError)
 
