@@ -100,7 +100,7 @@ def expected(method: str, model: PrunableModel, allocation: Allocation) -> int:
             continue
         pruner, propagate = PRUNERS[method]
         for together in [groups] if propagate == "pruned" else [[group] for group in groups]:
-            for layer, shards in partition_rows(together, pruner.by_rows).items():
+            for layer, shards in partition_rows(together, pruner.solves_rows).items():
                 total += 5 * layer.size + shards.split * _competing(method, layer, allocation)
     return total
 

@@ -13,7 +13,7 @@ from ecoflap.allocate.choose import CountsAt, Losses, choose
 from ecoflap.allocate.groups import layers_of, parts, split
 from ecoflap.allocate.measure import measure_blocks
 from ecoflap.allocate.options import AUTO, Parameter
-from ecoflap.allocate.protocol import Context, Requires, compute_again
+from ecoflap.allocate.protocol import Context, Requires, compute_unstored
 from ecoflap.allocate.uneven import Uneven
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.input_statistics import InputStatistics
@@ -134,7 +134,7 @@ class Parametric(Uneven):
         """What was measured; runs with other targets or pruners recall it."""
         if not self.reads_weights:
             return {}
-        recall = compute_again if context is None else context.recall
+        recall = compute_unstored if context is None else context.recall
         measure = partial(measure_blocks, model, context, self.statistic, self.measure_block)
         found: dict[str, float] = recall({"result": "values"}, measure, dense=True)
         return found

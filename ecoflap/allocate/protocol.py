@@ -29,7 +29,7 @@ class Recall(Protocol):
         """
 
 
-def compute_again(name: Mapping[str, Any], compute: Callable[[], Any], dense: bool = False) -> Any:
+def compute_unstored(name: Mapping[str, Any], compute: Callable[[], Any], dense: bool = False) -> Any:
     """Compute an intermediate result without storing it."""
     return compute()
 
@@ -53,7 +53,7 @@ class Context:
     batch_size: int
     seed: int
     tokens: str = "all"
-    recall: Recall = compute_again
+    recall: Recall = compute_unstored
 
     @property
     def samples(self) -> CalibrationSet:

@@ -24,7 +24,7 @@ def require(value: Any, kind: type, made_by: str) -> None:
         raise UserError(f"{given} was given where a {kind.__name__} is needed; give what {made_by} returns")
 
 
-def share(sparsity: Any) -> float:
+def requested_sparsity(sparsity: Any) -> float:
     """The requested sparsity as a number.
 
     Raises:

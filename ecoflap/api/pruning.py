@@ -10,7 +10,7 @@ from torch import nn
 
 from ecoflap.allocate.allocation import Allocation, check_counts
 from ecoflap.allocate.protocol import Allocator
-from ecoflap.api.given import share
+from ecoflap.api.given import requested_sparsity
 from ecoflap.api.loading import load
 from ecoflap.api.method import Method, choose_method
 from ecoflap.api.parts import named
@@ -141,7 +141,7 @@ def _target(sparsity: float | None, allocation: Any) -> float:
         UserError: if there is none, the two differ, or it is outside [0, 1).
     """
     known = allocation.target if isinstance(allocation, Allocation) else None
-    target = share(known if sparsity is None else sparsity)
+    target = requested_sparsity(known if sparsity is None else sparsity)
     if known is not None and abs(target - known) > 1e-9:
         raise UserError(f"the allocation was made for sparsity={known:g}, and sparsity={target:g} was given")
     return target

@@ -11,7 +11,7 @@ from torch import nn
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.protocol import Allocator, Context
-from ecoflap.api.given import require, share
+from ecoflap.api.given import requested_sparsity, require
 from ecoflap.api.parts import named, part, refuse_options
 from ecoflap.api.readable import check_given
 from ecoflap.api.result import PruneResult
@@ -112,7 +112,7 @@ def allocate(
     if method is None or method == AUTO:
         method = allocation_of(chosen_pruner, scores is None, calibrated=data is not None)
     allocator: Allocator = part("allocation", method, options)
-    target = share(sparsity)
+    target = requested_sparsity(sparsity)
     allocator.check(target)
     check_scores(allocator, scores)
     if data is not None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ecoflap.blocks.gram import STRIP, TOKENS
+from ecoflap.blocks.gram import STRIP, TOKENS_AT_ONCE
 from ecoflap.blocks.statistics import Statistic, place_of_sums
 from ecoflap.distributed.collectives import summed
 from ecoflap.models.core.layers import Layer
@@ -78,7 +78,7 @@ class Drift:
         self.tokens += len(inputs)
         if dense is None or dense.shape != pruned.shape or len(pruned) != len(inputs):
             return
-        parts = (one.split(TOKENS) for one in (dense, pruned, inputs))
+        parts = (one.split(TOKENS_AT_ONCE) for one in (dense, pruned, inputs))
         for before, after, read in zip(*parts, strict=True):
             drift, wide = (before.float() - after.float()).t(), read.float()
             for start in range(0, len(drift), STRIP):

@@ -12,7 +12,7 @@ from ecoflap.ops import InverseFactor, NormalisedInverse, inverse_factor, normal
 
 # Rows of a Gram matrix per product: enough for full speed, few enough to skip most of the lower half.
 STRIP = 256
-TOKENS = 2**15  # that are converted to fp32 at a time
+TOKENS_AT_ONCE = 2**15  # that are converted to fp32 at a time
 
 
 class Gram(Statistic):
@@ -34,7 +34,7 @@ class Gram(Statistic):
 
     def update(self, inputs: Tensor) -> None:
         """Add the outer products of inputs [tokens, cols]; those of one call are summed in fp32."""
-        for part in inputs.split(TOKENS):
+        for part in inputs.split(TOKENS_AT_ONCE):
             wide = part.float()
             for start, strip in self._strips():
                 product = wide[:, start : start + STRIP].t() @ wide[:, start:]

@@ -24,7 +24,7 @@ class ADMM(ADMMOptions, LayerPruner):
     """Remove weights in steps, between which the ones that stay adapt."""
 
     statistic: ClassVar[type[Statistic] | None] = Gram
-    by_rows: ClassVar[bool] = True
+    solves_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.schedule <= self.iterations:

@@ -77,7 +77,7 @@ def prune_groups(
     """
     statistics = {layer: group.statistic for group in groups for layer in group.layers}
     if splits_solves(pruner):
-        shards = partition_rows(groups, pruner.by_rows)
+        shards = partition_rows(groups, pruner.solves_rows)
         found = exchanged(shards, dict(_solved(groups, shards, pruner, allocation)))
     else:
         shards = {layer: RowShards.whole(rank(), layer.shape[0]) for layer in statistics}

@@ -73,7 +73,7 @@ class LayerPruner(Protocol):
         """
 
     @property
-    def by_rows(self) -> bool:
+    def solves_rows(self) -> bool:
         """Whether it can prune some rows of a layer, see ``together``; by default, it can't."""
         return False
 
@@ -90,7 +90,7 @@ class LayerPruner(Protocol):
             weights: of the layers, [rows, cols] each.
             statistic: of their input.
             keeps: the number of weights that each layer, or each of its rows, keeps.
-            parts: given only to pruners that are ``by_rows``: the weights are these rows of the layers, and
+            parts: given only to a pruner with ``solves_rows``: the weights are these rows of the layers, and
                 other processes prune the others at the same time.
         """
         return [self(weight, statistic, keep) for weight, keep in zip(weights, keeps, strict=True)]

@@ -27,11 +27,11 @@ class RefinedMetric(MetricOptions, ByMetric):
 
     Attributes:
         of_metric: the statistic that the metric alone reads; None if it looks at no data.
-        by_rows: whether the metric of a weight depends on its own row alone.
+        solves_rows: whether the metric of a weight depends on its own row alone.
     """
 
     of_metric: ClassVar[type[Statistic] | None] = None
-    by_rows: ClassVar[bool] = True
+    solves_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

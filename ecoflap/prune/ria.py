@@ -24,7 +24,7 @@ class RIA(RIAOptions, RefinedMetric):
     """Remove the weights of smallest share in their row and column, times a power of their input's norm."""
 
     of_metric: ClassVar[type[Statistic] | None] = MeanSquare
-    by_rows: ClassVar[bool] = False  # columns are summed
+    solves_rows: ClassVar[bool] = False  # columns are summed
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -54,7 +54,7 @@ class RowShards(NamedTuple):
 
     @property
     def part(self) -> Part:
-        """What the rows of this process are to a pruner that is ``by_rows``."""
+        """What the rows of this process are to a pruner with ``solves_rows``."""
         return Part(self.own.start, self.ends[-1], summed)
 
     @property
@@ -78,7 +78,7 @@ def operations(rows: int, cols: int) -> float:
     return cols**2 * (rows + INVERSE * cols) if rows else 0.0
 
 
-def partition_rows(groups: Sequence[SharedInput], by_rows: bool) -> dict[Layer, RowShards]:
+def partition_rows(groups: Sequence[SharedInput], solves_rows: bool) -> dict[Layer, RowShards]:
     """The shards of each layer's rows.
 
     Whole layers go to one process each, the largest first. If the pruner allows it, the largest ones are
@@ -87,10 +87,10 @@ def partition_rows(groups: Sequence[SharedInput], by_rows: bool) -> dict[Layer, 
 
     Args:
         groups: layers that share an input, the same in all processes.
-        by_rows: whether rows of a layer can be solved for separately.
+        solves_rows: whether rows of a layer can be solved for separately.
     """
     costs = {layer: float(layer.size * layer.shape[1]) for group in groups for layer in group.layers}
-    large = [cost for layer, cost in costs.items() if by_rows and layer.shape[0] >= FEWEST * size()]
+    large = [cost for layer, cost in costs.items() if solves_rows and layer.shape[0] >= FEWEST * size()]
     plans = [_plan(costs, smallest) for smallest in [float("inf"), *sorted(set(large), reverse=True)]]
     return min(plans, key=lambda plan: _busiest(groups, plan))
 

@@ -22,7 +22,7 @@ class SparseGPT(SparseGPTOptions, LayerPruner):
     """Remove weights and correct the ones that stay."""
 
     statistic: ClassVar[type[Statistic] | None] = Gram
-    by_rows: ClassVar[bool] = True
+    solves_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.damping < 0 or self.block < 1:

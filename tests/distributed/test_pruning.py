@@ -195,7 +195,7 @@ def test_rows_of_one_layer_in_several_processes(way: str) -> None:
     for one, other in zip(first[:2], second[:2], strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one), "bit for bit in all processes"
     parts = [one for one in (*solved, *others) if one[1] < one[2]]
-    assert bool(parts) == pruner.by_rows, "some layers have rows in both"
+    assert bool(parts) == pruner.solves_rows, "some layers have rows in both"
 
 
 def statistics(family: str, kind: type[Statistic]) -> dict[str, tuple[Tensor, int]]:

@@ -105,7 +105,7 @@ def test_solves_are_those_of_the_whole_matrices(name: str, count: int) -> None:
     weights = [torch.randn(40, 48), torch.randn(27, 48)]
     weights[0][8:15] = 0
     keeps = [960, 648] if pruner.rule.group else [961, 500]
-    assert pruner.by_rows
+    assert pruner.solves_rows
     whole = pruner.together(weights, statistic, keeps)
 
     def solve(rows: Sequence[Tensor], parts: Sequence[Part]) -> list[tuple[Tensor, Tensor]]:

@@ -46,9 +46,9 @@ BLOCKS: dict[str, Callable[[], list[SharedInput]]] = {
 }
 
 
-def partitioned(groups: Sequence[SharedInput], count: int, by_rows: bool = True) -> dict[str, RowShards]:
+def partitioned(groups: Sequence[SharedInput], count: int, solves_rows: bool = True) -> dict[str, RowShards]:
     with as_process(0, count):
-        return {layer.name: one for layer, one in partition_rows(groups, by_rows).items()}
+        return {layer.name: one for layer, one in partition_rows(groups, solves_rows).items()}
 
 
 def busy(groups: Sequence[SharedInput], found: Mapping[str, RowShards], count: int) -> list[float]:
@@ -63,18 +63,18 @@ def busy(groups: Sequence[SharedInput], found: Mapping[str, RowShards], count: i
     return total
 
 
-@pytest.mark.parametrize("by_rows", [False, True])
+@pytest.mark.parametrize("solves_rows", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 @pytest.mark.parametrize("block", BLOCKS)
-def test_each_row_goes_to_one_process(block: str, count: int, by_rows: bool) -> None:
+def test_each_row_goes_to_one_process(block: str, count: int, solves_rows: bool) -> None:
     groups = BLOCKS[block]()
-    found = partitioned(groups, count, by_rows)
+    found = partitioned(groups, count, solves_rows)
     with as_process(0, count):
         for one in (layer for group in groups for layer in group.layers):
             spans = [found[one.name].span(process) for process in range(count)]
             rows = [row for span in spans for row in range(span.start, span.stop)]
             assert rows == list(range(one.shape[0]))
-            assert by_rows or not found[one.name].split
+            assert solves_rows or not found[one.name].split
 
 
 def test_rows_are_split_where_that_relieves_the_busiest() -> None:

@@ -34,7 +34,7 @@ def local_settings(folder: Path) -> dict[str, Any]:
     return _read_json(folder / "config.json")
 
 
-def weight_files(folder: Path) -> list[Path]:
+def complete_weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint folder, complete.
 
     None if its weights are in PyTorch's format, or in a bitmask checkpoint.
@@ -87,7 +87,7 @@ def stored_in(folder: Path) -> dict[str, StoredTensor]:
     Raises:
         UserError: if it holds no safetensors, or a file of them is missing or damaged.
     """
-    files = weight_files(folder)
+    files = complete_weight_files(folder)
     if is_bitmask(folder):
         raise UserError(
             f"runtime.offload=disk reads dense safetensors, and {folder} holds a bitmask checkpoint; write it"

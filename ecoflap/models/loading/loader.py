@@ -17,7 +17,7 @@ from ecoflap.models.core.prunable import Loss, PrunableModel
 from ecoflap.models.core.shared_memory import refuse_shared_memory
 from ecoflap.models.core.skipped import skipped_weights
 from ecoflap.models.core.towers import Selection, find_towers, select
-from ecoflap.models.loading.checkpoint_folder import stored_dtype, weight_files
+from ecoflap.models.loading.checkpoint_folder import complete_weight_files, stored_dtype
 from ecoflap.models.loading.device import check_fits, resolve_dtype
 from ecoflap.models.loading.hub import (
     cached_folder,
@@ -177,7 +177,7 @@ class Pretrained(PretrainedOptions):
         stream = streaming()
         folder = (cached_folder if stream is None else checkpoint_folder)(path, self.revision)
         complete = stream is not None or Path(path).is_dir()
-        files = weight_files(folder) if complete else sorted(folder.glob("*.safetensors"))
+        files = complete_weight_files(folder) if complete else sorted(folder.glob("*.safetensors"))
         if not quantised:
             check_weights(path, files)
         processor = read_processor()
