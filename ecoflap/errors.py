@@ -96,16 +96,26 @@ def require_choices(group: str, part: object) -> None:
     """Refuse values that are not among the choices of their option.
 
     Args:
-        group: the config group, for the message.
+        group: the config group, for the message; empty for the run itself.
         part: a dataclass, with ``choices`` in the metadata of fields.
 
     Raises:
         UserError: if an option has another value.
     """
     for entry in fields(part):  # type: ignore[arg-type]
-        choices, value = entry.metadata.get("choices"), getattr(part, entry.name)
-        if choices is not None and value not in choices:
-            raise UserError(f"{group}.{entry.name}={value} is not known; {did_you_mean(str(value), choices)}")
+        if (choices := entry.metadata.get("choices")) is not None:
+            option = f"{group}.{entry.name}" if group else entry.name
+            require_choice(option, getattr(part, entry.name), choices)
+
+
+def require_choice(option: str, value: object, choices: Iterable[str]) -> None:
+    """Refuse a value that is not among the choices.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if value not in (known := tuple(choices)):
+        raise UserError(f"{option}={written(value)} is not known; {did_you_mean(str(value), known)}")
 
 
 def nearest(asked: str, valid: Iterable[str], count: int = 3) -> str:

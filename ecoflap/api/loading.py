@@ -11,7 +11,7 @@ from torch import nn
 
 from ecoflap.api.parts import built, named, names
 from ecoflap.api.wrapped import refuse_compiled, refuse_wrapped
-from ecoflap.errors import UserError, did_you_mean
+from ecoflap.errors import UserError, require_choice
 from ecoflap.models.core.prunable import Loss, PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.device import resolve_device
@@ -234,7 +234,6 @@ def _named_loader(kind: str, path: str, options: dict[str, Any]) -> Any:
     Raises:
         UserError: if there is no such kind or option.
     """
-    if kind not in names("model"):
-        raise UserError(f"kind={kind} is not known; {did_you_mean(kind, names('model'))}")
+    require_choice("kind", kind, names("model"))
     node = {**named("model", kind), **options}
     return built("model", {**node, "path": path} if "path" in node else node)

@@ -18,8 +18,8 @@ from ecoflap.api.result import PruneResult
 from ecoflap.api.steps import check_scores
 from ecoflap.api.unchanged import unchanged
 from ecoflap.api.work import Work
-from ecoflap.blocks.token_choice import check_tokens
-from ecoflap.errors import UserError, require_count, require_seed
+from ecoflap.blocks.choices import PROPAGATE, TOKENS
+from ecoflap.errors import UserError, require_choice, require_count, require_seed
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.inputs import check_propagate
 from ecoflap.prune.protocol import Pruner
@@ -153,7 +153,7 @@ def _check_tokens(method: Method, tokens: str) -> None:
     Raises:
         UserError: if there is no such choice, or nothing reads it.
     """
-    check_tokens(tokens)
+    require_choice("tokens", tokens, TOKENS)
     if tokens != "all" and method.pruner.allocates:
         raise UserError(
             f"tokens={tokens}: pruner={method.pruner.name} measures no inputs of layers; use tokens=all"
@@ -169,6 +169,7 @@ def _check(
         UserError: if it can't be carried out.
     """
     require_count("batch_size", batch_size)
+    require_choice("propagate", propagate, PROPAGATE)
     check_propagate(propagate, method.pruner)
     if data is None and method.requires_calibration:
         raise UserError(

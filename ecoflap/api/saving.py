@@ -13,10 +13,10 @@ from torch import Tensor
 from ecoflap.api.given import require
 from ecoflap.api.result import PruneResult
 from ecoflap.api.wrapped import refuse_wrapped
-from ecoflap.errors import UserError
+from ecoflap.errors import UserError, require_choice
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.shared_memory import share_memory
-from ecoflap.storage.bitmask.forms import DENSE, check_form
+from ecoflap.storage.bitmask.forms import DENSE, FORMS
 from ecoflap.storage.checkpoint import write_checkpoint
 from ecoflap.storage.file_names import ALLOCATION, BITMASK_INDEX, CARD, RECIPE, RESULT, SCORES, WEIGHTS_INDEX
 from ecoflap.storage.files import beside, write_json
@@ -57,7 +57,7 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
     """
     loaded = model.prunable if isinstance(model, PruneResult) else model
     require(loaded, PrunableModel, "ecoflap.load or ecoflap.prune")
-    check_form(form, "form")
+    require_choice("form", form, FORMS)
     if not isinstance(folder, str | os.PathLike):
         raise UserError(f"the folder is a {type(folder).__name__}; give the path of a folder to write")
     final = Path(folder).expanduser()

@@ -16,9 +16,9 @@ from ecoflap.api.parts import named, part, refuse_options
 from ecoflap.api.readable import check_given
 from ecoflap.api.result import PruneResult
 from ecoflap.api.unchanged import unchanged
-from ecoflap.blocks.token_choice import check_tokens
+from ecoflap.blocks.choices import TOKENS
 from ecoflap.data.calibration_set import CalibrationSet
-from ecoflap.errors import UserError, require_count, require_seed
+from ecoflap.errors import UserError, require_choice, require_count, require_seed
 from ecoflap.evaluate.protocol import Task
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.protocol import Pruner
@@ -125,7 +125,7 @@ def allocate(
     allocator.check_pruner(chosen_pruner)
     chosen_pruner.check_layers(model.layers)
     require_count("batch_size", batch_size)
-    check_tokens(tokens)
+    require_choice("tokens", tokens, TOKENS)
     require_seed(seed)
     context = Context(chosen_pruner, data, batch_size, seed, tokens)
     with unchanged(model.module):

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from ecoflap.blocks.block_call import extract_hidden
-from ecoflap.blocks.choices import TOKENS
 from ecoflap.blocks.input_statistics import ROUTED
 from ecoflap.blocks.stream import Stream
 from ecoflap.data.batch import Batch, first_samples
@@ -34,7 +33,7 @@ log = logging.getLogger(__name__)
 Masks = tuple[Tensor, ...]
 
 
-def require_choice(
+def require_tokens(
     model: PrunableModel, towers: Sequence[Tower], batches: Sequence[Batch], choice: str
 ) -> None:
     """Refuse a choice of tokens that no tower can honour, and log which towers count all tokens instead.
@@ -67,17 +66,6 @@ def require_choice(
 def _say_once(level: int, message: str) -> None:
     """Log once per process: a run walks over the same towers several times."""
     log.log(level, "%s", message)
-
-
-def check_tokens(choice: str) -> None:
-    """Refuse an unknown value of ``tokens``.
-
-    Raises:
-        UserError: if it is none of ``TOKENS``.
-    """
-    if choice not in TOKENS:
-        known = f"{', '.join(TOKENS[:-1])} or {TOKENS[-1]}"
-        raise UserError(f"tokens={choice} is not known; choose {known}")
 
 
 def require_kinds(

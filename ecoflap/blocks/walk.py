@@ -13,7 +13,7 @@ from ecoflap.blocks.input_statistics import InputsComplete, InputStatistics
 from ecoflap.blocks.layer_by_layer import LayerByLayer, PruneGroups
 from ecoflap.blocks.layer_calls import first_and_count
 from ecoflap.blocks.statistics import Statistic
-from ecoflap.blocks.token_choice import Masks, choose_tokens, require_choice
+from ecoflap.blocks.token_choice import Masks, choose_tokens, require_tokens
 from ecoflap.console.progress import track
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
@@ -155,7 +155,7 @@ def walk(
             kinds of tokens are not known that ``tokens`` tells apart.
     """
     chosen = [tower for tower in towers if tower.layers]
-    require_choice(model, chosen, batches, tokens)
+    require_tokens(model, chosen, batches, tokens)
     visits = _visits(model, chosen, batches, dense, tokens, twin)
     for visit in track(visits, title, total=sum(len(tower.blocks) for tower in chosen)):
         visit.flow.enter(visit.index)

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ecoflap.blocks.choices import PROPAGATE
 from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.statistics import MeanSquare, Statistic
-from ecoflap.blocks.token_choice import require_choice
+from ecoflap.blocks.token_choice import require_tokens
 from ecoflap.blocks.walk import walk
 from ecoflap.data.batch import Batch, first_samples
 from ecoflap.data.calibration_set import CalibrationSet
@@ -23,14 +22,11 @@ from ecoflap.prune.protocol import Pruner
 
 
 def check_propagate(choice: str, pruner: Pruner) -> None:
-    """Refuse a value of ``propagate`` that is unknown, or that the pruner can't make use of.
+    """Refuse a value of ``propagate`` that the pruner can't make use of.
 
     Raises:
-        UserError: if it is none of ``PROPAGATE``, or ``compensated`` beside a pruner that changes no weight.
+        UserError: if it is ``compensated`` beside a pruner that changes no weight.
     """
-    if choice not in PROPAGATE:
-        known = f"{', '.join(PROPAGATE[:-1])} or {PROPAGATE[-1]}"
-        raise UserError(f"propagate={choice} is not known; choose auto, {known}")
     able = not pruner.allocates and pruner.corrects and pruner.statistic is Gram
     if choice == "compensated" and not able:
         raise UserError(
@@ -61,7 +57,7 @@ def require_capture(
     batches = calibration.batches(batch_size)
     require_calls(model, batches, every_layer=True)
     require_propagation(model, batches, propagate, pruner.statistic)
-    require_choice(model, [tower for tower in model.towers if tower.layers], batches, tokens)
+    require_tokens(model, [tower for tower in model.towers if tower.layers], batches, tokens)
 
 
 @torch.no_grad()

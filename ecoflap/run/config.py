@@ -87,7 +87,7 @@ class RunConfig:
     skip_layers: list[str] = field(default_factory=list)
     steps: list[str] = field(default_factory=lambda: [step for step in STEPS if step not in OPTIONAL_STEPS])
     batch_size: int = 16
-    propagate: str = field(default="auto", metadata={"choices": ("auto", *PROPAGATE)})
+    propagate: str = field(default="auto", metadata={"choices": PROPAGATE})
     tokens: str = field(default="all", metadata={"choices": TOKENS})
     device: str = "auto"
     inspect: bool = False

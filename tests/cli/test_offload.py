@@ -178,7 +178,8 @@ def test_a_run_says_it_before_it_scores(
         (["pruner=global_magnitude", "score=none", "runtime.offload=cpu"], "compares all weights at once"),
         (
             ["propagate=denser"],
-            r"propagate=denser is not known; choose auto, pruned, layer, compensated or dense",
+            r"propagate=denser is not known; did you mean dense\? "
+            "the choices are auto, pruned, layer, compensated, dense",
         ),
     ],
 )

@@ -134,7 +134,7 @@ def test_in_python() -> None:
     expected = prune(model, samples("llava"), Wanda(), uniform(model), 2, tokens="text").masks
     assert all(torch.equal(masks["text"][name], mask) for name, mask in expected.items())
     assert not all(torch.equal(masks["text"][name], mask) for name, mask in masks["all"].items())
-    with pytest.raises(UserError, match="tokens=visual is not known; choose all, text, answer or atv"):
+    with pytest.raises(UserError, match="tokens=visual is not known; the choices are all, text, answer, atv"):
         ecoflap.prune(model, data=samples("llava"), sparsity=0.5, tokens="visual")
     with pytest.raises(UserError, match="pruner=global_magnitude measures no inputs"):
         ecoflap.prune(model, sparsity=0.5, pruner="global_magnitude", tokens="text")

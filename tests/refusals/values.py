@@ -45,12 +45,12 @@ RUN: list[Case] = [
     ),
     Case(("cache=",), ("cache= is not a folder", "cache=outputs/cache")),
     Case(("cache={tmp}/file",), ("cache={tmp}/file is not a folder", "another place"), taken),
-    Case(("propagate=sparse",), ("propagate=sparse is not known", "pruned, layer, compensated or dense")),
+    Case(("propagate=sparse",), ("propagate=sparse is not known", "auto, pruned, layer, compensated, dense")),
     Case(
         ("propagate=compensated", "pruner=wanda"),
         ("propagate=compensated changes the weights that stay", "pruner=wanda leaves them", "pruner=admm"),
     ),
-    Case(("tokens=visual",), ("tokens=visual is not known", "all, text, answer or atv")),
+    Case(("tokens=visual",), ("tokens=visual is not known", "all, text, answer, atv")),
     Case(("tokens=text", "pruner=global_magnitude"), ("tokens=text", "measures no inputs", "tokens=all")),
     Case(
         ("runtime.offload=dsk",),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ecoflap.errors import UserError
 from ecoflap.storage.cache.entries import AS_JSON, key_hash, write_entry
 from ecoflap.storage.cache.store import Store
 from ecoflap.storage.files import replacing
@@ -107,7 +108,7 @@ def test_modes(tmp_path: Path) -> None:
 
 
 def test_unknown_mode_and_key_that_is_not_json(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="refresh"):
+    with pytest.raises(UserError, match=r"cache_mode=always is not known; .* use, refresh, readonly, off$"):
         Store(tmp_path, "always")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="plain JSON"):
         Store(tmp_path).get_or_compute("score", {"path": tmp_path}, lambda: 1)

@@ -11,22 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecoflap.data.text.options import BOS
-from ecoflap.errors import UserError, did_you_mean
-
-
-def check_bos(option: str, choice: str) -> None:
-    """Refuse an unknown choice.
-
-    Args:
-        option: full name of the option, for the message.
-        choice: the requested choice.
-
-    Raises:
-        UserError: if it is not one of ``BOS``.
-    """
-    if choice.lower() not in BOS:
-        raise UserError(f"{option}={choice} is not known; {did_you_mean(choice, BOS)}")
+from ecoflap.errors import UserError
 
 
 def bos_token(tokenizer: Any, option: str, choice: str) -> int | None:

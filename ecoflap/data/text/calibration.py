@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.sources import file_source
-from ecoflap.data.text.bos import begin, bos_token, check_bos
+from ecoflap.data.text.bos import begin, bos_token
 from ecoflap.data.text.generated import check_generated, require_generates, with_generated
-from ecoflap.data.text.options import DocumentsOptions, TextOptions, TokenFileOptions
+from ecoflap.data.text.options import BOS, DocumentsOptions, TextOptions, TokenFileOptions
 from ecoflap.data.text.reading import check_characters, read_token_rows, tokenize, windows
 from ecoflap.data.text.source import TextSource
-from ecoflap.errors import UserError, require_positive
+from ecoflap.errors import UserError, require_choice, require_positive
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
 
@@ -80,7 +80,7 @@ class Text(TextOptions, TextSource):
 
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples", "sequence_length", "documents")
-        check_bos("calibration.bos", self.bos)
+        require_choice("calibration.bos", self.bos.lower(), BOS)
         check_generated(self)
         if self.sequence_length == 1:
             raise UserError(

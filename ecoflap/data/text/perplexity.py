@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ecoflap.data.sources import file_source
-from ecoflap.data.text.bos import bos_token, check_bos
+from ecoflap.data.text.bos import bos_token
 from ecoflap.data.text.calibration import require_language_model, require_readable, require_tokenizer
-from ecoflap.data.text.options import TextPerplexityOptions, TokenPerplexityOptions
+from ecoflap.data.text.options import BOS, TextPerplexityOptions, TokenPerplexityOptions
 from ecoflap.data.text.reading import check_characters, read_token_rows, tokenize, windows
 from ecoflap.data.text.source import TextSource
-from ecoflap.errors import NumericalError, UserError, require_positive
+from ecoflap.errors import NumericalError, UserError, require_choice, require_positive
 from ecoflap.evaluate.inputs import error_of_mean, parts
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
@@ -45,7 +45,7 @@ class TextPerplexity(TextPerplexityOptions, TextSource):
 
     def __post_init__(self) -> None:
         require_positive("task", self, "sequence_length", "stride", "limit", "batch_size", "documents")
-        check_bos("task.bos", self.bos)
+        require_choice("task.bos", self.bos.lower(), BOS)
         if self.sequence_length < 2:
             raise UserError(
                 "task.sequence_length=1: a language model is measured on the next token, so a window needs"

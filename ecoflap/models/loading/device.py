@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ecoflap.console.telemetry import free_memory
-from ecoflap.errors import UserError, did_you_mean
+from ecoflap.errors import UserError, require_choice
 from ecoflap.models.loading import options
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in options.DTYPES}
@@ -53,8 +53,7 @@ def resolve_dtype(name: str) -> torch.dtype | None:
     Raises:
         UserError: if there is no such dtype.
     """
-    if name != "auto" and name not in DTYPES:
-        raise UserError(f"model.dtype={name} is not known; {did_you_mean(name, options.ANY_DTYPE)}")
+    require_choice("model.dtype", name, options.ANY_DTYPE)
     return DTYPES.get(name)
 
 

@@ -15,12 +15,11 @@ from torch import nn
 
 from ecoflap.console.tables import table
 from ecoflap.console.telemetry import free_memory
-from ecoflap.errors import UserError, did_you_mean
+from ecoflap.errors import UserError
 from ecoflap.models.core.expert_slices import refresh
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.checkpoint_folder import stored_in
 from ecoflap.models.loading.conversion import match_tensors, warn_unused
-from ecoflap.models.loading.options import OFFLOAD
 from ecoflap.models.offload.copies import pinned
 from ecoflap.models.offload.in_memory import InMemory, OnCpu
 from ecoflap.models.offload.placement import (
@@ -102,16 +101,6 @@ def parameters_on_meta() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = original  # type: ignore[method-assign]
-
-
-def check_offload(kind: str) -> None:
-    """Refuse an unknown kind of offloading.
-
-    Raises:
-        UserError: if there is no such kind.
-    """
-    if kind not in OFFLOAD:
-        raise UserError(f"runtime.offload={kind} is not known; {did_you_mean(kind, OFFLOAD)}")
 
 
 def load_offloaded(loader: Any, device: torch.device, selection: Any, kind: str, work: Path) -> PrunableModel:

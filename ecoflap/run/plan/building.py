@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from ecoflap.distributed.shared_store import SharedStore
-from ecoflap.errors import UserError, did_you_mean
+from ecoflap.errors import UserError
 from ecoflap.evaluate.protocol import Task
 from ecoflap.prune import driver
 from ecoflap.run.config import RunConfig, RuntimeConfig
@@ -20,7 +20,7 @@ from ecoflap.run.plan.parts import make
 from ecoflap.run.plan.plan import Plan
 from ecoflap.run.plan.preflight import Preflight
 from ecoflap.storage.cache.code import source_hash
-from ecoflap.storage.cache.store import Mode, Store
+from ecoflap.storage.cache.store import Store
 
 
 def make_plan(config: DictConfig, folder: Path, preflight: Preflight | None = None) -> Plan:
@@ -123,6 +123,4 @@ def make_store(folder: str, mode: str) -> Store:
             f"cache={folder} is not a folder; choose another place, such as cache={RunConfig.cache}, or"
             " cache_mode=off"
         )
-    if mode not in get_args(Mode):
-        raise UserError(f"cache_mode={mode} is not known; {did_you_mean(mode, get_args(Mode))}")
     return SharedStore(Path(folder), mode)  # type: ignore[arg-type]

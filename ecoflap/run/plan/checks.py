@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 
 from ecoflap.allocate.allocation import check_sparsity
-from ecoflap.blocks.token_choice import check_tokens
-from ecoflap.errors import UserError, did_you_mean, require_count, require_seed, written
+from ecoflap.errors import UserError, did_you_mean, require_choices, require_count, require_seed, written
 from ecoflap.evaluate.protocol import Task
 from ecoflap.finetune.schedule import Schedule
-from ecoflap.models.offload.load import check_offload
 from ecoflap.prune.inputs import check_propagate
 from ecoflap.prune.protocol import ModelPruner
 from ecoflap.run.config import STEPS
@@ -37,20 +35,20 @@ def check_options(plan: Plan) -> None:
         UserError: if there is one.
     """
     config, offload = plan.config, plan.config.runtime.offload
+    require_choices("", config)
+    require_choices("runtime", config.runtime)
     check_sparsity(config.sparsity)
     plan.allocator.check(config.sparsity)
     require_count("batch_size", config.batch_size)
     require_seed(config.seed)
     check_towers(config.towers)
     check_propagate(config.propagate, plan.pruner)
-    check_tokens(config.tokens)
     if config.tokens != "all" and plan.pruner.allocates:
         raise UserError(
             f"tokens={config.tokens}: pruner={plan.pruner.name} measures no inputs of layers, so no tokens"
             " count; use tokens=all"
         )
     check_save(plan)
-    check_offload(offload)
     if offload != "none" and plan.finetuner is not None:
         raise UserError(
             f"runtime.offload={offload}: finetune trains all weights at once, so they have to be in memory"

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ecoflap.errors import UserError
+from ecoflap.errors import UserError, require_choice
 from ecoflap.storage.bitmask.encoding import bits_of
-from ecoflap.storage.bitmask.forms import CODED, DENSE, check_form
+from ecoflap.storage.bitmask.forms import CODED, DENSE, FORMS
 from ecoflap.storage.bitmask.index import digest, shard_name, write_index
 from ecoflap.storage.bitmask.shards import ShardReader, found_shard, is_coded, write_shard
 from ecoflap.storage.disk_space import writing
@@ -52,7 +52,7 @@ def convert(folder: Path, out: Path, form: str) -> None:
         FileNotFoundError: if the folder holds no checkpoint, or a part of it is missing.
         ValueError: if the checkpoint is damaged.
     """
-    check_form(form, "form")
+    require_choice("form", form, FORMS)
     if folder.resolve() in out.resolve().parents:
         raise UserError(f"{out} is inside of {folder}, which is copied there; choose a folder beside it")
     _require_empty(out)

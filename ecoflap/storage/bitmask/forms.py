@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from ecoflap.errors import UserError, did_you_mean, written
+from ecoflap.errors import require_choice
 
 DENSE, BITMASK, CODED = "dense", "bitmask", "coded"
 FORMS = (DENSE, BITMASK, CODED)
@@ -22,20 +20,5 @@ def form_of(save: bool | str) -> str | None:
     """
     if isinstance(save, bool):
         return DENSE if save else None
-    check_form(save, "model.save", (*FORMS, "true", "false"))
+    require_choice("model.save", save, (*FORMS, "true", "false"))
     return save
-
-
-def check_form(form: str, option: str, choices: Sequence[str] = FORMS) -> None:
-    """Refuse a form that there is not.
-
-    Args:
-        form: the form.
-        option: the option's name, for the message.
-        choices: what there is.
-
-    Raises:
-        UserError: if it is none of the choices.
-    """
-    if form not in choices:
-        raise UserError(f"{option}={written(form)} is not known; {did_you_mean(str(form), choices)}")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ecoflap.errors import require_choice
 from ecoflap.storage.cache.entries import AS_JSON, Codec, key_hash, mark_used, read_entry, write_entry
 from ecoflap.storage.files import JSON
 from ecoflap.storage.lease import Lease
@@ -45,13 +46,10 @@ class Store:
         """Check the mode.
 
         Raises:
-            ValueError: if the mode is none of the four.
+            UserError: if the mode is none of the four.
         """
         self.root = Path(self.root)
-        if self.mode not in get_args(Mode):
-            raise ValueError(
-                f"store mode {self.mode!r} does not exist: choose one of {', '.join(get_args(Mode))}"
-            )
+        require_choice("cache_mode", self.mode, get_args(Mode))
 
     def get_or_compute(
         self, stage: str, key: Mapping[str, JSON], compute: Callable[[], Any], codec: Codec = AS_JSON
