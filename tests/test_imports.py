@@ -22,6 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("models/families/*",),
     ("storage/checkpoint.py", "blocks/*", "evaluate/*"),
     (  # what a model calibrates with and is measured on, beside the readers
+        "data/protocol.py",
         "data/*/calibration.py",
         "data/*/task.py",
         "data/captions/ranking.py",

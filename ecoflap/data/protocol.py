@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from ecoflap.data.calibration_set import CalibrationSet
-
-if TYPE_CHECKING:
-    from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.encoding import require_encoder
+from ecoflap.models.core.prunable import PrunableModel
 
 
 class Calibration(Protocol):
@@ -33,3 +32,17 @@ class Calibration(Protocol):
         Raises:
             UserError: if the data are missing, or the model can't read them.
         """
+
+
+class ShowsPictures:
+    """The check of a calibration set of pictures."""
+
+    name: str
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that reads no pictures with a target.
+
+        Raises:
+            UserError: if the model reads none.
+        """
+        require_encoder(model, f"calibration={self.name}", pictures=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
+from ecoflap.models.core.protocols import Describes, require
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.text_length import require_length
 
 
 class Evaluation(Protocol):
@@ -44,3 +46,19 @@ class Task(Protocol):
         Raises:
             UserError: if data are missing, or the model can't do what the task needs.
         """
+
+
+class WritesText:
+    """The check of a task for models that write about pictures."""
+
+    name: str
+    max_new_tokens: int
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that writes no text about pictures, or none of the requested length.
+
+        Raises:
+            UserError: if the model can't write so.
+        """
+        require(model, Describes, f"task={self.name}")
+        require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")

@@ -9,14 +9,15 @@ from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.captions.options import CaptionsOptions
 from ecoflap.data.captions.reading import CaptionSource, clean
 from ecoflap.data.example import Example
+from ecoflap.data.protocol import ShowsPictures
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.models.core.encoding import encode_all, require_encoder
+from ecoflap.models.core.encoding import encode_all
 from ecoflap.models.core.prunable import PrunableModel
 
 
 @dataclass(frozen=True)
-class Captions(CaptionsOptions, CaptionSource):
+class Captions(CaptionsOptions, CaptionSource, ShowsPictures):
     """Pictures of a training split, each with one of its captions."""
 
     def __post_init__(self) -> None:
@@ -39,14 +40,6 @@ class Captions(CaptionsOptions, CaptionSource):
                 f"{group}={self.name}: no caption has a word to write{' after its beginning' * self.prefix};"
                 " give others"
             )
-
-    def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that reads no pictures with captions.
-
-        Raises:
-            UserError: if the model reads no pictures with captions.
-        """
-        require_encoder(model, f"calibration={self.name}", pictures=True)
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw pictures with captions and encode them.

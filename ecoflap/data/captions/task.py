@@ -17,15 +17,14 @@ from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import fingerprint, parts, percent_errors, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
-from ecoflap.models.core.protocols import Describes, require
+from ecoflap.evaluate.protocol import WritesText
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.text_length import require_length
 
 DOMAINS = ("in", "near", "out")
 
 
 @dataclass(frozen=True)
-class Captioning(CaptioningOptions, CaptionSource):
+class Captioning(CaptioningOptions, CaptionSource, WritesText):
     """Write captions and score them."""
 
     def __post_init__(self) -> None:
@@ -44,15 +43,6 @@ class Captioning(CaptioningOptions, CaptionSource):
         """
         require_scorers(f"{group}={self.name}")
         self.chosen(group)
-
-    def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that writes no text about pictures, or no captions of the requested length.
-
-        Raises:
-            UserError: if the model can't write such captions.
-        """
-        require(model, Describes, f"task={self.name}")
-        require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
 
     def chosen(self, group: str) -> list[Picture]:
         """The pictures to caption.

@@ -12,6 +12,7 @@ from ecoflap.data.classification.options import CalibrationOptions
 from ecoflap.data.classification.reading import PictureSource
 from ecoflap.data.easy_vqa.pictures import check_templates
 from ecoflap.data.example import Classes, Example
+from ecoflap.data.protocol import ShowsPictures
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.core.encoding import encode_all, require_encoder
@@ -22,7 +23,7 @@ HELD_OUT = ("val", "test")
 
 
 @dataclass(frozen=True)
-class Classification(CalibrationOptions, PictureSource):
+class Classification(CalibrationOptions, PictureSource, ShowsPictures):
     """Pictures of the training split."""
 
     def __post_init__(self) -> None:
@@ -37,14 +38,6 @@ class Classification(CalibrationOptions, PictureSource):
                 f"calibration.split={self.split}: those pictures are what models are measured on; choose"
                 " train"
             )
-
-    def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that reads no pictures.
-
-        Raises:
-            UserError: if the model reads no pictures.
-        """
-        require_encoder(model, f"calibration={self.name}", pictures=True)
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw pictures over all classes and encode them.

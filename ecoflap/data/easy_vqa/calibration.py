@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.easy_vqa.options import EasyVqaCalibrationOptions
 from ecoflap.data.example import Example
+from ecoflap.data.protocol import ShowsPictures
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import require_positive
-from ecoflap.models.core.encoding import encode_all, require_encoder
+from ecoflap.models.core.encoding import encode_all
 from ecoflap.models.core.prunable import PrunableModel
 
 
@@ -28,19 +29,11 @@ def read_questions(split: str) -> list[Example]:
 
 
 @dataclass(frozen=True)
-class EasyVqa(EasyVqaCalibrationOptions):
+class EasyVqa(EasyVqaCalibrationOptions, ShowsPictures):
     """Questions of the training split, with their answers."""
 
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")
-
-    def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that reads no pictures.
-
-        Raises:
-            UserError: if the model reads no pictures.
-        """
-        require_encoder(model, f"calibration={self.name}", pictures=True)
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw questions and encode them.

@@ -23,10 +23,10 @@ from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import error_of_mean, fingerprint, parts, percent, percent_errors, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
+from ecoflap.evaluate.protocol import WritesText
 from ecoflap.models.core.logits import finite
-from ecoflap.models.core.protocols import Classifies, Describes, Embeds, Matches, require
+from ecoflap.models.core.protocols import Classifies, Embeds, Matches, require
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.text_length import require_length
 from ecoflap.models.families.clip.clip import class_features
 
 
@@ -142,22 +142,13 @@ class EasyClassification(EasyClassificationOptions, PictureTask):
 
 
 @dataclass(frozen=True)
-class EasyCaptions(EasyCaptionsOptions, PictureTask):
+class EasyCaptions(EasyCaptionsOptions, WritesText, PictureTask):
     """Share of captions that name shape and colour right."""
 
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "pictures")
 
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size", "beams", "max_new_tokens")
-
-    def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that writes no text.
-
-        Raises:
-            UserError: if the model writes no text.
-        """
-        require(model, Describes, f"task={self.name}")
-        require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
 
     def measure(
         self, model: PrunableModel, pictures: Sequence[Example], interface: Any, prediction_log: PredictionLog

@@ -10,9 +10,10 @@ from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.easy_vqa.calibration import read_questions
 from ecoflap.data.easy_vqa.options import EasyPicturesOptions
 from ecoflap.data.example import Classes, Example
+from ecoflap.data.protocol import ShowsPictures
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.models.core.encoding import encode_all, require_encoder
+from ecoflap.models.core.encoding import encode_all
 from ecoflap.models.core.prunable import PrunableModel
 
 SHAPES = ("circle", "rectangle", "triangle")
@@ -61,21 +62,13 @@ def check_templates(templates: list[str], option: str, names: Collection[str] = 
 
 
 @dataclass(frozen=True)
-class EasyPictures(EasyPicturesOptions):
+class EasyPictures(EasyPicturesOptions, ShowsPictures):
     """Pictures of the training split with captions."""
 
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")
         check_templates([self.caption], "calibration.caption")
         check_templates(self.templates, "calibration.templates")
-
-    def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that reads no pictures.
-
-        Raises:
-            UserError: if the model reads no pictures.
-        """
-        require_encoder(model, f"calibration={self.name}", pictures=True)
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw pictures and encode them.

@@ -16,13 +16,12 @@ from ecoflap.errors import require_positive
 from ecoflap.evaluate.inputs import commonest, error_of_mean, fingerprint, parts, percent, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
-from ecoflap.models.core.protocols import Describes, require
+from ecoflap.evaluate.protocol import WritesText
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.text_length import require_length
 
 
 @dataclass(frozen=True)
-class EasyVqa(EasyVqaTaskOptions):
+class EasyVqa(EasyVqaTaskOptions, WritesText):
     """Ask the held-out questions and compare the generated answers."""
 
     def __post_init__(self) -> None:
@@ -35,15 +34,6 @@ class EasyVqa(EasyVqaTaskOptions):
             UserError: if the limit is above the number of questions.
         """
         self.chosen()
-
-    def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that answers no questions, or not with the requested length.
-
-        Raises:
-            UserError: if the model can't answer so.
-        """
-        require(model, Describes, f"task={self.name}")
-        require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
 
     def chosen(self) -> list[Example]:
         """The questions to ask.

@@ -7,16 +7,17 @@ from pathlib import Path
 
 from ecoflap.data.calibration_set import CalibrationSet, draw, require_train
 from ecoflap.data.folder import require_files, require_images
+from ecoflap.data.protocol import ShowsPictures
 from ecoflap.data.sources import picture_sources
 from ecoflap.data.vqa.options import VqaV2CalibrationOptions
 from ecoflap.data.vqa.reading import VQAV2, Question, clean_question, read_coco_questions
 from ecoflap.errors import UserError, require_positive
-from ecoflap.models.core.encoding import encode_all, require_encoder
+from ecoflap.models.core.encoding import encode_all
 from ecoflap.models.core.prunable import PrunableModel
 
 
 @dataclass(frozen=True)
-class VqaV2(VqaV2CalibrationOptions):
+class VqaV2(VqaV2CalibrationOptions, ShowsPictures):
     """Questions about COCO's train2014 with the answer that most annotators gave."""
 
     def __post_init__(self) -> None:
@@ -53,14 +54,6 @@ class VqaV2(VqaV2CalibrationOptions):
                 f"{group}.path={self.path}: the files hold no questions; download them again. {VQAV2.obtain}"
             )
         return found
-
-    def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that reads no questions about pictures.
-
-        Raises:
-            UserError: if the model reads no questions about pictures.
-        """
-        require_encoder(model, f"calibration={self.name}", pictures=True)
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw questions and encode them.

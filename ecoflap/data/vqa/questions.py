@@ -26,9 +26,8 @@ from ecoflap.errors import require_positive
 from ecoflap.evaluate.inputs import error_of_mean, fingerprint_of, parts, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
-from ecoflap.models.core.protocols import Describes, require
+from ecoflap.evaluate.protocol import WritesText
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.text_length import require_length
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class PublishedQuestions(PublishedQuestionsOptions, ABC):
+class PublishedQuestions(PublishedQuestionsOptions, WritesText, ABC):
     """The common part of the three tasks; the defaults are those of BLIP-2's publication."""
 
     metric: ClassVar[str] = "VQA accuracy"
@@ -86,15 +85,6 @@ class PublishedQuestions(PublishedQuestionsOptions, ABC):
         questions = self.chosen()
         if self.path is not None:
             self.require_pictures(questions)
-
-    def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that answers no questions, or not with the requested length.
-
-        Raises:
-            UserError: if the model can't answer so.
-        """
-        require(model, Describes, f"task={self.name}")
-        require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
 
     def chosen(self) -> list[Question]:
         """The questions to ask.

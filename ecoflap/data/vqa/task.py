@@ -52,7 +52,7 @@ class VqaV2(VqaV2TaskOptions, PublishedQuestions):
         return read_coco_questions(VQAV2, self.path, "val", "task")
 
     def check_model(self, model: PrunableModel) -> None:
-        """See ``PublishedQuestions``; with a list of answers, the model has to choose.
+        """See ``WritesText``; with a list of answers, the model has to choose.
 
         Raises:
             UserError: if it can't.

@@ -18,7 +18,7 @@ from ecoflap.sweeps.report.methods import AXES, Method, is_path, settings_of, sh
 from ecoflap.sweeps.report.metrics import MetricTable, make_tables
 from ecoflap.sweeps.report.runs import SWEEP, Run, read_runs
 from ecoflap.sweeps.report.sections import make_sections
-from ecoflap.sweeps.report.table import figure
+from ecoflap.sweeps.report.table import figure, markdown_row
 
 COARSE_STEPS = ("score", "allocate")
 OF_COARSE = ("score.", "allocation.")
@@ -185,13 +185,13 @@ def markdown(found: Sequence[Row]) -> Iterator[str]:
     So it is where one of the two figures is infinite with every seed, and the other finite.
     """
     columns = ["model", "metric", "sparsity", "pruner", "allocation", "n", "uniform", "mean", "difference"]
-    yield _line([*columns, "verdict", "coarse seconds"])
-    yield _line(["---"] * 5 + ["---:"] * 4 + ["---", "---:"])
+    yield markdown_row([*columns, "verdict", "coarse seconds"])
+    yield markdown_row(["---"] * 5 + ["---:"] * 4 + ["---", "---:"])
     order = sorted(found, key=lambda row: (row.table.model, row.table.name, row.sparsity, row.method.order))
     for row in order:
         differences = [difference(*pair) for pair in zip(row.figures, row.uniform, strict=True)]
         mean, half = mean_difference(differences), interval(differences)
-        yield _line(
+        yield markdown_row(
             [
                 row.table.model,
                 row.table.metric,
@@ -229,7 +229,3 @@ def _verdict(differences: Sequence[float], smaller_is_better: bool) -> str:
     if half is not None and abs(mean) <= half:
         return "no difference"
     return "better" if (mean < 0) == smaller_is_better else "worse"
-
-
-def _line(cells: Iterable[object]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.results.record import first_metric
 from ecoflap.sweeps.report.runs import read_runs
 from ecoflap.sweeps.report.sections import make_sections
-from ecoflap.sweeps.report.table import figure, statistics, with_deviation
+from ecoflap.sweeps.report.table import figure, markdown_row, statistics, with_deviation
 
 STATES = ("dense", "pruned", "finetuned")
 DASH = "—"
@@ -104,13 +104,13 @@ def markdown(runs: Runs) -> Iterator[str]:
     """
     # A column of settings only where there are any.
     columns = [name for name in Kind._fields if name != "settings" or any(kind.settings for kind in runs)]
-    yield _line((*(name.replace("_", " ") for name in columns), "n", *STATES, "recovered"))
-    yield _line(["---"] * (len(columns) - 1) + ["---:"] * 6)
+    yield markdown_row((*(name.replace("_", " ") for name in columns), "n", *STATES, "recovered"))
+    yield markdown_row(["---"] * (len(columns) - 1) + ["---:"] * 6)
     for kind in sorted(runs):
         dense, pruned, finetuned = (list(column) for column in zip(*runs[kind], strict=True))
         names = [getattr(kind, name) for name in columns[:-1]]
         figures = map(_cell, (dense, pruned, finetuned))
-        yield _line(
+        yield markdown_row(
             (
                 *names,
                 f"{kind.sparsity:g}",
@@ -134,7 +134,3 @@ def _cell(values: list[float]) -> str:
         return DASH
     mean, deviation = statistics(values)
     return figure(mean) if not deviation or deviation < 1e-9 * abs(mean) else with_deviation(mean, deviation)
-
-
-def _line(cells: Iterable[object]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"

@@ -6,7 +6,6 @@ import csv
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from ecoflap.sweeps.report.cells import Cell, dense_mean, other_sparsity, pruned, realised_mean, statistics
 from ecoflap.sweeps.report.methods import Method
@@ -22,11 +21,11 @@ def markdown(tables: Sequence[MetricTable]) -> Iterator[str]:
     used = [any(names[index] for names, _ in rows) for index in range(len(COLUMNS))]
     shown = [index for index, column in enumerate(COLUMNS) if column != "settings" or used[index]]
     headings = [*(COLUMNS[index] for index in shown), "dense", *(f"{sparsity:g}" for sparsity in sparsities)]
-    yield _line(headings)
-    yield _line(["---"] * len(shown) + ["---:"] * (len(headings) - len(shown)))
+    yield markdown_row(headings)
+    yield markdown_row(["---"] * len(shown) + ["---:"] * (len(headings) - len(shown)))
     for names, row in rows:
         cells = [cell(sparsity, row[sparsity]) if sparsity in row else "" for sparsity in sparsities]
-        yield _line([*(names[index] for index in shown), figure(dense_mean(row)), *cells])
+        yield markdown_row([*(names[index] for index in shown), figure(dense_mean(row)), *cells])
 
 
 def write_csv(path: Path, tables: Sequence[MetricTable]) -> None:
@@ -76,6 +75,6 @@ def _names(table: MetricTable, method: Method) -> tuple[str, ...]:
     return table.model, method.pruner, method.score, method.setting, table.name
 
 
-def _line(cells: Iterable[Any]) -> str:
+def markdown_row(cells: Iterable[object]) -> str:
     """One line of a GitHub table; a bar inside a cell would end the cell."""
     return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"
