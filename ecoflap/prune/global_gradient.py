@@ -5,6 +5,7 @@ The sparsity rises in steps, p_i = p^(T / i), and each step computes the gradien
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from ecoflap.errors import require_choices, require_positive
 from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.prune.global_masks import apply_and_report, apply_masks, choose_masks
+from ecoflap.prune.global_masks import apply_masks, choose_masks, report_masks
 from ecoflap.prune.options import GlobalGradientOptions
 from ecoflap.prune.protocol import ModelPruner, OnBlock
 from ecoflap.prune.report import PruneReport
@@ -58,7 +59,7 @@ class GlobalGradient(GlobalGradientOptions, ModelPruner):
             NumericalError: if a loss, a gradient or a weight is NaN or infinite.
         """
         assert calibration is not None
-        masks: dict[str, Tensor] = {}
+        started, masks = time.perf_counter(), dict[str, Tensor]()
         for step in range(1, self.iterations + 1):
             batches = loss_batches(model, calibration.take(self.samples), self.batch_size)
             gradients = mean_gradients(model, batches)
@@ -75,7 +76,7 @@ class GlobalGradient(GlobalGradientOptions, ModelPruner):
 
             masks = choose_masks(model, self.scope, reached, metric)
             apply_masks(model, masks)
-        return apply_and_report(model, masks, sparsity, self.scope, on_block)
+        return report_masks(model, masks, sparsity, self.scope, started, on_block)
 
 
 def mean_gradients(model: PrunableModel, batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

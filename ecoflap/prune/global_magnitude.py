@@ -5,6 +5,7 @@ The authors' code compares signed values.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from ecoflap.allocate.allocation import Allocation
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import require_choices
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.prune.global_masks import apply_and_report, choose_masks
+from ecoflap.prune.global_masks import apply_masks, choose_masks, report_masks
 from ecoflap.prune.options import GlobalMagnitudeOptions
 from ecoflap.prune.protocol import ModelPruner, OnBlock
 from ecoflap.prune.report import PruneReport
@@ -40,5 +41,7 @@ class GlobalMagnitude(GlobalMagnitudeOptions, ModelPruner):
         Raises:
             NumericalError: if a weight is NaN or infinite.
         """
+        started = time.perf_counter()
         masks = choose_masks(model, self.scope, sparsity, lambda layer: layer.weight.detach().float().abs())
-        return apply_and_report(model, masks, sparsity, self.scope, on_block)
+        apply_masks(model, masks)
+        return report_masks(model, masks, sparsity, self.scope, started, on_block)

@@ -55,12 +55,15 @@ def apply_masks(model: PrunableModel, masks: dict[str, Tensor]) -> None:
         layer.weight.masked_fill_(~masks[layer.name].to(layer.weight.device), 0)
 
 
-def apply_and_report(
-    model: PrunableModel, masks: dict[str, Tensor], sparsity: float, scope: str, on_block: OnBlock
+def report_masks(
+    model: PrunableModel,
+    masks: dict[str, Tensor],
+    sparsity: float,
+    scope: str,
+    started: float,
+    on_block: OnBlock,
 ) -> tuple[Allocation, PruneReport]:
-    """Apply the masks, and report what each layer keeps and what was removed."""
-    started = time.perf_counter()
-    apply_masks(model, masks)
+    """Report what each layer keeps under the applied masks, and what was removed since ``started``."""
     keep = {name: int(mask.sum()) for name, mask in masks.items()}
     allocation = Allocation(keep, model.sizes, sparsity, scope)
     return allocation, report_blocks(model, masks, allocation, started, on_block)

@@ -178,8 +178,8 @@ class ModelPruner(Protocol):
 
     @property
     def footprint(self) -> Footprint:
-        """What it keeps in memory: a backward pass, and sums and gradients of all weights."""
-        return Footprint("backward", copies=2)
+        """What it keeps in memory: by default, a layer's metric, the bits that rank it, and the mask."""
+        return Footprint("blocks", layers=4)
 
     def check_model(self, model: PrunableModel, sparsity: float) -> None:
         """Refuse a model that it can't prune to a sparsity, by its shapes; by default, none.

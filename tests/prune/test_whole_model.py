@@ -1,5 +1,7 @@
 """Global pruners against sorting all weights of the model in one list."""
 
+import time
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,8 @@ from ecoflap.models.families.language.causal_lm import language_loss
 from ecoflap.models.loading.loader import prunable
 from ecoflap.prune.global_gradient import GlobalGradient, mean_gradients
 from ecoflap.prune.global_magnitude import GlobalMagnitude
+from ecoflap.prune.protocol import ModelPruner
+from ecoflap.prune.report import BlockReport
 from tests import tiny
 from tests.score.test_first_order import nearly_flat
 
@@ -113,11 +117,14 @@ def test_a_tower_that_the_loss_does_not_see() -> None:
         GlobalGradient().prune(alone, calibration, 0.1, lambda _: None)
 
 
-def test_blocks_are_reported() -> None:
-    seen: list[str] = []
-    model = tiny.build("llama", skip_layers=(r"layers\.0\.",))
-    GlobalMagnitude().prune(model, None, 0.5, lambda block: seen.append(block.block))
-    assert seen == ["model.layers.0", "model.layers.1"]
+@pytest.mark.parametrize("pruner", [GlobalMagnitude(), GlobalGradient(samples=2)])
+def test_blocks_are_reported_with_the_time_since_pruning_began(pruner: ModelPruner) -> None:
+    seen: list[BlockReport] = []
+    model, began = tiny.build("llama", skip_layers=(r"layers\.0\.",)), time.perf_counter()
+    pruner.prune(model, tiny.samples("llama"), 0.5, seen.append)
+    passed = time.perf_counter() - began
+    assert [block.block for block in seen] == ["model.layers.0", "model.layers.1"]
+    assert all(passed / 2 < block.seconds < passed for block in seen)
 
 
 def test_refusals() -> None:

@@ -180,7 +180,11 @@ def test_every_family_is_counted(family: str) -> None:
     assert min(cost.states, cost.outputs) > 0
     assert 0 < cost.block <= cost.forward
     assert weights_in_use(model) == sum(parameter.nbytes for parameter in model.module.parameters())
-    assert memory_needs(model, cost, Workload(GlobalMagnitude(), 5, 2))[0].work > 0
+    whole, by_layer = (
+        memory_needs(model, cost, Workload(one, 5, 2)) for one in (GlobalMagnitude(), Magnitude())
+    )
+    assert whole == by_layer, "neither has a backward pass, or copies of all layers"
+    assert whole[0].work > 0
 
 
 def test_a_plan_that_does_not_fit_says_what_helps(
