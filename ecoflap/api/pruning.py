@@ -54,8 +54,9 @@ def prune(
         processor: the tokenizer or processor of a transformers model.
         data: anything that ``ecoflap.calibrate`` takes, or its result; None for a method that uses no data.
         sparsity: share of the prunable weights to remove, in [0, 1); None for that of a given allocation.
-        pruner: ``"wanda"`` (the default), ``"sparsegpt"``, ``"magnitude"``, ``"global_magnitude"``,
-            ``"global_gradient"`` or ``"reap"``; or an object such as ``ecoflap.Wanda(mask="2:4")``.
+        pruner: ``"wanda"`` (the default), ``"ria"``, ``"magnitude"``, ``"sparsegpt"``, ``"admm"``,
+            ``"global_magnitude"``, ``"global_gradient"`` or ``"reap"``; or an object such as
+            ``ecoflap.Wanda(mask="2:4")``.
         score: a method of ``ecoflap.score``, its result, or ``"none"``. The default, None, is
             ``"zeroth_order"`` for an allocation that uses scores, and none otherwise.
         allocation: a method of ``ecoflap.allocate``, or its result. The default, None, is ``"in_context"``;

@@ -33,7 +33,7 @@ class Work:
         sparsity: the target.
         seed: seed of all random draws.
         batch_size: samples per forward pass of the pruner.
-        propagate: pruned, layer or dense.
+        propagate: pruned, layer, compensated or dense.
         tokens: which tokens count in statistics.
     """
 

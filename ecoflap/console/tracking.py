@@ -1,7 +1,7 @@
 """Experiment tracking: a view of the result record, in W&B or nowhere.
 
 A config group selects a factory (``Nothing`` or ``Wandb``); ``start`` creates the tracker inside the running
-job, never at import. The pipeline closes the tracker in a ``finally`` block.
+job, never at import. The pipeline closes the tracker, also of a run that fails.
 """
 
 from __future__ import annotations

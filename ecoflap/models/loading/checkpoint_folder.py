@@ -37,7 +37,7 @@ def local_settings(folder: Path) -> dict[str, Any]:
 def complete_weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint folder, complete.
 
-    None if its weights are in PyTorch's format, or in a bitmask checkpoint.
+    Empty if its weights are in PyTorch's format, or in a bitmask checkpoint.
 
     Raises:
         UserError: if there are no weights, or a file of them is missing, damaged or truncated.
