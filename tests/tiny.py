@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -82,6 +82,7 @@ QFORMER = {
 }
 
 Build = Callable[[], nn.Module]
+Choice = TypeVar("Choice")
 LANGUAGE: dict[str, Build] = {
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(num_key_value_heads=1, **LLAMA)),
     "qwen2": lambda: hf.Qwen2ForCausalLM(
@@ -329,6 +330,13 @@ def _module(family: str) -> nn.Module:
 
 
 FAMILIES = [family for family in EVERY if _exists(family)]
+# A plain chain; transposed weights; several towers; padded texts; slices of packed weights, and tokens before
+# samples.
+FEW = [
+    family
+    for family in ("llama", "gpt2", "blip2_t5", "clip", "torch_encoder_tokens_first")
+    if family in FAMILIES
+]
 # In these, a sample's loss depends on the others of its batch; in the second list, so does what its towers
 # read (negatives).
 COMPARING = [family for family in FAMILIES if family in (*DUAL, *OPEN_CLIP, "blip_retrieval", "blip2_itm")]
@@ -338,6 +346,13 @@ MATCHING = [family for family in FAMILIES if family in ("blip_retrieval", "blip2
 UNPADDED = {**dict.fromkeys(MATCHING, (7, 7, 7)), **dict.fromkeys(OPEN_CLIP, (12, 12, 12))}
 # Inside their blocks the first dimension is not samples, so several probes can't share a pass.
 UNSTACKABLE = ["torch_encoder_tokens_first"]
+
+
+def pairs(choices: Collection[Choice], everywhere: Collection[Choice]) -> list[tuple[str, Choice]]:
+    """(family, choice) for a test whose families and choices don't interact: some choices with every family,
+    all others with a few.
+    """
+    return [(family, one) for one in choices for family in (FAMILIES if one in everywhere else FEW)]
 
 
 def build(

@@ -30,6 +30,7 @@ from tests.allocate.memory import Memory
 from tests.allocate.test_marginals import PRUNERS, context
 
 QUICK = InContext(samples=2, batch_size=2, ramp_steps=1, steps=2)
+GRANULARITIES = [("row", "auto"), ("layer", "even"), ("layer", "weighted"), ("block", "auto")]
 
 
 def allocate(family: str, sparsity: float = 0.6, allocator: InContext = QUICK, **changes: Any) -> Any:
@@ -50,9 +51,9 @@ def reached_by_loss(family: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("granularity", "rows"), [("row", "auto"), ("layer", "even"), ("layer", "weighted"), ("block", "auto")]
+    ("family", "granularity", "rows"),
+    [(family, *options) for family, options in tiny.pairs(GRANULARITIES, [("block", "auto")])],
 )
-@pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_the_total_is_exact_and_the_model_unchanged(
     family: str, granularity: str, rows: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

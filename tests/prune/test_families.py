@@ -32,10 +32,11 @@ PRUNERS: dict[str, tuple[LayerPruner, reference.PruneLayer]] = {
     "admm_2_4": (ADMM("2:4"), reference.admm_2_4),
     "wanda_repaired": (Wanda(repair=True), reference.wanda_repaired),
 }
-# What a release of transformers can change is what a layer reads; one pruner per statistic shows it.
-PRUNER_NAMES = [
-    name if name in ("wanda", "sparsegpt") else pytest.param(name, marks=pytest.mark.any_release)
-    for name in PRUNERS
+# What a family can change is what a layer reads; one pruner per statistic, and one without, shows it. A
+# release of transformers can't change it for the pruner without.
+PAIRS = [
+    pytest.param(family, name, marks=() if name in ("wanda", "sparsegpt") else pytest.mark.any_release)
+    for family, name in tiny.pairs(PRUNERS, ("magnitude", "wanda", "sparsegpt"))
 ]
 EVERY_TOWER = {family: [tower.name for tower in tiny.build(family).every_tower] for family in tiny.FAMILIES}
 
@@ -52,8 +53,7 @@ def uniform(model: PrunableModel) -> Allocation:
     return WaterFilling()(model, None, 0.5)
 
 
-@pytest.mark.parametrize("name", PRUNER_NAMES)
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize(("family", "name"), PAIRS)
 def test_equals_pruning_layer_by_layer_with_full_forward_passes(family: str, name: str) -> None:
     pruner, by_hand = PRUNERS[name]
     calibration = tiny.samples(family, lengths=tiny.UNPADDED.get(family, (7, 9, 7)))
