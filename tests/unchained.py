@@ -70,12 +70,12 @@ AUDIO = {
 }
 AUDIO |= {"downsample_hidden_size": 4}
 GRANITE = {
-    "text_config": {**tiny.LLAMA, "num_key_value_heads": 1, "num_hidden_layers": 6, **WIDE},
+    "text_config": {**tiny.LLAMA, "num_key_value_heads": 1, "num_hidden_layers": 5, **WIDE},
     "vision_config": {
         **tiny.VISION,
         "patch_size": 2,
         "hidden_size": 64,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 2,
         "model_type": "clip_vision_model",
     },
     "qformer_config": {
@@ -88,7 +88,7 @@ GRANITE = {
     "image_grid_pinpoints": [[8, 8]],
     "downsample_rate": "1/2",
     "deepstack_layer_map": [
-        [3, 0],
+        [2, 0],
         [1, 1],
     ],  # the first block reads the end of the vision tower, the second its middle
     "spatial_vision_layer": -1,

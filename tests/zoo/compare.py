@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.water_filling import WaterFilling
+from ecoflap.blocks.input_statistics import is_routed
 from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.calibration_set import CalibrationSet, stack
 from ecoflap.errors import UserError
@@ -114,13 +115,16 @@ def layer_by_layer(model: PrunableModel, calibration: CalibrationSet) -> Iterato
     """Each layer alone, behind those that samples call before it; experts that no call reaches come last."""
     for tower in model.towers:
         for block in tower.blocks:
-            dense = list(block.layers)
+            dense, calls = list(block.layers), list[list[Layer]]()
+            rerouted = any(map(is_routed, dense))  # by pruned weights, to experts in another order
             while dense:
-                with calls_of(block, dense) as calls:
-                    plain_passes(model, calibration)
+                if rerouted or not calls:
+                    with calls_of(block, dense) as calls:
+                        plain_passes(model, calibration)
                 layer = first_of(calls) or dense[0]
                 yield [layer]
                 dense.remove(layer)
+                calls = [[one for one in call if one is not layer] for call in calls]
 
 
 def compare_layers(
