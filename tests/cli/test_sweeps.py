@@ -45,23 +45,23 @@ def layers(file: Path) -> dict[str, object]:
 def test_one_load_for_many_runs_gives_the_results_of_separate_processes(
     text_run: list[str], tmp_path: Path
 ) -> None:
-    axes = ["sparsity=0.4,0.6", "pruner=wanda,sparsegpt"]
-    here = sweep("-m", *text_run, *axes, f"hydra.sweep.dir={tmp_path / 'here'}")
+    axis = "pruner=sparsegpt,wanda"  # the first changes the weights that it keeps
+    here = sweep("-m", *text_run, axis, f"hydra.sweep.dir={tmp_path / 'here'}")
     assert here.returncode == 0, here.stderr
-    assert here.stderr.count("is still in memory") == 3
+    assert here.stderr.count("is still in memory") == 1
     apart = sweep(
-        "-m", *text_run, *axes, "cache_mode=off", "cluster=local", f"hydra.sweep.dir={tmp_path / 'apart'}"
+        "-m", *text_run, axis, "cache_mode=off", "cluster=local", f"hydra.sweep.dir={tmp_path / 'apart'}"
     )
     assert apart.returncode == 0, apart.stderr
-    for number in range(4):
+    for number in range(2):
         assert layers(tmp_path / "here" / str(number) / "result.json") == layers(
             tmp_path / "apart" / str(number) / "result.json"
         )
     again = sweep(
-        "-m", *text_run, *axes, "cache_mode=off", "cluster=local", f"hydra.sweep.dir={tmp_path / 'apart'}"
+        "-m", *text_run, axis, "cache_mode=off", "cluster=local", f"hydra.sweep.dir={tmp_path / 'apart'}"
     )
     assert again.returncode == 0
-    assert "4 of 4 jobs have finished before" in again.stdout + again.stderr
+    assert "2 of 2 jobs have finished before" in again.stdout + again.stderr
 
 
 def test_a_sweep_says_which_job_it_is_at_and_tables_once(text_run: list[str], tmp_path: Path) -> None:
