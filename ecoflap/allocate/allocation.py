@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain
 from numbers import Integral
 from typing import Any
 
@@ -70,6 +71,12 @@ def keep_total(sizes: list[int], sparsity: float) -> int:
     return int(sum(sizes) * (1 - as_written(sparsity)))
 
 
+def exact_totals(towers: Sequence[Sequence[Layer]], sparsity: float) -> tuple[int, int]:
+    """The numbers of weights that meet a target exactly: of the model, and of its towers, summed."""
+    sizes = [[layer.size for layer in layers] for layers in towers]
+    return keep_total([*chain(*sizes)], sparsity), sum(keep_total(one, sparsity) for one in sizes)
+
+
 def as_written(sparsity: float) -> Fraction:
     """The sparsity as the decimal that was written, so that 1 - 0.6 is exactly 2/5."""
     # The limit reads decimals of thirds as such: 0.3333333333 is 1/3.
@@ -108,6 +115,40 @@ def check_counts(allocation: Allocation, layers: Sequence[Layer], source: str = 
         )
 
 
+def check_allocated(
+    allocation: Allocation, towers: Sequence[Sequence[Layer]], sparsity: float, allocator: str
+) -> None:
+    """Refuse what an allocator returns if it does not fit the layers, or misses the target unsaid.
+
+    Args:
+        allocation: how many weights the layers keep.
+        towers: the layers of each tower of the model.
+        sparsity: the target.
+        allocator: the allocator's name, for messages.
+
+    Raises:
+        UserError: if a count is missing, too many or impossible, or the allocation is of another target, or
+            exact by its word alone.
+    """
+    misfit = next(_misfits(allocation, [*chain(*towers)]), None)
+    if misfit is not None:
+        raise UserError(
+            f"allocation={allocator} returned counts that don't fit the model: {misfit}; correct the"
+            " allocator"
+        )
+    if abs(allocation.target - sparsity) > 1e-9:
+        raise UserError(
+            f"allocation={allocator} returned an allocation for the target {allocation.target:g}, and"
+            f" sparsity={sparsity:g} was asked for; correct the allocator"
+        )
+    found, totals = sum(allocation.keep.values()), exact_totals(towers, allocation.target)
+    if allocation.total == EXACT and found not in totals:
+        raise UserError(
+            f"allocation={allocator} returned counts that keep {found:,} weights, and sparsity={sparsity:g}"
+            f" keeps {totals[0]:,}; correct the allocator: its counts add up to keep_total(sizes, sparsity)"
+        )
+
+
 def _misfits(allocation: Allocation, layers: Sequence[Layer]) -> Iterator[str]:
     """What does not fit the layers of a model; the counts of rows are looked at last."""
     sizes = {layer.name: layer.size for layer in layers}
@@ -115,8 +156,10 @@ def _misfits(allocation: Allocation, layers: Sequence[Layer]) -> Iterator[str]:
         kept, known = allocation.keep.get(name), allocation.sizes.get(name)
         if kept is None:
             yield f"it has no entry for {name} (nearest: {nearest(name, allocation.keep)})"
-        elif known != size or not isinstance(kept, Integral) or not 0 <= kept <= size:
+        elif known != size:
             yield f"{name} keeps {kept} of {known}, but has {size} weights here"
+        elif not isinstance(kept, Integral) or not 0 <= kept <= size:
+            yield f"{name} keeps {kept} of {size}, which is not a whole number from 0 to {size}"
     for name in (*allocation.keep, *allocation.rows, *allocation.row_weights):
         if name not in sizes:
             yield f"{name} is not a layer to prune here (nearest: {nearest(name, sizes)})"

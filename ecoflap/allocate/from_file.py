@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ecoflap.allocate.allocation import EXACT, GROUPS, Allocation, check_counts, keep_total
+from ecoflap.allocate.allocation import EXACT, GROUPS, Allocation, check_counts, exact_totals
 from ecoflap.allocate.options import FromFileOptions
 from ecoflap.allocate.protocol import Allocator, Context, Requires
 from ecoflap.errors import UserError, require_choices
@@ -125,15 +125,13 @@ def _check_total(allocation: Allocation, towers: tuple[Tower, ...], path: str) -
     Raises:
         UserError: if it does.
     """
-    of_towers = [[layer.size for layer in tower.layers] for tower in towers]
-    wanted = keep_total([size for sizes in of_towers for size in sizes], allocation.target)
-    wanted_by_tower = sum(keep_total(sizes, allocation.target) for sizes in of_towers)
+    totals = exact_totals([tower.layers for tower in towers], allocation.target)
     found = sum(allocation.keep.values())
-    missing = min(abs(wanted - found), abs(wanted_by_tower - found))
-    rounded = allocation.total == GROUPS and found <= max(wanted, wanted_by_tower)
+    missing = min(abs(total - found) for total in totals)
+    rounded = allocation.total == GROUPS and found <= max(totals)
     if missing and not (rounded and missing < max(allocation.sizes.values()) // 2):
         raise UserError(
-            f"allocation.path={path} says target {allocation.target:g}, which keeps {wanted:,} weights, and"
-            f" its counts keep {found:,} (a sparsity of {allocation.sparsity:.4f}); correct the counts, or"
-            " take them as they are with allocation.total=as_given"
+            f"allocation.path={path} says target {allocation.target:g}, which keeps {totals[0]:,} weights,"
+            f" and its counts keep {found:,} (a sparsity of {allocation.sparsity:.4f}); correct the counts,"
+            " or take them as they are with allocation.total=as_given"
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from ecoflap.allocate.allocation import Allocation, check_sparsity
+from ecoflap.allocate.allocation import Allocation, check_allocated, check_sparsity
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
@@ -168,6 +168,23 @@ class Allocator(Protocol):
         Raises:
             UserError: if no counts meet the target.
         """
+
+
+def checked_allocation(
+    allocator: Allocator,
+    model: PrunableModel,
+    scores: Scores | None,
+    sparsity: float,
+    context: Context | None = None,
+) -> Allocation:
+    """Let an allocator decide, and refuse counts that don't fit the model or the target.
+
+    Raises:
+        UserError: if no counts meet the target, or those that the allocator returns don't.
+    """
+    allocation = allocator(model, scores, sparsity, context)
+    check_allocated(allocation, [tower.layers for tower in model.towers], sparsity, allocator.name)
+    return allocation
 
 
 def coarse_stage(allocator: Allocator, scorer: str | None) -> str:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ecoflap.allocate.allocation import Allocation
-from ecoflap.allocate.protocol import Allocator, Context
+from ecoflap.allocate.protocol import Allocator, Context, checked_allocation
 from ecoflap.api.given import requested_sparsity, require
 from ecoflap.api.parts import named, part, refuse_options
 from ecoflap.api.readable import check_given
@@ -130,7 +130,7 @@ def allocate(
     context = Context(chosen_pruner, data, batch_size, seed, tokens)
     with unchanged(model.module):
         model.reopen()
-        return allocator(model, scores, target, context)
+        return checked_allocation(allocator, model, scores, target, context)
 
 
 def check_scores(allocator: Allocator, scores: Scores | Scorer | None) -> None:

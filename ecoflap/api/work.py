@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ecoflap.allocate.allocation import Allocation
-from ecoflap.allocate.protocol import Context
+from ecoflap.allocate.protocol import Context, checked_allocation
 from ecoflap.api.calibration import calibrate
 from ecoflap.api.method import Method
 from ecoflap.api.result import PruneResult
@@ -65,8 +65,12 @@ class Work:
                 state.scores = method.scorer(self.model, state.calibration, self.seed)
         if method.allocator is not None and not method.pruner.allocates:
             with measure(state.costs, "allocate"):
-                state.allocation = method.allocator(
-                    self.model, state.scores, self.sparsity, self._context(state.calibration)
+                state.allocation = checked_allocation(
+                    method.allocator,
+                    self.model,
+                    state.scores,
+                    self.sparsity,
+                    self._context(state.calibration),
                 )
         if state.allocation is not None and not method.pruner.allocates:
             state.allocation = method.pruner.fitted(state.allocation)

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from ecoflap.allocate.allocation import Allocation
-from ecoflap.allocate.protocol import Context
+from ecoflap.allocate.protocol import Context, checked_allocation
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.console.progress import watching
 from ecoflap.data.calibration_set import CalibrationSet
@@ -115,7 +115,8 @@ def _time_allocate(
 
     def allocate(samples: CalibrationSet | None) -> None:
         context = Context(plan.pruner, samples, config.batch_size, config.seed, config.tokens)  # type: ignore[arg-type]
-        found.append(plan.pruner.fitted(plan.allocator(model, scores, config.sparsity, context)))  # type: ignore[union-attr]
+        allocation = checked_allocation(plan.allocator, model, scores, config.sparsity, context)
+        found.append(plan.pruner.fitted(allocation))  # type: ignore[union-attr]
 
     if plan.allocates_from_data and calibration is not None:
         passes = partial(plan.allocator.passes, sparsity=config.sparsity)

@@ -1,0 +1,98 @@
+"""What an allocator returns is checked before anything is pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+
+from ecoflap.allocate.allocation import Allocation
+from ecoflap.allocate.protocol import Allocator, Context, Requires, checked_allocation
+from ecoflap.allocate.water_filling import WaterFilling
+from ecoflap.api.pruning import prune
+from ecoflap.errors import UserError
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.score.scores import Scores
+from tests import tiny
+
+pytestmark = pytest.mark.any_release
+
+FIRST, SECOND = (f"model.layers.0.self_attn.{name}_proj.weight" for name in "qk")
+
+
+@dataclass(frozen=True)
+class Changed(Allocator):
+    """The uniform allocation, changed."""
+
+    change: Callable[[Allocation], Allocation]
+    name: str = "changed"
+
+    @property
+    def requires(self) -> Requires:
+        return Requires("none")
+
+    def __call__(
+        self,
+        model: PrunableModel,
+        scores: Scores | None,
+        sparsity: float,
+        context: Context | None = None,
+    ) -> Allocation:
+        return self.change(WaterFilling()(model, None, sparsity))
+
+
+def moved(count: int) -> Callable[[Allocation], Allocation]:
+    """``count`` weights more in the first layer, and fewer in the second."""
+    return lambda found: replace(
+        found, keep=found.keep | {FIRST: found.keep[FIRST] + count, SECOND: found.keep[SECOND] - count}
+    )
+
+
+def without_first(found: Allocation) -> Allocation:
+    return replace(found, keep={name: count for name, count in found.keep.items() if name != FIRST})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda found: replace(found, keep=found.keep | {FIRST: found.keep[FIRST] - 7}),
+            r"counts that keep [\d,]+ weights, and sparsity=0\.5 keeps [\d,]+; .* keep_total",
+        ),
+        (moved(-10_000), f"{FIRST} keeps -[0-9]+ of 256, which is not a whole number"),
+        (moved(129), f"{FIRST} keeps 257 of 256, which is not a whole number"),
+        (
+            lambda found: replace(found, keep={name: float(count) for name, count in found.keep.items()}),
+            rf"{FIRST} keeps 128\.0 of 256, which is not a whole number from 0 to 256",
+        ),
+        (without_first, f"it has no entry for {FIRST}"),
+        (
+            lambda found: replace(found, keep=found.keep | {"lm_head.weight": 0}),
+            "lm_head.weight is not a layer to prune here",
+        ),
+        (lambda found: replace(found, target=0.4), r"for the target 0\.4, and sparsity=0\.5 was asked for"),
+    ],
+    ids=["total", "negative", "too_many", "float", "missing", "unknown", "target"],
+)
+def test_counts_that_can_not_be_are_refused(change: Callable[[Allocation], Allocation], message: str) -> None:
+    model = tiny.build("llama")
+    before = model.fingerprint()
+    with pytest.raises(UserError, match=rf"allocation=changed returned .*{message}"):
+        prune(model, sparsity=0.5, pruner="magnitude", allocation=Changed(change))
+    assert model.fingerprint() == before
+
+
+def test_a_total_of_towers_is_exact() -> None:
+    model = tiny.build("blip2_t5")
+    allocator = WaterFilling(scope="tower")
+    found = checked_allocation(Changed(lambda _: allocator(model, None, 0.613)), model, None, 0.613)
+    assert sum(found.keep.values()) == sum(allocator(model, None, 0.613).keep.values())
+    assert sum(found.keep.values()) != sum(WaterFilling()(model, None, 0.613).keep.values())
+
+
+def test_a_total_as_given_is_taken() -> None:
+    taken = checked_allocation(
+        Changed(lambda found: replace(moved(3)(found), total="as_given")), tiny.build("llama"), None, 0.5
+    )
+    assert taken.total == "as_given"
