@@ -24,7 +24,7 @@ from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.inputs import measure_dense
 from ecoflap.prune.layers import Statistics, prune_groups, prune_layers
 from ecoflap.prune.protocol import LayerPruner, OnBlock
-from ecoflap.prune.report import BlockReport, PruneReport
+from ecoflap.prune.report import NOTABLE, BlockReport, PruneReport
 from ecoflap.storage.masks import PackedMasks
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,21 @@ def prune(
             on_block(report.blocks[-1])
     report.masks = PackedMasks.ordered(report.masks, [layer.name for layer in model.layers])
     _warn_of_experts(model, report)
+    _warn_of_zeroed(model, report, pruner)
     return report
+
+
+def _warn_of_zeroed(model: PrunableModel, report: PruneReport, pruner: LayerPruner) -> None:
+    """Warn of a pruner that made weights zero which its masks keep, more than rounding does."""
+    zeroed, size = sum(report.zeroed.values()), sum(layer.size for layer in model.layers)
+    if zeroed > NOTABLE * size:
+        log.warning(
+            "pruner=%s set %.4f of the prunable weights to zero that its masks keep, the most in %s: the"
+            " model is sparser than was asked for",
+            pruner.name,
+            zeroed / size,
+            max(report.zeroed, key=report.zeroed.__getitem__),
+        )
 
 
 def _warn_of_experts(model: PrunableModel, report: PruneReport) -> None:
@@ -161,9 +175,10 @@ def _prune_block(
             visit.twin.leave()
         _prune_whole(visit, pruner, allocation, report, propagate == "dense", stored)
     if not visit.finite:
+        damping = ", or a larger pruner.damping" if hasattr(pruner, "damping") else ""
         raise NumericalError(
-            f"the output of {block.name} is not finite after pruning; use model.dtype=float32 or bfloat16, or"
-            " a larger pruner.damping"
+            f"the output of {block.name} is not finite after pruning; use model.dtype=float32 or bfloat16"
+            f"{damping}"
         )
     return time.perf_counter() - started
 

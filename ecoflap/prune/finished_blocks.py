@@ -28,21 +28,24 @@ class FinishedBlock:
         tensors: weights and packed masks of its layers.
         errors: {layer: relative output error}; None for a pruner that uses no data.
         tokens: {layer of an expert: how many tokens were routed to it}.
+        zeroed: {layer: how many weights its mask keeps that pruning made zero}.
         seconds: the time that pruning it took.
     """
 
     tensors: Mapping[str, Tensor]
     errors: Mapping[str, float | None]
     tokens: Mapping[str, int]
+    zeroed: Mapping[str, int]
     seconds: float
 
     def apply(self, layers: Sequence[Layer], report: PruneReport) -> None:
-        """Copy the weights into the model, and add masks, errors and token counts to the report."""
+        """Copy the weights into the model, and add masks, errors and counts to the report."""
         for layer in layers:
             layer.weight.data.copy_(self.tensors[f"weight {layer.name}"])
             report.masks[layer.name] = unpack(self.tensors[f"mask {layer.name}"], list(layer.weight.shape))
         report.errors.update(self.errors)
         report.tokens.update(self.tokens)
+        report.zeroed.update(self.zeroed)
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,13 @@ class FinishedBlocks:
             tensors[f"mask {layer.name}"] = pack(layer.name, report.masks[layer.name])
         errors = {layer.name: report.errors[layer.name] for layer in layers}
         tokens = {layer.name: report.tokens[layer.name] for layer in layers if layer.name in report.tokens}
+        zeroed = {layer.name: report.zeroed[layer.name] for layer in layers if layer.name in report.zeroed}
         metadata = {
             "key": self.key,
             "checksum": _checksum(tensors),
             "errors": json.dumps(errors),
             "tokens": json.dumps(tokens),
+            "zeroed": json.dumps(zeroed),
             "seconds": repr(seconds),
         }
         try:
@@ -107,8 +112,9 @@ class FinishedBlocks:
         except (SafetensorError, OSError, ValueError) as error:
             log.warning("%s is damaged (%s): pruning that block again", self._file(index), error)
             return None
-        errors, tokens = json.loads(metadata["errors"]), json.loads(metadata.get("tokens", "{}"))
-        return FinishedBlock(tensors, errors, tokens, float(metadata["seconds"]))
+        errors = json.loads(metadata["errors"])
+        tokens, zeroed = (json.loads(metadata.get(name, "{}")) for name in ("tokens", "zeroed"))
+        return FinishedBlock(tensors, errors, tokens, zeroed, float(metadata["seconds"]))
 
     def _file(self, index: int) -> Path:
         return self.folder / f"{index:05d}.safetensors"

@@ -14,7 +14,7 @@ from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.input_statistics import InputStatistics
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.distributed.processes import rank
-from ecoflap.errors import NumericalError
+from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.layers import Layer
 from ecoflap.ops import Keep, Part, compensate
 from ecoflap.prune.pieces import Piece, exchanged
@@ -113,6 +113,8 @@ def _record(
         raise NumericalError(f"{layer.name}: a row of the mask does not keep what the allocation says")
     report.masks[layer.name] = layer.oriented(piece.mask).contiguous()
     report.errors[layer.name] = piece.relative_error
+    if piece.zeroed:
+        report.zeroed[layer.name] = piece.zeroed
     if layer.is_expert and statistic is not None:
         report.tokens[layer.name] = 0 if statistic.assumed else statistic.tokens
     if piece.note:
@@ -148,7 +150,7 @@ def _prune_together(
     }
     results = solve_layers(layers, dense, statistic, pruner, counts, parts, row_weights)
     pieces = {
-        layer: _piece(layer, before, pruned, statistic)
+        layer: _piece(layer, before, pruned, statistic, pruner)
         for layer, before, pruned in zip(layers, dense, results, strict=True)
     }
     for view, pruned in zip(views, results, strict=True):  # after all that may fail
@@ -157,7 +159,9 @@ def _prune_together(
     return pieces
 
 
-def _piece(layer: Layer, dense: Tensor, pruned: Pruned, statistic: Statistic | None) -> Piece:
+def _piece(
+    layer: Layer, dense: Tensor, pruned: Pruned, statistic: Statistic | None, pruner: LayerPruner
+) -> Piece:
     """What becomes of rows of a layer with weights [rows, cols], as its dtype holds them.
 
     Raises:
@@ -166,15 +170,20 @@ def _piece(layer: Layer, dense: Tensor, pruned: Pruned, statistic: Statistic | N
     dtype = layer.weight.dtype
     stored = pruned.weight.to(dtype)
     if not torch.isfinite(stored).all():
+        remedy = "correct the pruner"
+        if hasattr(pruner, "damping"):
+            remedy = "use more calibration samples or a larger pruner.damping"
+        elif dtype != torch.float32:
+            remedy = f"use model.dtype=float32, or {remedy}"
         raise NumericalError(
-            f"{layer.name}: pruning made weights that are not finite in {dtype}; use more calibration samples"
-            " or a larger pruner.damping"
+            f"{layer.name}: pruner={pruner.name} made weights that are not finite in {dtype}; {remedy}"
         )
     energies = None
     if statistic is not None and not statistic.assumed:
         error = statistic.output_energy(stored.float() - dense.float())
         energies = (statistic.output_energy(dense), error)
-    return Piece(pruned.mask.cpu(), energies, pruned.note)
+    zeroed = int((pruned.mask.to(stored.device) & (stored == 0) & (dense != 0)).sum())
+    return Piece(pruned.mask.cpu(), energies, pruned.note, zeroed)
 
 
 def _compensated(
@@ -224,6 +233,7 @@ def solve_layers(
 
     Raises:
         NumericalError: if the pruner can't compute with the weights or the inputs.
+        UserError: if it returns a weight or a mask of another form.
     """
     factors = [None if row_weights is None else row_weights.get(layer.name) for layer in layers]
     given = [_scaled(weight, factor) for weight, factor in zip(dense, factors, strict=True)]
@@ -237,10 +247,27 @@ def solve_layers(
         finite = [bool(torch.isfinite(weight).all()) for weight in dense]
         culprit = layers[0] if all(finite) else layers[finite.index(False)]
         raise NumericalError(f"{culprit.name}: {error}") from error
+    for layer, weight, one in zip(layers, dense, pruned, strict=True):
+        _check_form(layer, weight, one, pruner)
     return [
         one if factor is None else _unscaled(one, scaled, weight, factor)
         for one, scaled, weight, factor in zip(pruned, given, dense, factors, strict=True)
     ]
+
+
+def _check_form(layer: Layer, dense: Tensor, pruned: Pruned, pruner: LayerPruner) -> None:
+    """Refuse what a pruner returns if it is not of the form of the weight that it was given.
+
+    Raises:
+        UserError: if a shape differs, or the mask is not boolean.
+    """
+    shape, weight, mask = list(dense.shape), pruned.weight, pruned.mask
+    if list(weight.shape) != shape or list(mask.shape) != shape or mask.dtype != torch.bool:
+        raise UserError(
+            f"pruner={pruner.name} was given a weight {shape} of {layer.name}, and returned a weight"
+            f" {list(weight.shape)} and a mask {list(mask.shape)} of {mask.dtype}; correct the pruner: both"
+            " have the shape of the weight, and the mask is of torch.bool"
+        )
 
 
 def _scaled(weight: Tensor, factor: Tensor | None) -> Tensor:

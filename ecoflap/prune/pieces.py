@@ -22,11 +22,13 @@ class Piece(NamedTuple):
         mask: [rows, cols], True where kept, on the CPU.
         energies: mean over tokens of ||W x||^2 and of ||(W' - W) x||^2; None if no token was seen.
         note: a warning of the pruner, or None.
+        zeroed: how many weights the mask keeps that pruning has made zero.
     """
 
     mask: Tensor
     energies: tuple[float, float] | None
     note: str | None
+    zeroed: int
 
     @property
     def relative_error(self) -> float | None:
@@ -50,10 +52,10 @@ def exchanged(shards: Mapping[Layer, RowShards], pieces: dict[Layer, Piece]) -> 
     said = gathered([pieces[layer][1:] if layer in pieces else None for layer in shards])
     for layer, *of_layer in zip(shards, *said, strict=True):
         known = [one for one in of_layer if one is not None]
-        outputs = [energies for energies, _ in known if energies is not None]
+        outputs = [energies for energies, _, _ in known if energies is not None]
         energies = (sum(one for one, _ in outputs), sum(one for _, one in outputs)) if outputs else None
         mask = _exchange_rows(layer, shards[layer], pieces.pop(layer, None))
-        yield layer, Piece(mask, energies, known[0][1])
+        yield layer, Piece(mask, energies, known[0][1], sum(zeroed for _, _, zeroed in known))
 
 
 def _exchange_rows(layer: Layer, shards: RowShards, piece: Piece | None) -> Tensor:

@@ -12,14 +12,12 @@ from ecoflap.errors import NumericalError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.protocol import Pruner
-from ecoflap.prune.report import PruneReport
+from ecoflap.prune.report import NOTABLE, PruneReport
 from ecoflap.run.state import RunState
 from ecoflap.storage.results import LayerCount, Result, environment, sparsity_section
 from ecoflap.storage.saved_model import usual_dtype
 
 log = logging.getLogger(__name__)
-
-NOTABLE = 0.001  # share of the weights
 
 
 def make_record(
@@ -125,15 +123,20 @@ def count_layers(model: PrunableModel, report: PruneReport | None) -> dict[str, 
             with model.placement.using(block):
                 counts |= {layer.name: _count(tower.name, layer, report) for layer in block.layers}
     if report is not None:
-        _warn_of_kept_zeros(list(counts.values()))
+        _warn_of_kept_zeros(list(counts.values()), sum(report.zeroed.values()))
     return counts
 
 
-def _warn_of_kept_zeros(counts: Sequence[LayerCount]) -> None:
-    """Warn if the model had zeros beside those that the masks remove, as one that is pruned already has."""
+def _warn_of_kept_zeros(counts: Sequence[LayerCount], zeroed: int) -> None:
+    """Warn if the model had zeros beside those that the masks remove, as one that is pruned already has.
+
+    Args:
+        counts: of all layers.
+        zeroed: how many weights that the masks keep pruning made zero.
+    """
     size = sum(count.size for count in counts)
     zeros, removed = sum(count.zeros for count in counts), sum(count.size - count.kept for count in counts)
-    if zeros - removed > NOTABLE * size:
+    if zeros - removed - zeroed > NOTABLE * size:
         log.warning(
             "%.4f of the prunable weights were to go, and %.4f are zero: the model had zeros before, of which"
             " the masks keep some; prune the dense model to have the sparsity that was asked for",

@@ -193,6 +193,18 @@ def test_zeros_that_the_masks_keep_are_warned_of(caplog: pytest.LogCaptureFixtur
     assert re.search(r"0\.3\d* of the prunable weights were to go, and 0\.5\d* are zero", caplog.text)
 
 
+def test_zeros_that_a_pruner_made_are_not_the_models(caplog: pytest.LogCaptureFixture) -> None:
+    class Zeroing(ecoflap.Magnitude):
+        def __call__(self, *args: Any) -> Any:
+            found = super().__call__(*args)
+            return found._replace(weight=found.weight * 0)
+
+    result = ecoflap.prune(llama().module, sparsity=0.5, pruner=Zeroing(), score="none", allocation=None)
+    assert result.sparsity == 1
+    assert "pruner=magnitude set 0.5000 of the prunable weights to zero that its masks keep" in caplog.text
+    assert "the model had zeros before" not in caplog.text
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_one_dtype_and_device_stay(dtype: torch.dtype) -> None:
     one = llama()

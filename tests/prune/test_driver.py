@@ -1,5 +1,7 @@
 import logging
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.loader import prunable
 from ecoflap.ops import Keep
 from ecoflap.prune.driver import prune
+from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.inputs import require_capture
 from ecoflap.prune.magnitude import Magnitude
 from ecoflap.prune.protocol import LayerPruner, Pruned
@@ -190,6 +193,56 @@ def test_a_mask_that_misses_its_count_is_refused() -> None:
         NumericalError, match=r"blocks\.0\.up\.weight: the mask keeps 23 weights and the allocation says 24"
     ):
         prune(toy(), None, Greedy(), uniform(toy()), 1)
+
+
+def changed(change: Callable[[Pruned], Pruned]) -> Magnitude:
+    """A pruner whose results are changed."""
+
+    class Changed(Magnitude):
+        def __call__(self, weight: Tensor, statistic: object, keep: Keep) -> Pruned:
+            return change(super().__call__(weight, statistic, keep))
+
+    return Changed(name="changed")
+
+
+def test_kept_weights_that_pruning_made_zero_are_warned_of(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """As often as in the run that pruned, where stored blocks are applied; zeros of the model don't count."""
+    model, zeroing = toy(), changed(lambda found: found._replace(weight=found.weight * 0))
+    with torch.no_grad():
+        model.module.blocks[1].up.weight.zero_()
+    for _ in range(2):
+        caplog.clear()
+        report = prune(model, None, zeroing, uniform(model), 1, finished=FinishedBlocks(tmp_path, "key"))
+        names = ("blocks.0.up.weight", "blocks.0.down.weight", "blocks.1.down.weight")
+        assert report.zeroed == dict.fromkeys(names, 24)
+        assert "pruner=changed set 0.3750 of the prunable weights to zero that its masks keep" in caplog.text
+    caplog.clear()
+    assert prune(toy(), data(), SparseGPT(), uniform(toy()), 1).zeroed == {}
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("change", "form"),
+    [
+        (lambda found: found._replace(weight=found.weight.T), r"a weight \[8, 6\] and a mask \[6, 8\]"),
+        (lambda found: found._replace(mask=found.mask.T), r"a weight \[6, 8\] and a mask \[8, 6\]"),
+        (lambda found: found._replace(mask=found.mask.float()), r"a mask \[6, 8\] of torch\.float32"),
+    ],
+)
+def test_a_result_of_another_form_is_refused(change: Callable[[Pruned], Pruned], form: str) -> None:
+    message = rf"pruner=changed was given a weight \[6, 8\] of blocks\.0\.up\.weight, and returned .*{form}"
+    with pytest.raises(UserError, match=message):
+        prune(toy(), None, changed(change), uniform(toy()), 1)
+
+
+def test_a_pruner_without_damping_is_not_asked_for_more() -> None:
+    endless = changed(lambda found: found._replace(weight=found.weight * math.nan))
+    with pytest.raises(
+        NumericalError, match=r"pruner=changed made .*not finite in torch.float32; correct the pruner$"
+    ):
+        prune(toy(), None, endless, uniform(toy()), 1)
 
 
 def test_each_block_is_reported_when_it_is_done() -> None:
