@@ -11,7 +11,8 @@ from typing import Any
 from ecoflap.api.forms import Data, read, refuse_targets, texts_of
 from ecoflap.api.given import require
 from ecoflap.api.inputs import samples_of
-from ecoflap.api.parts import part
+from ecoflap.api.parts import names, part
+from ecoflap.api.paths import refuse_path
 from ecoflap.api.readable import check_given, check_lengths
 from ecoflap.api.unchanged import unchanged
 from ecoflap.data.batch import Sample
@@ -99,6 +100,8 @@ def calibrate(
         check_given(model, taken)
         return taken
     with unchanged(model.module, model.processor):
+        if isinstance(data, str) and data not in names("calibration"):
+            refuse_path(data)
         if isinstance(data, str) or hasattr(data, "check_model"):
             calibrator = part("calibration", data, {**given, **options})
             found: CalibrationSet = calibrator.load(model, seed)
@@ -170,6 +173,8 @@ def _windows(model: PrunableModel, data: Data, amount: Amount, seed: int) -> Cal
     length = amount.sequence_length or min(longest, len(tokens) + (bos is not None))
     if length < 2:
         raise UserError(f"the texts have {len(tokens)} tokens, and a loss is over the next one; give more")
+    if length < longest:
+        log.warning("the texts have only %d tokens, less than one window of %d", len(tokens), longest)
     require_length(model, length, f"sequence_length={length}")
     rows = windows(tokens, length, "calibration", bos=bos)
     chosen = rows[draw(len(rows), amount.samples, seed)]

@@ -4,6 +4,7 @@ words.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -67,11 +68,14 @@ def test_an_endless_stream_of_texts_ends(language_model: PrunableModel) -> None:
     assert len(ecoflap.calibrate(language_model, stream(), samples=4, sequence_length=16)) == 4
 
 
-def test_few_short_texts_are_one_short_window(language_model: PrunableModel) -> None:
+def test_few_short_texts_are_one_short_window(
+    language_model: PrunableModel, caplog: pytest.LogCaptureFixture
+) -> None:
     found = ecoflap.calibrate(language_model, ["the cat sees a dog", "a house"])
     assert [sample["input_ids"].tolist() for sample in found.samples] == [
         language_model.processor("the cat sees a dog a house")["input_ids"]
     ]
+    assert re.search(r"the texts have only \d+ tokens, less than one window of \d+", caplog.text)
 
 
 def padded(side: str) -> dict[str, torch.Tensor]:
@@ -358,6 +362,22 @@ def test_what_is_not_understood_is_refused(language_model: PrunableModel) -> Non
     refused(language_model, TEXTS, "samples='8'", "whole number", samples="8")
     refused(language_model, TEXTS, "seed='a'", "whole number", seed="a")
     refused(replace(language_model, processor=None), TEXTS, "no tokenizer", "ecoflap.load(model, tokenizer)")
+
+
+@pytest.mark.parametrize(
+    ("name", "reader"),
+    [("train.TXT", "wikitext2"), ("a.jsonl.gz", "chat"), ("a.parquet", "parquet"), ("a.tar", "webdataset")],
+)
+def test_a_path_is_no_text(language_model: PrunableModel, name: str, reader: str) -> None:
+    advice = f"data=ecoflap.calibrate(model, '{reader}', path='{name}')"
+    refused(language_model, name, f"data='{name}' is a path", advice)
+
+
+def test_the_path_of_any_file_or_folder_is_no_text(language_model: PrunableModel, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("the cat sees a dog")
+    refused(language_model, f"{tmp_path}/notes", "is a path", f"'wikitext2', path='{tmp_path}/notes'")
+    refused(language_model, str(tmp_path), "is a path", f"'parquet', path='{tmp_path}'")
+    refused(language_model, "the cat " * 999, "is not known; give texts as a list")
 
 
 def test_a_text_by_name_is_not_read_without_a_tokenizer(tmp_path: Path) -> None:
