@@ -15,8 +15,10 @@ CHATS = ("conversations", "messages")
 IMAGES = ("image", "images")
 IMAGE = "<image>"
 """Where a picture of the row stands in a text."""
-CONTENTS = ("value", "content", "tool_calls")
-"""What a turn has beside its role; one that calls tools may have no content."""
+CALLS = ("tool_calls", "function_call")
+"""What a turn that calls tools has beside its content, or instead of it."""
+CONTENTS = ("value", "content", *CALLS)
+"""What a turn has beside its role."""
 ROLES = {
     "system": "system",
     "developer": "system",
@@ -48,9 +50,14 @@ def conversation(
         locate: finds its pictures.
 
     Raises:
-        UserError: if there is no answer, a turn is of an unknown kind, or pictures are missing, or more or
-            fewer than the places for them.
+        UserError: if there is no answer, a turn is of an unknown kind or calls tools, the row defines tools,
+            or pictures are missing, or more or fewer than the places for them.
     """
+    if not _empty(row.get("tools")):
+        raise UserError(
+            f"{where} defines tools, which are not read; write them into its system turn as the model reads"
+            " them and take the column tools out, or take the row out"
+        )
     turns = [_turn(one, where, number) for number, one in enumerate(_turns(row, where), 1)]
     answered = [place for place, (role, _) in enumerate(turns) if role == "assistant"]
     if not answered:
@@ -110,14 +117,16 @@ def _turn(turn: Mapping[str, Any], where: str, number: int) -> _Parts:
     """The role and the parts of a turn.
 
     Raises:
-        UserError: if its keys, its role or its content are unknown.
+        UserError: if its keys, its role or its content are unknown, or it calls tools.
     """
     role = turn.get("from", turn.get("role"))
     content = turn.get("value", turn.get("content"))
-    if role is not None and content is None and any(name in turn for name in CONTENTS):
+    calls = next((name for name in CALLS if not _empty(turn.get(name))), None)
+    if role is not None and (calls or (content is None and any(name in turn for name in CONTENTS))):
+        held = "has no content, as turns that call tools" if content is None else f"calls a tool ({calls})"
         raise UserError(
-            f"{where}, turn {number}, of the role {role}, has no content, as turns that call tools; only"
-            " turns with content are read: write the call as its content, or take the turn or the row out"
+            f"{where}, turn {number}, of the role {role}, {held}; only the content of turns is read: write"
+            " the call as its content, or take the turn or the row out"
         )
     if role is None or content is None:
         raise UserError(
@@ -134,6 +143,15 @@ def _turn(turn: Mapping[str, Any], where: str, number: int) -> _Parts:
         f"{where}, turn {number}: its content is a {type(content).__name__}; give a text, or a list of parts"
         ' such as {"type": "text", "text": ...} and {"type": "image"}'
     )
+
+
+def _empty(value: Any) -> bool:
+    """Whether a value holds nothing, as what Arrow fills in: null, or lists and dicts of nothing else."""
+    if isinstance(value, Mapping):
+        return all(map(_empty, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_empty, value))
+    return value is None or (isinstance(value, str) and value in ("", "[]"))
 
 
 def _split(text: str) -> Iterator[str | _Shown]:

@@ -33,6 +33,7 @@ def turns(*said: tuple[str, Any]) -> dict[str, Any]:
 
 ANSWER = ("assistant", "circle")
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "count"}}]}
+SAID = {"role": "assistant", "content": "circle"}
 ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "missing picture": (
         {**given.llava_chats(1)[0], "image": "gone.png"},
@@ -57,6 +58,19 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
         {"messages": [{"role": "user", "content": "what ?"}, CALL, {"role": "tool", "content": "3"}]},
         "turn 2, of the role assistant, has no content, as turns that call tools; .* write the call as its",
     ),
+    "tool call beside an empty content": (
+        {"messages": [{"role": "user", "content": "what ?"}, {**CALL, "content": ""}, SAID]},
+        r"turn 2, of the role assistant, calls a tool \(tool_calls\); .* write the call as its content",
+    ),
+    "function call beside a text": (
+        {"messages": [{"role": "user", "content": "what ?"}, {**SAID, "function_call": {"name": "count"}}]},
+        r"turn 2, of the role assistant, calls a tool \(function_call\); .* write the call as its content",
+    ),
+    "tools": (
+        {**turns(("user", "what ?"), ANSWER), "tools": [{"name": "count"}]},
+        "defines tools, which are",
+    ),
+    "tools as JSON": ({**turns(("user", "what ?"), ANSWER), "tools": '[{"name": "count"}]'}, "defines tools"),
     "tool call without content": ({"messages": [{"role": "assistant", "tool_calls": []}]}, "has no content"),
     "null of LLaVA": ({"conversations": [{"from": "gpt", "value": None}]}, "turn 1, of the role gpt, has no"),
     "two pictures": ({"images": ["0.png", "1.png"], "caption": "a"}, "has 2 pictures"),
@@ -76,6 +90,14 @@ def test_rows(folder: Path, case: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         Chat(str(file)).check_data("calibration")
     assert f"{file}, line 1" in str(caught.value)
+
+
+def test_calls_and_tools_that_arrow_fills_in_are_none(folder: Path) -> None:
+    nothing = {"tool_calls": None, "function_call": {"name": None, "arguments": None}}
+    said = [{"role": "user", "content": "what ?", **nothing}, {**SAID, **nothing, "tool_calls": []}]
+    for tools in (None, [], "", "[]"):
+        file = given.write_lines(folder / "a.jsonl", [{"messages": said, "tools": tools}])
+        Chat(str(file)).check_data("calibration")
 
 
 @pytest.mark.parametrize("row", [{"question": "what ?"}, {"text": "what ?", "answer": None}])
