@@ -85,7 +85,7 @@ class DenseTwin:
         def note(layer: Layer, inputs: Tensor) -> None:
             found.inputs[layer] = counted_inputs(layer, inputs, counted, call.tensors)
             if (source := sources.get(layer)) is not None and source in raw:
-                found.streams[layer] = counted_inputs(layer, raw[source], counted, call.tensors)
+                found.residuals[layer] = counted_inputs(layer, raw[source], counted, call.tensors)
 
         watched = [layer for layer in self.block.layers if layer not in self._dense and not layer.is_expert]
         noted = (layer.before_calls(partial(note, layer)) for layer in watched)

@@ -19,11 +19,11 @@ class Readings(NamedTuple):
 
     Attributes:
         inputs: their inputs, [tokens, cols].
-        streams: of those that write into a residual stream, the stream before that, [tokens, rows].
+        residuals: of those that write into a residual stream, the stream before that, [tokens, rows].
     """
 
     inputs: dict[Layer, Tensor]
-    streams: dict[Layer, Tensor]
+    residuals: dict[Layer, Tensor]
 
 
 class Drifts(NamedTuple):
@@ -31,11 +31,11 @@ class Drifts(NamedTuple):
 
     Attributes:
         inputs: mean of (x - x~) x~^T, [cols, cols], with x of the dense model.
-        streams: mean of (s - s~) x~^T, [rows, cols], of the layers that are added to a residual stream s.
+        residuals: mean of (s - s~) x~^T, [rows, cols], of the layers that are added to a residual stream s.
     """
 
     inputs: Tensor
-    streams: Mapping[Layer, Tensor]
+    residuals: Mapping[Layer, Tensor]
 
 
 class SharedInput(NamedTuple):
@@ -110,26 +110,26 @@ class GroupDrift:
         cols = layers[0].shape[1]
         self.leader, self._inputs = layers[0], Drift(cols, cols, device)
         own = [layer for layer in layers if layer in set(writers)]
-        self._streams = {layer: Drift(layer.shape[0], cols, device) for layer in own}
+        self._residuals = {layer: Drift(layer.shape[0], cols, device) for layer in own}
 
-    def update(self, dense: Readings, inputs: Tensor, streams: Mapping[Layer, Tensor]) -> None:
+    def update(self, dense: Readings, inputs: Tensor, residuals: Mapping[Layer, Tensor]) -> None:
         """Add a batch.
 
         Args:
             dense: what the layers read in the dense model.
             inputs: what they read in the pruned one, [tokens, cols].
-            streams: the residual streams there, [tokens, rows].
+            residuals: the residual streams there, [tokens, rows].
         """
         self._inputs.update(dense.inputs.get(self.leader), inputs, inputs)
-        for layer, drift in self._streams.items():
-            drift.update(dense.streams.get(layer), streams.get(layer, inputs), inputs)
+        for layer, drift in self._residuals.items():
+            drift.update(dense.residuals.get(layer), residuals.get(layer, inputs), inputs)
 
     def combine(self) -> None:
         """Add up the sums that the processes of the run have gathered, each over its samples."""
-        for drift in (self._inputs, *self._streams.values()):
+        for drift in (self._inputs, *self._residuals.values()):
             drift.combine()
 
     @property
     def value(self) -> Drifts:
         """The means."""
-        return Drifts(self._inputs.value, {layer: one.value for layer, one in self._streams.items()})
+        return Drifts(self._inputs.value, {layer: one.value for layer, one in self._residuals.items()})

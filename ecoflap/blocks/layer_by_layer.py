@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import NoReturn
 
 import torch
@@ -39,7 +39,7 @@ Stage = tuple[int, bool]
 PruneGroups = Callable[[Sequence[SharedInput]], None]
 
 
-class _Batch:
+class _Progress:
     """How far a batch has come.
 
     Attributes:
@@ -53,7 +53,7 @@ class _Batch:
         called: the layers that the present run has called.
         given: the inputs, with their versions, of groups of which it has called some layers and not yet all.
         dense: what layers read in the dense model.
-        streams: what the sources of residual streams have read in the present run.
+        residuals: what the sources of residual streams have read in the present run.
     """
 
     def __init__(self, number: int, stream: Stream, tokens: Masks) -> None:
@@ -66,13 +66,13 @@ class _Batch:
     def begin(self, foreign: list[Tensor]) -> None:
         """Begin a run."""
         self.waits, self.masks = None, (self.tokens, foreign)
-        self.streams: dict[nn.Module, Tensor] = {}
+        self.residuals: dict[nn.Module, Tensor] = {}
         self.called: set[Layer] = set()
         self.given: dict[Group, tuple[Tensor, int]] = {}
 
 
 class LayerByLayer:
-    """A block on its way from dense to pruned."""
+    """Prunes the layers of a block in call order."""
 
     def __init__(
         self,
@@ -100,10 +100,9 @@ class LayerByLayer:
         self._drifts: dict[Group, GroupDrift] = {}
         self._sources = {} if twin is None else twin.sources
         self._pruned: set[Stage] = set()
-        self._agreed: list[Stage | None] | None = None
-        self._batches: list[_Batch] = []
-        self._behind: list[_Batch] = []  # those that can go on, as the layers that they waited at are pruned
-        self._running: _Batch | None = None
+        self._batches: list[_Progress] = []
+        self._ready: list[_Progress] = []  # can go on, as the layers that they waited at are pruned
+        self._running: _Progress | None = None
 
     def run(self, index: int, streams: Sequence[Stream], tokens: Sequence[Masks]) -> None:
         """Run the block over all batches; its outputs become the next block's inputs.
@@ -118,21 +117,21 @@ class LayerByLayer:
                 in other batches don't in this one, or a layer never runs.
         """
         numbered = enumerate(zip(streams, tokens, strict=True))
-        self._batches = [_Batch(number, stream, masks) for number, (stream, masks) in numbered]
-        self._behind = list(self._batches)
+        self._batches = [_Progress(number, stream, masks) for number, (stream, masks) in numbered]
+        self._ready = list(self._batches)
         reached = (layer.before_calls(partial(self._reach, layer)) for layer in self._of)
-        with inputs_noted(set(self._sources.values()), self._note_stream), hooks(reached):
+        with inputs_noted(set(self._sources.values()), self._note_residual), hooks(reached):
             while True:
-                while self._behind:
-                    self._run_on(self._behind.pop(), index)
-                if (stage := self._next()) is None:
+                while self._ready:
+                    self._run_on(self._ready.pop(), index)
+                if (stage := self._next) is None:
                     break
                 self._prune(stage)
         for stage, groups in self._stages.items():
             if stage not in self._pruned:
                 raise never_ran(groups[0][0])
 
-    def _run_on(self, batch: _Batch, index: int) -> None:
+    def _run_on(self, batch: _Progress, index: int) -> None:
         """Run a batch from the beginning of the block to the next dense stage, or to the block's end."""
         if self.twin is not None:
             self._running = None
@@ -148,7 +147,7 @@ class LayerByLayer:
                 batch.stream.leave(output, call)
                 if self.twin is not None:
                     self.twin.streams[batch.number].leave(*dense_end)
-        batch.dense, batch.streams = Readings({}, {}), {}
+        batch.dense, batch.residuals = Readings({}, {}), {}
 
     def _reach(self, layer: Layer, inputs: Tensor) -> None:
         """Let a run call a layer that is pruned, or end it in front of a dense one."""
@@ -160,7 +159,8 @@ class LayerByLayer:
         if layer in batch.called:
             _refuse(layer)
         if batch.called.isdisjoint(group):
-            self._enter(batch, group, inputs)
+            if group not in batch.counted:  # a group that it has counted is pruned by now
+                self._enter(batch, group, inputs)
             batch.given[group] = inputs, version_of(inputs)
         given, version = batch.given[group]
         if given is not inputs or version != version_of(inputs):
@@ -169,38 +169,36 @@ class LayerByLayer:
         if batch.called.issuperset(group):
             del batch.given[group]
 
-    def _enter(self, batch: _Batch, group: Group, inputs: Tensor) -> None:
-        """A run reaches the first layer of a group: prune the group if this run is the last one to come.
+    def _enter(self, batch: _Progress, group: Group, inputs: Tensor) -> None:
+        """A run reaches a group for the first time: prune the group if this run is the last one to come.
 
         In front of the experts of a stage, which read tokens of their own, a run goes on until it has reached
         them all, with outputs that are dense and lead nowhere.
         """
         stage = group[0].stage
         if stage in self._pruned:
-            if group not in batch.counted:
-                _refuse(group[0])
-            return
+            _refuse(group[0])
         self._count(batch, group, counted_inputs(group[0], inputs, *batch.masks))
         batch.counted.add(group)
         batch.waits = stage
         if group[0].is_expert:
             return
-        if self._behind or self._next() != stage:
+        if self._ready or self._next != stage:
             raise InputsComplete
         batch.waits = None
         self._prune(stage)
 
-    def _count(self, batch: _Batch, group: Group, inputs: Tensor) -> None:
+    def _count(self, batch: _Progress, group: Group, inputs: Tensor) -> None:
         """Add the inputs [tokens, cols] of a batch to the statistic of a group, and to their drift."""
         self._count_none(group, inputs.device)
         self._statistics[group].update(inputs)
         if group in self._drifts:
-            streams = {
-                layer: counted_inputs(layer, batch.streams[source], *batch.masks)
+            residuals = {
+                layer: counted_inputs(layer, batch.residuals[source], *batch.masks)
                 for layer, source in self._sources.items()
-                if layer in group and source in batch.streams
+                if layer in group and source in batch.residuals
             }
-            self._drifts[group].update(batch.dense, inputs, streams)
+            self._drifts[group].update(batch.dense, inputs, residuals)
 
     def _count_none(self, group: Group, device: torch.device) -> None:
         """Begin the statistic and the drift of a group with no tokens, unless they have begun."""
@@ -209,22 +207,21 @@ class LayerByLayer:
             if self.twin is not None and not group[0].is_expert:
                 self._drifts[group] = GroupDrift(group, self._sources, device)
 
-    def _note_stream(self, source: nn.Module, stream: Tensor) -> None:
+    def _note_residual(self, source: nn.Module, residual: Tensor) -> None:
         if self._running is not None:  # not the dense block
-            self._running.streams[source] = stream
+            self._running.residuals[source] = residual
 
+    @cached_property
     def _next(self) -> Stage | None:
         """The stage that is called before all others that batches of any process wait at; None at the end.
 
         The processes agree on it once, when all of their batches wait or have left the block, and each of
         them prunes it next.
         """
-        if self._agreed is None:
-            stages = list(self._stages)
-            waiting = {stages.index(batch.waits) for batch in self._batches if batch.waits is not None}
-            first = min(set().union(*gathered(waiting)), default=None)
-            self._agreed = [None if first is None else stages[first]]
-        return self._agreed[0]
+        stages = list(self._stages)
+        waiting = {stages.index(batch.waits) for batch in self._batches if batch.waits is not None}
+        first = min(set().union(*gathered(waiting)), default=None)
+        return None if first is None else stages[first]
 
     def _prune(self, stage: Stage) -> None:
         """Prune the layers of a stage; the batches that wait at it can go on."""
@@ -243,8 +240,8 @@ class LayerByLayer:
             known.append(SharedInput(group, require_tokens(group[0], statistic), drifts))
         self.prune(known)
         self._pruned.add(stage)
-        self._agreed = None
-        self._behind = [batch for batch in self._batches if batch.waits == stage]
+        del self._next  # every caller has read it before it prunes
+        self._ready = [batch for batch in self._batches if batch.waits == stage]
 
 
 def _refuse(layer: Layer) -> NoReturn:

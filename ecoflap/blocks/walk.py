@@ -84,7 +84,7 @@ class Visit:
         found.combine(self.block.layers)
         return found
 
-    def prune_on_the_way(self, statistic: type[Statistic], prune: PruneGroups) -> None:
+    def prune_layer_by_layer(self, statistic: type[Statistic], prune: PruneGroups) -> None:
         """Run the block, prune each layer as soon as its input is known in all batches, and leave the block.
 
         Args:
@@ -98,8 +98,8 @@ class Visit:
         structure = self.flow.structure
         assert structure is not None
         groups = structure.layer_orders[self.index].groups()
-        on_the_way = LayerByLayer(self.block, groups, statistic, prune, self.twin)
-        on_the_way.run(self.index, self.flow.streams, self.counted)
+        block = LayerByLayer(self.block, groups, statistic, prune, self.twin)
+        block.run(self.index, self.flow.streams, self.counted)
 
     def require_one_call(self) -> None:
         """Refuse a tower that calls a layer again on what came of its first call.

@@ -192,7 +192,7 @@ def _prune_layer_by_layer(
 
     together = partial(prune_groups, pruner=pruner, allocation=allocation, report=report)
     with placement.using(block):
-        visit.prune_on_the_way(pruner.statistic, together)
+        visit.prune_layer_by_layer(pruner.statistic, together)
         placement.changed(block)
 
 

@@ -197,10 +197,10 @@ def _compensated(
     layers, statistic, drifts = group
     assert isinstance(statistic, Gram)
     assert drifts is not None
-    streams = [drifts.streams.get(layer) for layer in layers]
+    residuals = [drifts.residuals.get(layer) for layer in layers]
     own = [
-        None if stream is None else stream[shards[layer].own]
-        for layer, stream in zip(layers, streams, strict=True)
+        None if residual is None else residual[shards[layer].own]
+        for layer, residual in zip(layers, residuals, strict=True)
     ]
     try:
         return compensate(dense, statistic.value, drifts.inputs, own)
