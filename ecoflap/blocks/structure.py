@@ -8,9 +8,10 @@ to the bypassed blocks; where it differs, they have to run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -61,13 +62,24 @@ class Structure:
     backwards: bool
     writes: bool
     bypassed: tuple[FinishedTower, ...]
-    layer_orders: Mapping[int, LayerOrder] = field(default_factory=dict)
-    residuals: Mapping[int, ResidualStreams] = field(default_factory=dict)
+    layer_orders: Mapping[int, LayerOrder]
+    residuals: Mapping[int, ResidualStreams]
     per_sample: int = 0
 
     def calls(self, samples: int) -> int:
         """How often each block is called for a batch of some samples, two or more."""
         return self.passes + self.per_sample * max(0, samples - 2)
+
+
+class Shown(NamedTuple):
+    """What one small batch shows of a ``Structure``; ``bypassed`` are indices of finished towers."""
+
+    looped: bool
+    backwards: bool
+    writes: bool
+    from_output: set[int]
+    from_start: set[int]
+    bypassed: set[int]
 
 
 def learn_structure(
@@ -104,25 +116,21 @@ def learn_structure(
     for reference in references:
         reference.plain.outputs.clear()  # as large as the inputs, which alone are compared from here on
     bypasses = _common_bypasses([reference.plain for reference in references])
-    learned = [
+    shown = [
         _learn_from(reference, Trials(model, tower, bypasses, reference), finished, dense)
         for reference in references
     ]
-    from_start = frozenset[int]().union(*(one.from_start for one in learned))
-    bypassed = [{id(finished_tower) for finished_tower in one.bypassed} for one in learned]
+    from_start = frozenset[int]().union(*(one.from_start for one in shown))
+    bypassed = set.intersection(*(one.bypassed for one in shown))
     return Structure(
-        passes=learned[0].passes,
+        passes=references[0].plain.passes(),
         bypasses=bypasses,
-        from_output=frozenset[int]().union(*(one.from_output for one in learned)) - from_start,
+        from_output=frozenset[int]().union(*(one.from_output for one in shown)) - from_start,
         from_start=from_start,
-        looped=any(one.looped for one in learned),
-        backwards=any(one.backwards for one in learned),
-        writes=any(one.writes for one in learned),
-        bypassed=tuple(
-            finished_tower
-            for finished_tower in learned[0].bypassed
-            if all(id(finished_tower) in ids for ids in bypassed)
-        ),
+        looped=any(one.looped for one in shown),
+        backwards=any(one.backwards for one in shown),
+        writes=any(one.writes for one in shown),
+        bypassed=tuple(finished[number] for number in sorted(bypassed)),
         layer_orders=layer_orders,
         residuals=residuals,
     )
@@ -156,8 +164,8 @@ def _common_bypasses(recorders: Sequence[Recorder]) -> dict[nn.Module, Bypass]:
 
 def _learn_from(
     reference: Reference, trials: Trials, finished: Sequence[FinishedTower], dense: bool
-) -> Structure:
-    """The structure that one small batch shows.
+) -> Shown:
+    """What one small batch shows of the structure.
 
     Raises:
         UserError: if inputs of the blocks depend on pruned weights, with ``dense``.
@@ -169,33 +177,26 @@ def _learn_from(
     bypassed = _bypassed(trials, finished, reference.passes, whole=bool(recaptured) or looped)
     if dense:
         _check_dense(trials, finished, reference.passes, bypassed)
-    return Structure(
-        passes=trials.passes,
-        bypasses=trials.bypasses,
-        from_output=frozenset(from_output),
-        from_start=frozenset(recaptured - from_output),
-        looped=looped,
-        backwards=any(later < earlier for earlier, later in pairwise(reference.plain.order)),
-        writes=bool(reference.plain.written),
-        bypassed=tuple(finished[number] for number in bypassed),
-    )
+    backwards = any(later < earlier for earlier, later in pairwise(reference.plain.order))
+    writes = bool(reference.plain.written)
+    return Shown(looped, backwards, writes, from_output, recaptured - from_output, bypassed)
 
 
 def _bypassed(
     trials: Trials, finished: Sequence[FinishedTower], passes: TowerPasses, whole: bool
-) -> list[int]:
+) -> set[int]:
     """The finished towers that need not run."""
-    chosen: list[int] = []
+    chosen: set[int] = set()
     for number in passes.independent():
         if not finished[number].outputs:
             continue
-        if trials.can_bypass(_bypass_towers(finished, passes, [*chosen, number]), whole):
-            chosen.append(number)
+        if trials.can_bypass(_bypass_towers(finished, passes, {*chosen, number}), whole):
+            chosen.add(number)
     return chosen
 
 
 def _bypass_towers(
-    finished: Sequence[FinishedTower], passes: TowerPasses, numbers: Sequence[int]
+    finished: Sequence[FinishedTower], passes: TowerPasses, numbers: Collection[int]
 ) -> dict[nn.Module, SubstituteForward]:
     """Forwards that bypass some finished towers and perturb all but their last outputs."""
     forwards: dict[nn.Module, SubstituteForward] = {}
@@ -205,7 +206,7 @@ def _bypass_towers(
 
 
 def _check_dense(
-    trials: Trials, finished: Sequence[FinishedTower], passes: TowerPasses, bypassed: Sequence[int]
+    trials: Trials, finished: Sequence[FinishedTower], passes: TowerPasses, bypassed: Collection[int]
 ) -> None:
     """Refuse a tower that reads the output of a pruned one.
 
