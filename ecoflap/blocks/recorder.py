@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+import math
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -62,12 +64,11 @@ class BlockInput:
 
 @dataclass(frozen=True)
 class _Last:
-    """The block that ran last: its index, its output, the version of that tensor, and a copy."""
+    """The block that ran last: its index, its output, and the version of that tensor."""
 
     index: int
     output: Tensor
     version: int
-    copy: BlockOutput | None
 
     def is_entering(self, index: int, hidden: Tensor) -> bool:
         """Whether a block receives this very output.
@@ -85,48 +86,27 @@ class _Last:
 class Recorder:
     """Records the inputs of a tower's blocks, and ends the forward pass once all wanted ones are known.
 
-    The attributes from ``written`` on are learned in a pass that runs to its end.
-
     Attributes:
         tower: its blocks.
-        expected: calls of each block per pass; 0 in a pass that runs to its end.
-        inputs: the calls of each block, by its index.
+        inputs: the calls of each wanted block, by its index.
         unchained: blocks that received something else than the output of the block before.
-        revisited: whether the first block was called after another one.
-        order: the index of the block of each call.
-        written: the tensors that blocks wrote to: ``hidden`` for their hidden states, ``other`` for other
-            arguments.
-        writers: blocks that changed the contents of a container among their arguments.
-        outputs: what each call of each block left, by its index.
-        bypasses: how to bypass each block, None where it has to run.
     """
 
-    def __init__(
-        self, tower: Tower, passes: int = 0, wanted: Collection[int] | None = None, writes: bool = True
-    ) -> None:
+    def __init__(self, tower: Tower, passes: float, wanted: Collection[int], writes: bool) -> None:
         """Prepare to record.
 
         Args:
             tower: its blocks.
-            passes: how often each block is called; 0 to learn it, in a forward pass that runs to its end.
-            wanted: the blocks to record; None for all.
+            passes: how often each block is called; infinite in a forward pass that runs to its end.
+            wanted: the blocks to record.
             writes: whether blocks write to tensors among their arguments, so that copies are needed.
         """
-        self.tower, self.expected = tower, passes
-        indices = range(len(tower.blocks)) if wanted is None else wanted
-        self.inputs: dict[int, list[BlockInput]] = {index: [] for index in indices}
+        self.tower, self._passes, self._writes = tower, passes, writes
+        self.inputs: dict[int, list[BlockInput]] = {index: [] for index in wanted}
         self.unchained: set[int] = set()
-        self.revisited = False
-        self.written: set[str] = set()
-        self.writers: set[int] = set()
-        self.outputs: dict[int, list[BlockOutput]] = {index: [] for index in self.inputs}
-        self.bypasses: dict[nn.Module, Bypass | None] = {}
-        self.order: list[int] = []
         self._last: _Last | None = None
-        self._writes = writes
         self._copies: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._entered: tuple[Tensor, int, Tensor] | None = None
-        self._given: Contents = []
 
     def recording(self) -> AbstractContextManager[None]:
         """Record the forward pass that runs in this context."""
@@ -134,56 +114,29 @@ class Recorder:
 
     def _watch(self) -> Iterator[RemovableHandle]:
         for index, block in enumerate(self.tower.blocks):
-            yield block.module.register_forward_pre_hook(self._before(index), with_kwargs=True)
-            yield block.module.register_forward_hook(self._after(index), with_kwargs=True)
+            yield block.module.register_forward_pre_hook(partial(self._before, index), with_kwargs=True)
+            yield block.module.register_forward_hook(partial(self._after, index), with_kwargs=True)
 
-    def _before(self, index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def record(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            call, hidden = extract_hidden(arguments, keywords)
-            last = self._last
-            chained = last is not None and last.is_entering(index, hidden)
-            if index and not chained:
-                self.unchained.add(index)
-            self.revisited |= index == 0 and last is not None
-            self.order.append(index)
-            if index in self.inputs:
-                self.inputs[index].append(self._block_input(index, call, hidden, chained))
-            if self.expected and all(len(calls) == self.expected for calls in self.inputs.values()):
-                raise CaptureComplete
-            if not self.expected:
-                self._given = [one for one in contents((arguments, keywords)) if isinstance(one[0], Tensor)]
-
-        return record
+    def _before(self, index: int, _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        call, hidden = extract_hidden(arguments, keywords)
+        chained = self._last is not None and self._last.is_entering(index, hidden)
+        if index and not chained:
+            self.unchained.add(index)
+        if index in self.inputs:
+            self.inputs[index].append(self._block_input(index, call, hidden, chained))
+        if all(len(calls) == self._passes for calls in self.inputs.values()):
+            raise CaptureComplete
 
     def _block_input(self, index: int, call: BlockCall, hidden: Tensor, chained: bool) -> BlockInput:
-        hidden, last = self._copy_of_hidden(hidden), self._last
-        previous = last.copy if last is not None and last.index == index - 1 else None
-        if chained and previous is not None:  # share one copy of the same numbers
-            previous = self.outputs[index - 1][-1] = replace(previous, output=hidden)
-        kinds = kinds_in(self.tower.name, hidden)
-        counted = counted_tokens(self.tower.kind)
-        return BlockInput(self._copy_of_call(call), hidden, counted, kinds, previous)
+        hidden = self._copy_of_hidden(hidden)
+        kinds, counted = kinds_in(self.tower.name, hidden), counted_tokens(self.tower.kind)
+        return BlockInput(self._copy_of_call(call), hidden, counted, kinds, None)
 
-    def _after(self, index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
-        def record(
-            module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any
-        ) -> None:
-            hidden = first_tensor(output)
-            self._last = _Last(index, hidden, version_of(hidden), None)
-            if self.expected:
-                return
-            call, given = extract_hidden(arguments, keywords)
-            self.outputs[index].append(BlockOutput(hidden.clone(), self._copy_of_call(call)))
-            self._last = replace(self._last, copy=self.outputs[index][-1])
-            written = [tensor for tensor, version in self._given if version_of(tensor) != version]
-            self.written |= {"hidden" if tensor is given else "other" for tensor in written}
-            if [id(tensor) for tensor, _ in self._given] != list(map(id, tensors_in((arguments, keywords)))):
-                self.writers.add(index)
-            # One call that makes more than hidden states is enough: the block always has to run.
-            if module not in self.bypasses or self.bypasses[module] is not None:
-                self.bypasses[module] = find_bypass(arguments, keywords, call.key, output)
-
-        return record
+    def _after(
+        self, index: int, _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any
+    ) -> None:
+        hidden = first_tensor(output)
+        self._last = _Last(index, hidden, version_of(hidden))
 
     def _copy_of_call(self, call: BlockCall) -> BlockCall:
         """The call as it is now, whatever is written into it later."""
@@ -202,6 +155,61 @@ class Recorder:
         if known is None or known[0] is not hidden or known[1] != version_of(hidden):
             known = self._entered = hidden, version_of(hidden), hidden.clone()
         return known[2]
+
+
+class LearningRecorder(Recorder):
+    """Records all inputs and outputs of a tower's blocks in a forward pass that runs to its end.
+
+    Attributes:
+        outputs: what each call of each block left, by its index.
+        order: the index of the block of each call.
+        revisited: whether the first block was called after another one.
+        written: the tensors that blocks wrote to: ``hidden`` for their hidden states, ``other`` for other
+            arguments.
+        writers: blocks that changed the contents of a container among their arguments.
+        bypasses: how to bypass each block, None where it has to run.
+    """
+
+    def __init__(self, tower: Tower) -> None:
+        super().__init__(tower, math.inf, range(len(tower.blocks)), writes=True)
+        self.outputs: dict[int, list[BlockOutput]] = {index: [] for index in self.inputs}
+        self.order: list[int] = []
+        self.revisited = False
+        self.written: set[str] = set()
+        self.writers: set[int] = set()
+        self.bypasses: dict[nn.Module, Bypass | None] = {}
+        self._given: Contents = []
+
+    def _before(
+        self, index: int, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> None:
+        self.order.append(index)
+        self.revisited |= index == 0 and self._last is not None
+        super()._before(index, module, arguments, keywords)
+        self._given = [one for one in contents((arguments, keywords)) if isinstance(one[0], Tensor)]
+
+    def _block_input(self, index: int, call: BlockCall, hidden: Tensor, chained: bool) -> BlockInput:
+        given = super()._block_input(index, call, hidden, chained)
+        if self._last is None or self._last.index != index - 1:
+            return given
+        left = self.outputs[index - 1]
+        if chained:  # share one copy of the same numbers
+            left[-1] = replace(left[-1], output=given.hidden)
+        return replace(given, previous=left[-1])
+
+    def _after(
+        self, index: int, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any
+    ) -> None:
+        super()._after(index, module, arguments, keywords, output)
+        call, given = extract_hidden(arguments, keywords)
+        self.outputs[index].append(BlockOutput(first_tensor(output).clone(), self._copy_of_call(call)))
+        written = [tensor for tensor, version in self._given if version_of(tensor) != version]
+        self.written |= {"hidden" if tensor is given else "other" for tensor in written}
+        if [id(tensor) for tensor, _ in self._given] != list(map(id, tensors_in((arguments, keywords)))):
+            self.writers.add(index)
+        # One call that makes more than hidden states is enough: the block always has to run.
+        if module not in self.bypasses or self.bypasses[module] is not None:
+            self.bypasses[module] = find_bypass(arguments, keywords, call.key, output)
 
     def passes(self) -> int:
         """How often each block was called.

@@ -21,7 +21,7 @@ from ecoflap.blocks.containers import equal
 from ecoflap.blocks.layer_calls import first_and_count, skip_layers_advice
 from ecoflap.blocks.layer_order import LayerOrder
 from ecoflap.blocks.perturbation import perturbing
-from ecoflap.blocks.recorder import BlockInput, BlockOutput, Recorder
+from ecoflap.blocks.recorder import BlockInput, BlockOutput, LearningRecorder
 from ecoflap.blocks.residual_streams import ResidualStreams
 from ecoflap.console.telemetry import errors_suppressed, out_of_memory
 from ecoflap.data.batch import Batch
@@ -73,7 +73,7 @@ def require_layers_inside_blocks(model: PrunableModel, tower: Tower) -> Iterator
 
 
 def require_standalone(
-    model: PrunableModel, tower: Tower, plain: Recorder, others: Sequence[Batch]
+    model: PrunableModel, tower: Tower, plain: LearningRecorder, others: Sequence[Batch]
 ) -> tuple[dict[int, LayerOrder], dict[int, ResidualStreams]]:
     """Refuse blocks that read state beside their arguments.
 

@@ -20,7 +20,7 @@ from ecoflap.blocks.bypass import Bypass, SubstituteForward, bypassing, without_
 from ecoflap.blocks.finished_towers import FinishedTower, TowerPasses
 from ecoflap.blocks.layer_order import LayerOrder
 from ecoflap.blocks.perturbation import perturbed
-from ecoflap.blocks.recorder import Recorder
+from ecoflap.blocks.recorder import LearningRecorder
 from ecoflap.blocks.residual_streams import ResidualStreams
 from ecoflap.blocks.standalone import require_standalone
 from ecoflap.blocks.trials import Reference, Trials, record_reference
@@ -153,7 +153,7 @@ def _shapes(batch: Batch) -> dict[str, torch.Size]:
     return {name: tensor.shape[1:] for name, tensor in batch.items()}
 
 
-def _common_bypasses(recorders: Sequence[Recorder]) -> dict[nn.Module, Bypass]:
+def _common_bypasses(recorders: Sequence[LearningRecorder]) -> dict[nn.Module, Bypass]:
     """The first recorder's bypasses of the blocks that all recorders found one for."""
     return {
         module: bypass

@@ -13,7 +13,7 @@ from ecoflap.blocks.bypass import Bypass, SubstituteForward, bypassing, without_
 from ecoflap.blocks.containers import equal
 from ecoflap.blocks.finished_towers import FinishedTower, TowerPasses
 from ecoflap.blocks.perturbation import perturbed, perturbing
-from ecoflap.blocks.recorder import BlockOutput, CaptureComplete, Recorder
+from ecoflap.blocks.recorder import BlockOutput, CaptureComplete, LearningRecorder, Recorder
 from ecoflap.blocks.standalone import require_layers_inside_blocks
 from ecoflap.console.telemetry import errors_suppressed
 from ecoflap.data.batch import Batch
@@ -33,7 +33,7 @@ class Reference:
     """
 
     batch: Batch
-    plain: Recorder
+    plain: LearningRecorder
     passes: TowerPasses
 
 
@@ -41,7 +41,7 @@ def record_reference(
     model: PrunableModel, tower: Tower, batch: Batch, finished: Sequence[FinishedTower]
 ) -> Reference:
     """Run a small batch through the whole model, and record what the trials are compared with."""
-    plain, passes = Recorder(tower), TowerPasses([finished_tower.tower for finished_tower in finished])
+    plain, passes = LearningRecorder(tower), TowerPasses([one.tower for one in finished])
     head = without_head(model.module)
     with (
         require_layers_inside_blocks(model, tower),

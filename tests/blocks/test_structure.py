@@ -19,7 +19,7 @@ from ecoflap.blocks.block_call import first_tensor
 from ecoflap.blocks.bypass import bypassing
 from ecoflap.blocks.capture import Flow, flows
 from ecoflap.blocks.containers import equal, snapshot
-from ecoflap.blocks.recorder import CaptureComplete, Recorder
+from ecoflap.blocks.recorder import CaptureComplete, LearningRecorder, Recorder
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
@@ -308,7 +308,7 @@ def test_each_block_is_carried_as_full_passes_would(way: str, pictures: str) -> 
 @pytest.mark.parametrize(("way", "copies"), [("plainly", 1), ("in_place", 4), ("deepstack", 4)])
 def test_hidden_states_that_bypassed_blocks_return_are_copied_once(way: str, copies: int) -> None:
     model, batch = model_of(way), batches("in all")[0]
-    plain, found = Recorder(model.towers[1]), Recorder(model.towers[1], 1)
+    plain, found = LearningRecorder(model.towers[1]), Recorder(model.towers[1], 1, range(4), writes=True)
     with plain.recording():
         model.loss(batch)
     bypasses = {module: made for module, made in plain.bypasses.items() if made is not None}
@@ -325,7 +325,7 @@ def test_hidden_states_that_bypassed_blocks_return_are_copied_once(way: str, cop
 )
 def test_the_output_that_enters_the_next_block_is_copied_once(way: str, shared: list[bool]) -> None:
     model = model_of(way)
-    found = Recorder(model.towers[1])
+    found = LearningRecorder(model.towers[1])
     with found.recording():
         model.loss(batches("in all")[0])
     pairs = [(found.outputs[index][0].output, found.inputs[index + 1][0].hidden) for index in range(3)]
