@@ -6,8 +6,9 @@ The sparsity rises in steps, p_i = p^(T / i), and each step computes the gradien
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -62,21 +63,17 @@ class GlobalGradient(GlobalGradientOptions, ModelPruner):
         started, masks = time.perf_counter(), dict[str, Tensor]()
         for step in range(1, self.iterations + 1):
             batches = loss_batches(model, calibration.take(self.samples), self.batch_size)
-            gradients = mean_gradients(model, batches)
+            metric = partial(_metric, gradients=mean_gradients(model, batches), kept=masks)
             reached = sparsity if step == self.iterations else sparsity ** (self.iterations / step)
-
-            def metric(
-                layer: Layer, gradients: dict[str, Tensor] = gradients, kept: dict[str, Tensor] = masks
-            ) -> Tensor:
-                value = layer.weight.detach().float().cpu().abs() * gradients[layer.name]
-                if layer.name not in kept:
-                    return value
-                # Every kept weight ranks above all removed ones, so that removed weights stay removed.
-                return torch.where(kept[layer.name], value + TINY, 0.0)
-
             masks = choose_masks(model, self.scope, reached, metric)
             apply_masks(model, masks)
         return report_masks(model, masks, sparsity, self.scope, started, on_block)
+
+
+def _metric(layer: Layer, gradients: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> Tensor:
+    """The weights of a layer by |w| times mean |gradient|; those that an earlier step removed rank last."""
+    value = layer.weight.detach().float().cpu().abs() * gradients[layer.name]
+    return torch.where(kept[layer.name], value + TINY, 0.0) if layer.name in kept else value
 
 
 def mean_gradients(model: PrunableModel, batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from ecoflap.errors import UserError
 
 log = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 MEMORY_SHARE = 0.5  # usable share of the free memory, as allocators round up and fragment
 SATURATION = 2**30  # bytes of activations that keep any device busy
@@ -70,40 +71,45 @@ class PassSize:
         self.limit, self.device = max(1, limit), device
         self.capacity: int | None = None
 
-    def run(self, pieces: int, work: Callable[[int], Result]) -> tuple[Result, int]:
-        """Do as many of ``pieces`` as fit in one pass.
+    def passes(
+        self, pieces: Sequence[Item], work: Callable[[Sequence[Item]], Result]
+    ) -> Iterator[tuple[Sequence[Item], Result]]:
+        """Do all pieces of work, as many per pass as fit.
 
         Args:
-            pieces: the number of pieces left, at least one.
-            work: does the given number of pieces in one pass.
+            pieces: the pieces of work.
+            work: does some of them in one pass.
 
-        Returns:
-            The result of ``work``, and how many pieces it did.
+        Yields:
+            The pieces that shared a pass, and the result of ``work``.
 
         Raises:
             UserError: if memory does not hold a single piece.
         """
-        while True:
-            count = min(pieces, self.capacity or 1)
+        while pieces:
+            some = pieces[: self.capacity or 1]
             try:
-                return (self._measured(work) if self.capacity is None else work(count)), count
+                result = self._measured(some, work) if self.capacity is None else work(some)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
-                if count == 1:
+                if len(some) == 1:
                     raise UserError(
                         "memory does not hold one pair of probes of one batch; use a smaller"
                         " score.batch_size, or score=first_order"
                     ) from error
-                self.capacity = count // 2
+                self.capacity = len(some) // 2
                 message = "score: out of memory with %d pairs of probes in a pass; continuing with %d"
-                log.info(message, count, self.capacity)
+                log.info(message, len(some), self.capacity)
+            else:
+                yield some, result
+                pieces = pieces[len(some) :]
 
-    def _measured(self, work: Callable[[int], Result]) -> Result:
-        """Do the first piece alone, and derive the capacity from the memory that it takes."""
+    def _measured(self, piece: Sequence[Item], work: Callable[[Sequence[Item]], Result]) -> Result:
+        """Do one piece, and derive the capacity from the memory that it takes."""
         free = free_memory(self.device)
         with LiveBytes() as live:
-            result = work(1)
+            result = work(piece)
         fitting = int(min(MEMORY_SHARE * free, SATURATION) / max(live.peak, 1))
         self.capacity = max(1, min(self.limit, fitting))
         return result

@@ -248,15 +248,13 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
         """
         groups = [block.layers] if self.probe == "block" else [(layer,) for layer in block.layers]
         pairs = [(layers, draw) for layers in groups for draw in range(self.noises)]
-        while pairs:
 
-            def together(count: int, pairs: Sequence[tuple[tuple[Layer, ...], int]] = tuple(pairs)) -> Tensor:
-                probes = [Probe(*pair, sign) for pair in pairs[:count] for sign in (1.0, -1.0)]
-                return self._losses(probes, block, runner, passes, noise, self.eps)
+        def losses_of(some: Sequence[tuple[tuple[Layer, ...], int]]) -> Tensor:
+            probes = [Probe(*pair, sign) for pair in some for sign in (1.0, -1.0)]
+            return self._losses(probes, block, runner, passes, noise, self.eps)
 
-            losses, done = size.run(len(pairs), together)
+        for some, losses in size.passes(pairs, losses_of):
             # [pairs, 2]: with +eps and -eps, on the CPU because some accelerators lack fp64
             means = losses.cpu().double().mean(dim=1).view(-1, 2).tolist()
-            for (layers, draw), (plus, minus) in zip(pairs[:done], means, strict=True):
+            for (layers, draw), (plus, minus) in zip(some, means, strict=True):
                 yield layers, draw, abs(plus - minus) / (2 * self.eps)
-            pairs = pairs[done:]

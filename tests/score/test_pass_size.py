@@ -25,44 +25,40 @@ def test_the_first_piece_is_measured_and_bounds_the_rest(monkeypatch: pytest.Mon
     monkeypatch.setattr(pass_size, "free_memory", lambda _: 80_000)
     size, done = PassSize(100, CPU), []
 
-    def work(count: int) -> None:
-        done.append(count)
-        torch.zeros(count * 1000)
+    def work(pieces: range) -> None:
+        done.append(len(pieces))
+        torch.zeros(len(pieces) * 1000)
 
-    waiting = 25
-    while waiting:
-        waiting -= size.run(waiting, work)[1]
+    list(size.passes(range(25), work))
     assert done == [1, 10, 10, 4]
 
 
 def test_it_gives_way_when_memory_runs_out() -> None:
     size, done = PassSize(8, CPU), []
 
-    def work(count: int) -> None:
-        if count > 3:
+    def work(pieces: range) -> None:
+        if len(pieces) > 3:
             raise torch.OutOfMemoryError("out of memory")
-        done.append(count)
+        done.append(len(pieces))
 
-    waiting = 12
-    while waiting:
-        waiting -= size.run(waiting, work)[1]
+    list(size.passes(range(12), work))
     assert done == [1, 2, 2, 2, 2, 2, 1]
 
 
 def test_one_piece_that_does_not_fit_says_what_helps() -> None:
-    def work(_: int) -> None:
+    def work(_: range) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
     with pytest.raises(UserError, match=r"one pair of probes .* score\.batch_size, or score=first_order"):
-        PassSize(8, CPU).run(3, work)
+        list(PassSize(8, CPU).passes(range(3), work))
 
 
 def test_other_errors_are_not_taken_for_it() -> None:
-    def work(_: int) -> None:
+    def work(_: range) -> None:
         raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        PassSize(8, CPU).run(3, work)
+        list(PassSize(8, CPU).passes(range(3), work))
 
 
 def test_little_memory_changes_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
