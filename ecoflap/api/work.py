@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ecoflap.allocate.allocation import Allocation
@@ -19,6 +19,7 @@ from ecoflap.prune.inputs import require_capture
 from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.run.record import make_record
 from ecoflap.run.state import RunState
+from ecoflap.storage.results.sources import sources_of
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,9 @@ class Work:
         with measure(state.costs, "prune"):
             allocation, report = self._prune(state.calibration, state.allocation)
         state.allocation, state.report = allocation, report
-        record = make_record(self.model, state, self._config(), method.pruner, method.coarse)
+        config = self._config()
+        record = make_record(self.model, state, config, method.pruner, method.coarse)
+        record = replace(record, sources=sources_of(config))
         return PruneResult(self.model, state.scores, allocation, report, record)
 
     def _context(self, calibration: CalibrationSet | None) -> Context | None:

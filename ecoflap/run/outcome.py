@@ -28,7 +28,7 @@ def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
     if form is not None and report is not None and is_first():
         saved = save_checkpoint(model, report.masks, plan.folder, form)
     shutil.rmtree(plan.folder / WORK, ignore_errors=True)
-    result = replace(record, standard_errors=state.standard_errors, checkpoint=saved)
+    result = replace(record, standard_errors=state.standard_errors, checkpoint=saved, sources=plan.sources)
     if saved is not None:
         describe(plan.folder / saved, result)
     result.write(plan.folder / RESULT)

@@ -35,7 +35,7 @@ from ecoflap.run.steps.finetune import finetune
 from ecoflap.run.steps.prune import prune
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.results import Result
-from ecoflap.storage.results.environment import other_versions
+from ecoflap.storage.results.sources import outdated
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,9 @@ def run(config: DictConfig, folder: Path) -> Result | None:
     ):
         if earlier.result is not None:
             log.info("finished already: %s; resume=false runs it again", folder / RESULT)
-            if changed := other_versions(earlier.result.versions):
-                log.warning("that result was made by other code (%s)", "; ".join(changed))
+            if sweep_name() is None:  # a sweep says it of all of its jobs before the first begins
+                for sentence in outdated(earlier.result, values):
+                    log.warning("%s", sentence)
             return earlier.result
         if is_first() and not (own / RESULT).is_file():  # before a plan: a refused run can be started again
             record_command(own, given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ecoflap.errors import NumericalError, SweepFailed, UserError
 from ecoflap.storage.file_names import RESULT
+
+log = logging.getLogger(__name__)
 
 
 class Job(NamedTuple):
@@ -97,16 +100,23 @@ def composed(context: HydraContext, config: DictConfig, job: Job) -> Iterator[tu
 
 
 def _finished_value(context: HydraContext, config: DictConfig, job: Job) -> float | None:
-    """The headline metric of a job that has finished before; None if it has to run."""
+    """The headline metric of a job that has finished before; None if it has to run.
+
+    It warns if the job's result is of other code or files.
+    """
     with composed(context, config, job) as (own, folder):
         if not own.resume or not (folder / RESULT).is_file():
             return None
         from ecoflap.run.folder import finished
         from ecoflap.run.plan.automatic import settle
+        from ecoflap.storage.results.sources import outdated
 
         values: Any = OmegaConf.to_container(settle(own), resolve=True)
-    result = finished(folder, values)
-    return None if result is None else result.headline()
+    if (result := finished(folder, values)) is None:
+        return None
+    for sentence in outdated(result, values):
+        log.warning("job %d: %s", job.number, sentence)
+    return result.headline()
 
 
 def raise_failures(config: DictConfig, jobs: Sequence[Job], returns: Sequence[JobReturn]) -> None:

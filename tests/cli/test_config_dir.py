@@ -143,8 +143,11 @@ def test_jobs_and_a_sweep_that_is_started_again(mine: Path, data: list[str], tmp
     assert names(sweep) == ["opposite", "opposite"]
     (tmp_path / "elsewhere").mkdir()
     (sweep / "1" / "result.json").unlink()
+    with (mine / "opposite_formula.py").open("a") as file:
+        file.write("# an edit\n")
     said = started(["-m", "ecoflap", "status", str(sweep), "--rerun-failed"], tmp_path / "elsewhere")
     assert "1 of 2 jobs have finished before" in said
+    assert "job 0: that result was made by other code (pruner opposite_pruner.Opposite: " in said
     assert names(sweep) == ["opposite", "opposite"]
 
 

@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -33,6 +34,16 @@ from ecoflap.storage.results import Result
 from tests.cli.conftest import composed
 
 Run = Callable[..., Result]
+PRUNER = """
+from dataclasses import dataclass
+
+from ecoflap.prune.magnitude import Magnitude
+
+
+@dataclass(frozen=True)
+class Own(Magnitude):
+    name: str = "own"
+"""
 
 
 def weights(folder: Path) -> str:
@@ -84,6 +95,54 @@ def test_a_result_of_other_code_is_said_to_be_one(
     (warning,) = [record.message for record in warned]
     assert "made by other code (code: " in warning
     assert "-> edited" in warning
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The package's warnings since the last call."""
+    found = [one for one in caplog.records if one.levelno == logging.WARNING]
+    caplog.clear()
+    return [one.getMessage() for one in found if one.name.startswith("ecoflap")]
+
+
+def test_a_result_of_a_part_or_weights_that_changed_is_said_to_be_one(
+    run: Run,
+    text_run: list[str],
+    tiny_llama: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    model, part = Path(shutil.copytree(tiny_llama, tmp_path / "lm")), tmp_path / "stale_pruner.py"
+    part.write_text(PRUNER)
+    pruner = [
+        "~pruner",
+        "+pruner._target_=stale_pruner.Own",
+        "score=none",
+        "steps=[calibrate,allocate,prune]",
+    ]
+    overrides = [*text_run, *pruner, f"model.path={model}"]
+    sources = run(overrides).sources
+    assert sources is not None
+    assert set(sources["files"]) == {"model.path", "calibration.path", "task.path"}
+    assert sources["parts"]["pruner"]["name"] == "stale_pruner.Own"
+    first = sources["parts"]["pruner"]["hash"]
+    caplog.clear()
+    run(overrides)
+    assert warnings_of(caplog) == []
+
+    part.write_text(PRUNER + "# an edit\n")
+    code._read.cache_clear()  # as in a new process
+    run(overrides)
+    (warning,) = warnings_of(caplog)
+    assert f"made by other code (pruner stale_pruner.Own: {first} -> " in warning
+
+    part.write_text(PRUNER)
+    code._read.cache_clear()
+    weights = model / "model.safetensors"
+    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
+    run(overrides)
+    assert warnings_of(caplog) == [f"files that it was made from have changed since (model.path={model})"]
 
 
 def test_another_config_is_refused_and_can_replace(run: Run, text_run: list[str], tmp_path: Path) -> None:

@@ -57,6 +57,21 @@ def test_an_edit_of_anything_that_is_imported_changes_the_hash(parts: Path, file
     assert hashed("mine.scorer") != before
 
 
+def test_without_the_package_only_other_modules_count(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (parts / "mine" / "scorer.py").write_text("import ecoflap.errors\nimport beside\n")
+    forget()
+    read, hashes = code._read, {}
+    for edited in ("nothing", "ecoflap.errors", "beside"):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                code, "_read", lambda name, one=edited: ("edited", ()) if name == one else read(name)
+            )
+            hashes[edited] = [code.source_hash("mine.scorer", package=package) for package in (True, False)]
+    assert hashes["ecoflap.errors"][0] != hashes["nothing"][0]
+    assert hashes["ecoflap.errors"][1] == hashes["nothing"][1]
+    assert hashes["beside"][1] != hashes["nothing"][1]
+
+
 def test_an_edit_of_anything_else_does_not(parts: Path) -> None:
     before = hashed("mine.scorer")
     (parts / "mine" / "unrelated.py").write_text("VALUE = 2\n")

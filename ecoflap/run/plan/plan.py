@@ -40,6 +40,7 @@ class Plan:
         tracking: starts the tracker.
         store: the stage cache.
         code: {part: hash of its source and of its imports} at the start of the run, see ``source_hash``.
+        sources: the user's own code and the files at the start of the run, see ``sources_of``.
     """
 
     config: RunConfig
@@ -56,6 +57,7 @@ class Plan:
     tracking: Tracking
     store: Store
     code: Mapping[str, str]
+    sources: dict[str, Any]
 
     @property
     def steps(self) -> list[str]:

@@ -33,11 +33,15 @@ INSTALLED = {"site-packages", "dist-packages"}  # of this environment, or of one
 LOADERS = ((SourceFileLoader, SOURCE_SUFFIXES), (ExtensionFileLoader, EXTENSION_SUFFIXES))
 
 
-def source_hash(*modules: str) -> str:
+def source_hash(*modules: str, package: bool = True) -> str:
     """A hash of the source of modules and of all modules that they import, directly or not, in functions too.
 
     A source is read once per process, when it is first needed: a later edit changes neither the code that
     runs nor its hash.
+
+    Args:
+        modules: their dotted names.
+        package: whether modules of this package count.
 
     Raises:
         UserError: if one of these modules has no source file.
@@ -51,7 +55,8 @@ def source_hash(*modules: str) -> str:
             continue
         found[module], imported = _read(module)
         tops = {name: name.partition(".")[0] for name in imported}
-        pending += [name for name, top in tops.items() if top in roots or _is_own(top)]
+        counted = [name for name, top in tops.items() if top in roots or _is_own(top)]
+        pending += [name for name in counted if package or tops[name] != PACKAGE]
     digest = hashlib.sha256()
     for module in sorted(found):
         digest.update(f"{module} {found[module]}\n".encode())

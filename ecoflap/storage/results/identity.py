@@ -24,7 +24,7 @@ def stable(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """``key: one -> other`` for every value in which two configs differ, without volatile keys."""
-    left, right = dict(_leaves(stable(one))), dict(_leaves(stable(other)))
+    left, right = dict(leaves(stable(one))), dict(leaves(stable(other)))
     return [
         f"{key}: {left.get(key)} -> {right.get(key)}"
         for key in {**left, **right}
@@ -32,10 +32,10 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every value of nested dicts, by its dotted key; a list is one value."""
     if not isinstance(value, Mapping):
         yield path, value
         return
     for name, inner in value.items():
-        yield from _leaves(inner, f"{path}.{name}" if path else str(name))
+        yield from leaves(inner, f"{path}.{name}" if path else str(name))

@@ -22,7 +22,12 @@ from ecoflap.storage.results.environment import redact
 SCHEMA_VERSION = 1
 
 _NUMERIC_FIELDS = ("metrics", "standard_errors", "sparsity", "steps")
-_LATER_FIELDS = ("scores", "allocation", "standard_errors")  # which the first records of this schema lack
+_LATER_FIELDS = (
+    "scores",
+    "allocation",
+    "standard_errors",
+    "sources",
+)  # which the first records of this schema lack
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 COUNTS = ("questions", "pictures", "images", "captions", "sentences", "rows")
@@ -101,6 +106,8 @@ class Result:
         allocation: ``granularity`` and ``details`` of the allocation, or None without one; its counts are in
             ``sparsity``.
         standard_errors: Of the metrics that have one, laid out as they are; None in older records.
+        sources: The user's own code and the files that it was made from, see ``sources_of``; None in older
+            records.
     """
 
     schema: int = SCHEMA_VERSION
@@ -117,6 +124,7 @@ class Result:
     scores: dict[str, Any] | None = None
     allocation: dict[str, Any] | None = None
     standard_errors: dict[str, dict[str, dict[str, float]]] | None = None
+    sources: dict[str, Any] | None = None
 
     def headline(self) -> float | None:
         """The first metric of the first task, of the fine-tuned, else the pruned, else the dense model."""

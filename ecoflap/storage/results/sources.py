@@ -1,0 +1,89 @@
+"""What a result was made from beside this package: classes and functions of the user, and files.
+
+Reading all weights and data again would take as long as a step, so that files count by their size and time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ecoflap.errors import UserError
+from ecoflap.storage.cache.code import PACKAGE, source_hash
+from ecoflap.storage.results.environment import other_versions
+from ecoflap.storage.results.identity import leaves, stable
+from ecoflap.storage.results.record import Result
+
+TARGET = "._target_"
+LOSS = ".loss"
+PATHS = ("path", "from", "file", "files", "folder", "images")
+"""Ends of the names of options that are files or folders."""
+
+
+def sources_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``sources`` field of a result.
+
+    Args:
+        config: the resolved config of the run, or as much of it as a call from Python knows.
+
+    Returns:
+        ``parts``: {key: ``name``, and ``hash`` of its source and imports, None if unknown} of each class or
+            loss from outside this package; ``files``: {key: hash of size and time} of each file or folder.
+    """
+    values = {key: value for key, value in leaves(stable(config)) if isinstance(value, str)}
+    return {
+        "parts": {
+            key.removesuffix(TARGET): {"name": value, "hash": _source(value)}
+            for key, value in values.items()
+            if key.endswith((TARGET, LOSS)) and "." in value and not value.startswith(f"{PACKAGE}.")
+        },
+        "files": {
+            key: _stamp(Path(value).expanduser())
+            for key, value in values.items()
+            if (key.endswith(PATHS) or os.sep in value) and os.path.exists(os.path.expanduser(value))
+        },
+    }
+
+
+def outdated(result: Result, config: Mapping[str, Any]) -> list[str]:
+    """What has changed since a result was made from a config, a sentence each; empty if nothing has."""
+    recorded, now = result.sources or {"parts": {}, "files": {}}, sources_of(config)
+    code = other_versions(result.versions) + [
+        f"{key} {part['name']}: {part['hash']} -> {now['parts'][key]['hash']}"
+        for key, part in recorded["parts"].items()
+        if key in now["parts"] and part != now["parts"][key]
+    ]
+    named = dict(leaves(config))
+    files = [
+        f"{key}={named[key]}"
+        for key, stamp in recorded["files"].items()
+        if now["files"].get(key, stamp) != stamp
+    ]
+    return [
+        *([f"that result was made by other code ({'; '.join(code)})"] if code else []),
+        *([f"files that it was made from have changed since ({', '.join(files)})"] if files else []),
+    ]
+
+
+def _source(name: str) -> str | None:
+    """A hash of the source of a class or function, by its dotted name; None without a file to read."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        try:
+            return source_hash(name, package=False)[:12]
+        except (UserError, SyntaxError):  # a class inside another, or no file
+            continue
+    return None
+
+
+def _stamp(path: Path) -> str:
+    """A hash of the size and the modification time of a file, or of the files directly in a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if file.is_file():
+            state = file.stat()
+            digest.update(f"{file.name} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:12]
