@@ -103,15 +103,18 @@ def parsed(arguments: list[str]) -> Namespace:
         flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")
     )
     for argument in unknown:
-        raise UserError(_no_flag(argument, known))
+        raise UserError(_no_flag(argument, known, arguments))
     _check_flags(flags)
     return flags
 
 
-def _no_flag(argument: str, known: list[str]) -> str:
+def _no_flag(argument: str, known: list[str], arguments: list[str]) -> str:
     option = re.split(r"[=.]", argument.lstrip("-"))[0]
     if not argument.startswith("-"):
-        return f"{argument} follows a flag; put flags such as -m before or after all options"
+        backwards = arguments[::-1]
+        before = backwards[backwards.index(argument) :]
+        flag = next((one for one in before if one.startswith("-")), "a flag")
+        return f"{argument} follows {flag}; put flags before or after all options"
     if option in KNOWN:
         name = argument.lstrip("-").partition("=")[0]
         return f"{argument}: options are written without dashes, with a = before the value: {name}=VALUE"

@@ -21,7 +21,11 @@ SYNTAX: list[Case] = [
     Case(("--model.path", "x"), ("--model.path", "without dashes", "model.path=VALUE")),
     Case(("--multrun",), ("--multrun", "no such flag", "--multirun")),
     Case(("--verbose",), ("--verbose", "no such flag")),
-    Case(("sparsity=0.5", "-m", "seed=0,1"), ("follows a flag", "before or after all options")),
+    Case(("sparsity=0.5", "-m", "seed=0,1"), ("seed=0,1 follows -m;", "before or after all options")),
+    Case(
+        ("sparsity=0.5", "--config-dir", "{tmp}", "seed=0", "model.save=true"),
+        ("seed=0 follows --config-dir;", "before or after all options"),
+    ),
     Case(("--cfg", "jb"), ("--cfg", "'jb'", "job")),
     Case(("--cfg", "-m"), ("--cfg", "expected one argument")),
     Case(("--resolve",), ("don't go together", "--resolve with --cfg")),
