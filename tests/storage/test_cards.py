@@ -66,6 +66,30 @@ def test_what_is_unknown_is_left_out(tmp_path: Path) -> None:
     assert "| whole model | 16 | 4 | 25.00 % |" in card
 
 
+def test_a_card_and_a_recipe_name_what_ecoflap_does_not_have(tmp_path: Path) -> None:
+    known: dict[str, Any] = {"model": PRUNER, "calibration": PRUNER, "score": PRUNER, "allocation": PRUNER}
+    card = model_card(record(config={**known, "pruner": PRUNER, "task": PRUNER}), tmp_path)
+    assert "- To repeat it: `ecoflap run --config recipe.yaml`." in card
+    assert "not part of ecoflap" not in card
+
+    own = {
+        **known,
+        "pruner": {"_target_": "softw.Soft"},
+        "task": {"tasks": {"a": {"_target_": "cloze.Cloze"}}},
+    }
+    sources = {"parts": {"pruner": {"name": "softw.Soft", "hash": "a1"}}, "files": {}}
+    card = model_card(record(config=own, sources=sources), tmp_path)
+    assert "- It needs `softw.Soft` (source `a1`), `cloze.Cloze`, not part of ecoflap:" in card
+    assert "`--config-dir FOLDER`" in card
+    assert "# It needs softw, cloze, not part of ecoflap" in write_recipe(tmp_path, own, "9.9").read_text()
+
+    script = {"pruner": {"_target_": "__main__.Soft"}, "score": PRUNER, "allocation": PRUNER}
+    card = model_card(record(config=script), tmp_path)
+    given = "model=CHOICE calibration=CHOICE pruner=CHOICE task=CHOICE"
+    assert f"`ecoflap run --config recipe.yaml {given}`, as these were objects in Python." in card
+    assert "__main__" not in write_recipe(tmp_path, script, "9.9").read_text()
+
+
 def test_license_task_and_origin_come_from_the_dense_models_own_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,16 +35,21 @@ def sources_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     values = {key: value for key, value in leaves(stable(config)) if isinstance(value, str)}
     return {
-        "parts": {
-            key.removesuffix(TARGET): {"name": value, "hash": _source(value)}
-            for key, value in values.items()
-            if key.endswith((TARGET, LOSS)) and "." in value and not value.startswith(f"{PACKAGE}.")
-        },
+        "parts": {key: {"name": name, "hash": _source(name)} for key, name in own_parts(config).items()},
         "files": {
             key: _stamp(Path(value).expanduser())
             for key, value in values.items()
             if (key.endswith(PATHS) or os.sep in value) and os.path.exists(os.path.expanduser(value))
         },
+    }
+
+
+def own_parts(config: Mapping[str, Any]) -> dict[str, str]:
+    """{key: dotted name} of each class or loss of a config that is not of this package."""
+    return {
+        key.removesuffix(TARGET): value
+        for key, value in leaves(stable(config))
+        if key.endswith((TARGET, LOSS)) and "." in str(value) and not value.startswith(f"{PACKAGE}.")
     }
 
 

@@ -12,7 +12,9 @@ from ecoflap.storage.file_names import BITMASK_INDEX, CARD, RECIPE, RESULT
 from ecoflap.storage.files import replacing
 from ecoflap.storage.masks import FILE_NAME as MASKS
 from ecoflap.storage.results.record import Result, is_count
+from ecoflap.storage.results.sources import own_parts
 from ecoflap.storage.sharing.base_model import BaseModel, describe_base, saved_settings
+from ecoflap.storage.sharing.recipe import recipe_of, unnamed
 
 MARK = "<!-- Written by ecoflap, which replaces a card with this line. -->"
 MASKED = """\
@@ -205,7 +207,7 @@ def _origin(result: Result, folder: Path) -> Iterator[str]:
         yield f"- Calibration: {count:,} samples of `{name}` (fingerprint `{calibration['fingerprint']}`)."
     else:
         yield "- Calibration: none."
-    yield f"- To repeat it: `ecoflap run --config {RECIPE}`."
+    yield from _repeating(result)
     known = {name: value for name, value in result.versions.items() if value and name != "code"}
     yield "- Versions: " + ", ".join(f"{name} {value}" for name, value in known.items()) + "."
     if result.git is not None:
@@ -214,6 +216,22 @@ def _origin(result: Result, folder: Path) -> Iterator[str]:
     if (folder / MASKS).is_file():
         yield f"- `{MASKS}` has the masks, one bit per weight; `ecoflap.storage.masks.load_masks` reads them."
     yield f"- `{RESULT}` is the whole record; `ecoflap verify FOLDER` checks the weights against it."
+
+
+def _repeating(result: Result) -> Iterator[str]:
+    """The command that repeats the run, and the user's own code that it needs."""
+    command, asked = f"ecoflap run --config {RECIPE}", unnamed(result.config)
+    given = "".join(f" {group}=CHOICE" for group in asked)
+    yield f"- To repeat it: `{command}{given}`{', as these were objects in Python' if asked else ''}."
+    hashes = {key: part["hash"] for key, part in (result.sources or {"parts": {}})["parts"].items()}
+    if own := own_parts(recipe_of(result.config)):
+        named = [
+            f"`{name}`{f' (source `{hashes[key]}`)' if hashes.get(key) else ''}" for key, name in own.items()
+        ]
+        yield (
+            f"- It needs {', '.join(named)}, not part of ecoflap: with their modules installed, or beside"
+            " FOLDER with `--config-dir FOLDER`."
+        )
 
 
 def _extent(result: Result) -> str:

@@ -18,6 +18,7 @@ from ecoflap.storage.files import replacing
 from ecoflap.storage.installation import package_origin
 from ecoflap.storage.results.environment import REDACTED, redact
 from ecoflap.storage.results.identity import stable
+from ecoflap.storage.results.sources import own_parts
 
 GROUPS = ("model", "calibration", "score", "allocation", "pruner", "finetune", "task")
 HEADER = """\
@@ -27,6 +28,9 @@ HEADER = """\
 # What auto chose is written out: with another pruner or mask, give these as auto again:
 #   ecoflap run --config {name} pruner=sparsegpt score=auto allocation=auto propagate=auto
 # Device, cache, tracking and output folders are those of the machine that repeats it.
+"""
+OWN = """\
+# It needs {modules}, not part of ecoflap: installed, or beside FOLDER with --config-dir FOLDER.
 """
 MISSING = "# Not known here, to be given beside it: {names} (such as {first}=CHOICE).\n"
 
@@ -41,7 +45,17 @@ def recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_named(part: Any) -> bool:
     """Whether the config names a part; a call from Python may have been given an object instead."""
-    return isinstance(part, Mapping) and ("_target_" in part or "tasks" in part or part.get("name") == "none")
+    if not isinstance(part, Mapping):
+        return False
+    if (target := part.get("_target_")) is not None:
+        return not target.startswith("__main__.") and "<locals>" not in target  # which can't be imported
+    return "tasks" in part or part.get("name") == "none"
+
+
+def unnamed(config: Mapping[str, Any]) -> list[str]:
+    """The groups that a recipe lacks, to be given beside it."""
+    values = recipe_of(config)
+    return [group for group in GROUPS if group not in values and group != "finetune"]
 
 
 def write_recipe(folder: Path, config: Mapping[str, Any], version: str | None) -> Path:
@@ -54,7 +68,9 @@ def write_recipe(folder: Path, config: Mapping[str, Any], version: str | None) -
     """
     values = recipe_of(config)
     text = HEADER.format(version=version or "an unknown version", name=RECIPE)
-    if missing := [group for group in GROUPS if group not in values and group != "finetune"]:
+    if modules := dict.fromkeys(name.partition(".")[0] for name in own_parts(values).values()):
+        text += OWN.format(modules=", ".join(modules))
+    if missing := unnamed(config):
         text += MISSING.format(names=", ".join(missing), first=missing[0])
     with replacing(folder / RECIPE) as temporary:
         temporary.write_text(text + OmegaConf.to_yaml(OmegaConf.create(values)), encoding="utf-8")
