@@ -18,7 +18,10 @@ class Evaluation(Protocol):
     """
 
     def identity(self) -> dict[str, Any]:
-        """Everything besides the model that the metrics depend on."""
+        """Everything besides the model that the metrics depend on, as plain JSON values.
+
+        It is published with a pruned model, in ``result.json``: hash the data, under the key ``inputs``.
+        """
 
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """The model's metrics; the first one is the headline.

@@ -236,6 +236,9 @@ def test_a_task(start: Any, tiny_llama: Path, lines: list[str]) -> None:
             right, total = right + (guess == row[end]), total + 1
     assert result["metrics"]["dense"]["next_token"] == {"accuracy": 100 * right / total, "guesses": total}
     assert 0 <= result["metrics"]["pruned"]["next_token"]["accuracy"] <= 100
+    identity = result["data"]["tasks"]["next_token"]
+    assert identity.keys() == {"metric", "inputs"}
+    assert len(identity["inputs"]) == 32
 
 
 def test_a_data_set(start: Any, tiny_llama: Path, lines: list[str]) -> None:

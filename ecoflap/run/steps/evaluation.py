@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -19,11 +21,12 @@ from ecoflap.run.plan import Plan
 from ecoflap.run.state import RunState
 from ecoflap.run.steps.keys import computed_by, dense_metrics_key
 from ecoflap.storage.file_names import ITEMS, PREDICTIONS
-from ecoflap.storage.results.record import STANDARD_ERROR, first_metric, without_errors
+from ecoflap.storage.results.record import HIGHER_IS_BETTER, STANDARD_ERROR, first_metric, without_errors
 
 log = logging.getLogger(__name__)
 
 NEAR = 2.0  # standard errors above chance
+LONGEST = 4096  # characters of a task's identity in the record
 
 
 def evaluate_dense(
@@ -36,7 +39,7 @@ def evaluate_dense(
         metrics: dict[str, dict[str, float]] = {}
         cost["cached"] = True
         for name, evaluation in evaluations.items():
-            state.tasks[name] = evaluation.identity()
+            state.tasks[name] = without_contents(evaluation.identity())
             prediction_log = _prediction_log(plan, name, "dense", state.fingerprint, evaluation)
             key = dense_metrics_key(plan, state, name)
             compute = partial(_with_items, evaluation, model, prediction_log)
@@ -70,6 +73,22 @@ def evaluate(
                 file = plan.folder / PREDICTIONS / ITEMS.format(task=name, state=when)
                 write_items(file, state.items.get(name), prediction_log.items)
     _keep(metrics, plan, state, when)
+
+
+def without_contents(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's identity for the record, which is published: a hash in place of the longest values.
+
+    Args:
+        identity: of the task; up to ``LONGEST`` characters, and what tells directions of metrics, stay.
+    """
+    texts = {key: json.dumps(value) for key, value in identity.items() if key != HIGHER_IS_BETTER}
+    shown, excess = dict(identity), sum(map(len, texts.values())) - LONGEST
+    for key in sorted(texts, key=lambda key: len(texts[key]), reverse=True):
+        if excess <= 0:
+            break
+        shown[key] = hashlib.blake2b(texts[key].encode(), digest_size=16).hexdigest()
+        excess -= len(texts[key])
+    return shown
 
 
 @contextmanager

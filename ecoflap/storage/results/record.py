@@ -36,6 +36,9 @@ COUNTS = ("questions", "pictures", "images", "captions", "sentences", "rows")
 LM_EVAL, LMMS_EVAL = "lm-evaluation-harness", "lmms-eval"
 """What ``data.tasks`` calls the metrics of a harness."""
 
+HIGHER_IS_BETTER = "higher_is_better"
+"""Where ``data.tasks`` has the directions of a task's metrics."""
+
 STANDARD_ERROR = "_stderr"
 """End of the name under which a task returns a metric's standard error."""
 
