@@ -26,7 +26,8 @@ class Evaluation(Protocol):
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """The model's metrics; the first one is the headline.
 
-        ``NAME_stderr`` is the standard error of the metric ``NAME``, for those that have one.
+        ``NAME_stderr`` is the standard error of the metric ``NAME``, for those that have one. An int is shown
+        as a count.
         """
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -222,19 +223,27 @@ def language(tiny_llama: Path, line: list[str], texts: list[str]) -> list[str]:
 
 def test_a_task(start: Any, tiny_llama: Path, lines: list[str]) -> None:
     line = language(tiny_llama, command("task=next_token"), lines)
-    result = json.loads((start([*line, "calibration.sequence_length=16"]) / "result.json").read_text())
+    folder = start([*line, "calibration.sequence_length=16"])
+    result = json.loads((folder / "result.json").read_text())
     tokenizer, model = (
         AutoTokenizer.from_pretrained(tiny_llama),
         AutoModelForCausalLM.from_pretrained(tiny_llama),
     )
-    right, total = 0, 0
+    shares = []
     for text in Path(lines[1]).read_text().splitlines():
         row = tokenizer(text)["input_ids"]
+        right = 0
         for end in range(1, len(row)):
             with torch.no_grad():
                 guess = int(model(input_ids=torch.tensor([row[:end]])).logits[0, -1].argmax())
-            right, total = right + (guess == row[end]), total + 1
-    assert result["metrics"]["dense"]["next_token"] == {"accuracy": 100 * right / total, "guesses": total}
+            right += guess == row[end]
+        shares.append(right / (len(row) - 1))
+    metrics = result["metrics"]["dense"]["next_token"]
+    assert metrics == {"accuracy": pytest.approx(100 * statistics.mean(shares)), "lines": len(shares)}
+    error = 100 * statistics.stdev(shares) / len(shares) ** 0.5
+    assert result["standard_errors"]["dense"]["next_token"] == {"accuracy": pytest.approx(error)}
+    items = json.loads((folder / "predictions" / "next_token_pruned_items.json").read_text())
+    assert items["dense"] == pytest.approx(shares, abs=1e-6)
     assert 0 <= result["metrics"]["pruned"]["next_token"]["accuracy"] <= 100
     identity = result["data"]["tasks"]["next_token"]
     assert identity.keys() == {"metric", "inputs"}

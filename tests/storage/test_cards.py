@@ -136,6 +136,16 @@ def test_metrics_with_and_without_errors(tmp_path: Path) -> None:
     assert "No standard errors are known; one run, seed 3." in card
 
 
+def test_an_int_is_a_count(tmp_path: Path) -> None:
+    metrics = {
+        "dense": {"t": {"acc": 50.0, "guesses": 25000}},
+        "pruned": {"t": {"acc": 25000.0, "guesses": 0}},
+    }
+    card = model_card(record(metrics=metrics), tmp_path)
+    assert "| t | acc | 50 | 2.5e+04 |" in card
+    assert "| t | guesses | 25,000 | 0 |" in card
+
+
 def test_n_of_m_and_whole_units_are_told_apart(tmp_path: Path) -> None:
     card = model_card(record(config={"pruner": {**PRUNER, "mask": "2:4"}}), tmp_path)
     assert "2:4" in head(card)["tags"]

@@ -43,9 +43,10 @@ STANDARD_ERROR = "_stderr"
 """End of the name under which a task returns a metric's standard error."""
 
 
-def is_count(metric: str) -> bool:
-    """Whether a metric is a count, also that of a harness's task."""
-    return metric in COUNTS or metric.endswith("/samples")
+def is_count(metric: str, *values: Any) -> bool:
+    """Whether a metric is a count, also that of a harness's task: by its name, or if its values are ints."""
+    named = metric in COUNTS or metric.endswith("/samples")
+    return named or (bool(values) and all(isinstance(value, int) for value in values))
 
 
 def first_metric(values: Mapping[str, float]) -> str | None:

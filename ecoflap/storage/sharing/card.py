@@ -180,7 +180,7 @@ def _metrics(result: Result) -> Iterator[str]:
 def _figure(metric: str, value: Any, error: float | None) -> str:
     if not isinstance(value, int | float):
         return "" if value is None else str(value)
-    shown = f"{value:,.0f}" if is_count(metric) else f"{value:.4g}"
+    shown = f"{value:,.0f}" if is_count(metric, value) else f"{value:.4g}"
     return shown if error is None else f"{shown} ± {error:.2g}"
 
 

@@ -135,7 +135,7 @@ def other_tables(section: Section, shown: Sequence[MetricTable]) -> list[MetricT
     """The tables of a section's metrics, without counts and without those that are shown already."""
     names = {table.name for table in shown}
     others = (name for name in dict.fromkeys(_metrics(section)) if name not in names)
-    return _tables_of(section, [name for name in others if not _is_count(name.partition("/")[2])])
+    return _tables_of(section, [name for name in others if not _is_count(section, name)])
 
 
 class Best(NamedTuple):
@@ -177,8 +177,10 @@ def _metrics(section: Section) -> list[str]:
     ]
 
 
-def _is_count(metric: str) -> bool:
-    return is_count(metric) or metric == "tasks"
+def _is_count(section: Section, name: str) -> bool:
+    task, _, metric = name.partition("/")
+    values = [run.metrics[task][metric] for run in section.runs if metric in run.metrics.get(task, {})]
+    return metric == "tasks" or is_count(metric, *values)
 
 
 def _higher_is_better(metric: str, told: Mapping[str, bool]) -> bool | None:

@@ -174,3 +174,10 @@ def test_counts_are_not_among_the_other_metrics(tmp_path: Path) -> None:
     assert [table.name for table in shown] == ["t/accuracy"]
     (section,) = make_sections(read_runs(tmp_path))
     assert [table.name for table in other_tables(section, shown)] == ["t/top_5"]
+
+
+def test_what_is_an_int_in_every_run_is_a_count(tmp_path: Path) -> None:
+    write_run(tmp_path, "a", {"t": {"accuracy": 1.0, "guesses": 25, "score": 0}}, dense=None)
+    write_run(tmp_path, "b", {"t": {"accuracy": 1.0, "guesses": 25, "score": 0.5}}, seed=1, dense=None)
+    (section,) = make_sections(read_runs(tmp_path))
+    assert [table.name for table in other_tables(section, tables(tmp_path))] == ["t/score"]
