@@ -11,11 +11,9 @@ from ecoflap.run.invocation import sweep_name
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.files import typed
 from ecoflap.storage.results import Result
-from ecoflap.storage.results.record import first_metric
+from ecoflap.storage.results.record import NORMAL, first_metric
 
 log = logging.getLogger(__name__)
-
-NORMAL = 1.96  # standard errors on each side of a 95 % interval
 
 
 def show_closing(result: Result, folder: Path) -> None:

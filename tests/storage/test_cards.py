@@ -128,9 +128,9 @@ def test_metrics_with_and_without_errors(tmp_path: Path) -> None:
     )
     metrics, errors = {"dense": {"t|x": dense}, "pruned": {"t|x": pruned}}, {"dense": {"t|x": {"acc": 0.01}}}
     card = model_card(record(metrics=metrics, standard_errors=errors), tmp_path)
-    assert "| t/x | acc | 0.75 ± 0.01 | nan |" in card
+    assert "| t/x | acc | 0.75 ± 0.02 | nan |" in card
     assert "| t/x | questions | 3,000 | 3,000 |" in card
-    assert "± is the standard error over a task's items; one run, seed 3." in card
+    assert "±: 95 % intervals over the items of a task; one run, seed 3." in card
     card = model_card(record(metrics={"pruned": {"t": {"acc": 0.5}}}), tmp_path)
     assert "| task | metric | pruned |" in card
     assert "No standard errors are known; one run, seed 3." in card

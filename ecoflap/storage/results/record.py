@@ -42,6 +42,9 @@ HIGHER_IS_BETTER = "higher_is_better"
 STANDARD_ERROR = "_stderr"
 """End of the name under which a task returns a metric's standard error."""
 
+NORMAL = 1.96
+"""Standard errors on each side of a 95 % interval."""
+
 
 def is_count(metric: str, *values: Any) -> bool:
     """Whether a metric is a count, also that of a harness's task: by its name, or if its values are ints."""

@@ -11,7 +11,7 @@ import yaml
 from ecoflap.storage.file_names import BITMASK_INDEX, CARD, RECIPE, RESULT
 from ecoflap.storage.files import replacing
 from ecoflap.storage.masks import FILE_NAME as MASKS
-from ecoflap.storage.results.record import Result, is_count
+from ecoflap.storage.results.record import NORMAL, Result, is_count
 from ecoflap.storage.results.sources import own_parts
 from ecoflap.storage.sharing.base_model import BaseModel, describe_base, saved_settings
 from ecoflap.storage.sharing.recipe import recipe_of, unnamed
@@ -155,7 +155,7 @@ def _counted(name: str, layers: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _metrics(result: Result) -> Iterator[str]:
-    """A row per metric, with its standard error where the run has one."""
+    """A row per metric, with its 95 % interval where the run has a standard error."""
     stages = [stage for stage in ("dense", "pruned", "finetuned") if result.metrics.get(stage)]
     if not stages:
         yield "Not evaluated."
@@ -173,7 +173,7 @@ def _metrics(result: Result) -> Iterator[str]:
     yield from _table(["task", "metric", *stages], rows)
     yield ""
     seed = result.config.get("seed")
-    spread = "± is the standard error over a task's items" if errors else "No standard errors are known"
+    spread = "±: 95 % intervals over the items of a task" if errors else "No standard errors are known"
     yield f"{spread}; one run{'' if seed is None else f', seed {seed}'}."
 
 
@@ -181,7 +181,7 @@ def _figure(metric: str, value: Any, error: float | None) -> str:
     if not isinstance(value, int | float):
         return "" if value is None else str(value)
     shown = f"{value:,.0f}" if is_count(metric, value) else f"{value:.4g}"
-    return shown if error is None else f"{shown} ± {error:.2g}"
+    return shown if error is None else f"{shown} ± {NORMAL * error:.2g}"
 
 
 def _gains(result: Result, folder: Path) -> Iterator[str]:
