@@ -187,6 +187,23 @@ def test_a_converted_model_has_the_card_of_its_form(tmp_path: Path, form: str, t
     assert (again / "README.md").read_text() == (dense / "README.md").read_text()
 
 
+def test_a_card_in_the_words_of_another_version_is_adapted(tmp_path: Path) -> None:
+    (dense := tmp_path / "dense").mkdir()
+    save_file({"w": torch.zeros(2, 2)}, dense / "model.safetensors")
+    write_card(dense, made := record())
+    card = (dense / "README.md").read_text()
+    (dense / "README.md").write_text(card.replace(MASKED, "The zeros are stored.\nIt is as large as before."))
+    convert(dense, tmp_path / "small", "coded")
+    assert (tmp_path / "small" / "README.md").read_text() == model_card(made, tmp_path / "small")
+
+
+def test_the_card_of_a_dense_form_names_the_ways_to_run_and_store_without_zeros(tmp_path: Path) -> None:
+    card = model_card(record(), tmp_path)
+    assert "stored as zeros" in card
+    assert "ecoflap convert FOLDER OUT --to coded" in card
+    assert "ecoflap.load_pruned(FOLDER, sparse=True)" in card
+
+
 def test_a_card_of_someone_else_is_converted_as_it_is(tmp_path: Path) -> None:
     (dense := tmp_path / "dense").mkdir()
     save_file({"w": torch.zeros(2, 2)}, dense / "model.safetensors")

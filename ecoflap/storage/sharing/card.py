@@ -17,10 +17,14 @@ from ecoflap.storage.sharing.base_model import BaseModel, describe_base, saved_s
 from ecoflap.storage.sharing.recipe import recipe_of, unnamed
 
 MARK = "<!-- Written by ecoflap, which replaces a card with this line. -->"
+GAINS = "## What it gains\n\n"
+UNITS = "Whole units were removed"
 MASKED = """\
 The removed weights are stored as zeros in matrices of the old shape. Loaded as it is, this model takes as
-much disk and memory as the dense one, and runs as fast: zeros are multiplied like other numbers. What it
-gains is what a sparse format or kernel makes of the zeros."""
+much disk and memory as the dense one, and runs as fast: zeros are multiplied like other numbers.
+What it gains is what a sparse format or kernel makes of the zeros: `ecoflap convert FOLDER OUT --to coded`
+writes files without them, and on a CPU with AVX2 or AVX-512 `ecoflap.load_pruned(FOLDER, sparse=True)` leaves
+them out of memory and of products."""
 WITHOUT_ZEROS = """\
 The files hold the weights that are not zero and where they belong; `ecoflap.load_pruned(FOLDER)` loads them,
 and `ecoflap convert FOLDER OUT --to dense` writes what plain `from_pretrained` loads. Once loaded, the model
@@ -29,11 +33,11 @@ AVX2 or AVX-512, `ecoflap.load_pruned(FOLDER, sparse=True)` leaves them out of m
 N_OF_M = """\
 Its zeros lie in the pattern {pattern}. GPUs with sparse tensor cores can use the pattern 2:4, by
 `torch.sparse.to_sparse_semi_structured`; `ecoflap bench` measures whether that pays for this model."""
-SMALLER = """\
-Whole units were removed, so that the matrices themselves are smaller. The model takes less disk and memory,
+SMALLER = f"""\
+{UNITS}, so that the matrices themselves are smaller. The model takes less disk and memory,
 and does less work, without any special format or kernel."""
-SMALLER_WITHOUT_ZEROS = """\
-Whole units were removed, so that the matrices themselves are smaller: the loaded model takes less memory and
+SMALLER_WITHOUT_ZEROS = f"""\
+{UNITS}, so that the matrices themselves are smaller: the loaded model takes less memory and
 does less work, without any special kernel. The files hold the weights that are not zero and where they
 belong; `ecoflap.load_pruned(FOLDER)` loads them, and `ecoflap convert FOLDER OUT --to dense` writes the
 safetensors that plain `from_pretrained` needs."""
@@ -66,11 +70,14 @@ def adapt_card(folder: Path) -> None:
     if not file.is_file() or has_own_card(folder):
         return
     text = file.read_text(encoding="utf-8")
-    for forms in ((MASKED, WITHOUT_ZEROS), (SMALLER, SMALLER_WITHOUT_ZEROS)):
-        for other in forms:
-            text = text.replace(other, _of_form(folder, *forms))
+    before, heading, gains = text.partition(GAINS)
+    if not heading:
+        return
+    of_form, separator, rest = gains.partition("\n\n")  # perhaps in the words of another version
+    units = of_form.startswith(UNITS)
+    forms = (SMALLER, SMALLER_WITHOUT_ZEROS) if units else (MASKED, WITHOUT_ZEROS)
     with replacing(file) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(before + heading + _of_form(folder, *forms) + separator + rest, encoding="utf-8")
 
 
 def has_own_card(folder: Path) -> bool:
@@ -89,7 +96,7 @@ def model_card(result: Result, folder: Path) -> str:
         _about(result, base),
         "## Sparsity\n\n" + "\n".join(_sparsity(result)),
         "## Metrics\n\n" + "\n".join(_metrics(result)),
-        "## What it gains\n\n" + "\n\n".join(_gains(result, folder)),
+        GAINS + "\n\n".join(_gains(result, folder)),
         "## How it was made\n\n" + "\n".join(_origin(result, folder)),
     ]
     return "\n\n".join(parts) + "\n"
