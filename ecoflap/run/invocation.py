@@ -59,13 +59,14 @@ def submits_without_sweep() -> str | None:
 
 
 def place_in_sweep() -> str | None:
-    """Such as ``job 3 of 8: sparsity=0.5``, counted from one; None in a single run."""
+    """Such as ``job 3 of 0-7: sparsity=0.5``, numbered as the folders of the jobs; None in a single run."""
     if sweep_name() is None:
         return None
     hydra = HydraConfig.get()
     listed = (read_json(Path(str(hydra.sweep.dir)) / JOBS) or {}).get("jobs", [])
-    of = f" of {count}" if (count := sum(job["number"] >= 0 for job in listed)) else ""
-    return f"job {hydra.job.num + 1}{of}: {' '.join(filter_overrides(hydra.overrides.task))}"
+    numbers = [job["number"] for job in listed if job["number"] >= 0]
+    of = f" of {min(numbers)}-{max(numbers)}" if len(numbers) > 1 else ""
+    return f"job {hydra.job.num}{of}: {' '.join(filter_overrides(hydra.overrides.task))}"
 
 
 def how_to_resume(changed: bool = False) -> str:

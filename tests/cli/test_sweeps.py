@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -67,8 +68,9 @@ def test_one_load_for_many_runs_gives_the_results_of_separate_processes(
 def test_a_sweep_says_which_job_it_is_at_and_tables_once(text_run: list[str], tmp_path: Path) -> None:
     done = sweep("-m", *text_run, "sparsity=0.4,0.5,0.6", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert done.returncode == 0, done.stderr
-    for number in (1, 2, 3):
-        assert f"job {number} of 3: " in done.stderr
+    for number, sparsity in enumerate((0.4, 0.5, 0.6)):
+        assert re.search(rf"job {number} of 0-2: .*sparsity={sparsity}", done.stderr)
+        assert Result.read(tmp_path / "sweep" / str(number) / "result.json").config["sparsity"] == sparsity
     assert done.stdout.count("left dense") == 1
     assert done.stdout.count("approximate peak memory") == 1
     assert done.stdout.count("sparsity (target") == 3
