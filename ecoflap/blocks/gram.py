@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class Gram(Statistic):
             fp64; see ``place_of_sums``.
         tokens: number of tokens in the sum.
     """
+
+    exact: ClassVar[bool] = True
 
     def __init__(self, cols: int, device: torch.device) -> None:
         self.cols, self.device = cols, device

@@ -38,6 +38,7 @@ class Statistic(Protocol):
         tokens: how many there were.
         assumed: no token was seen, and others are assumed; see ``unseen``.
         storable: the sums are [cols], small enough to be kept for other runs.
+        exact: ``output_energy`` is exact; else it takes the input columns as uncorrelated.
     """
 
     device: torch.device
@@ -45,6 +46,7 @@ class Statistic(Protocol):
     tokens: int
     assumed: bool = False
     storable: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
 
     def __init__(self, cols: int, device: torch.device) -> None:
         """Begin with no tokens."""

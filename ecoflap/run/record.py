@@ -14,7 +14,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.protocol import Pruner
 from ecoflap.prune.report import NOTABLE, PruneReport
 from ecoflap.run.state import RunState
-from ecoflap.storage.results import LayerCount, Result, environment, sparsity_section
+from ecoflap.storage.results import UNCORRELATED, LayerCount, Result, environment, sparsity_section
 from ecoflap.storage.saved_model import usual_dtype
 
 log = logging.getLogger(__name__)
@@ -56,11 +56,22 @@ def _sparsity(
     pruner: Pruner,
     coarse: str | None,
 ) -> dict[str, Any]:
-    """The requested and the realised sparsity, and which part decided what each layer keeps."""
+    """The requested and the realised sparsity, which part decided what each layer keeps, and what kind of
+    errors the layers have.
+    """
     if allocation is None:
         return sparsity_section(counts, None, parameters)
     allocated_by, coarse = ("pruner", None) if pruner.allocates else ("allocation", coarse)
-    return sparsity_section(counts, allocation.target, parameters, allocation.total, allocated_by, coarse)
+    section = sparsity_section(counts, allocation.target, parameters, allocation.total, allocated_by, coarse)
+    return section | {"errors": _kind_of_errors(counts, pruner)}
+
+
+def _kind_of_errors(counts: dict[str, LayerCount], pruner: Pruner) -> str | None:
+    """How the errors of layers are computed; None if they have none."""
+    statistic = getattr(pruner, "statistic", None)
+    if statistic is None or all(count.error is None for count in counts.values()):
+        return None
+    return "exact" if statistic.exact else UNCORRELATED
 
 
 def describe_model(model: PrunableModel, fingerprint: str) -> dict[str, Any]:

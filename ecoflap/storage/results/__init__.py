@@ -2,7 +2,16 @@
 
 from ecoflap.storage.results.environment import environment, redact
 from ecoflap.storage.results.record import SCHEMA_VERSION, Result
-from ecoflap.storage.results.sparsity import LayerCount, sparsity_section
+from ecoflap.storage.results.sparsity import UNCORRELATED, LayerCount, sparsity_section
 from ecoflap.storage.results.verification import verify
 
-__all__ = ["SCHEMA_VERSION", "LayerCount", "Result", "environment", "redact", "sparsity_section", "verify"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "UNCORRELATED",
+    "LayerCount",
+    "Result",
+    "environment",
+    "redact",
+    "sparsity_section",
+    "verify",
+]

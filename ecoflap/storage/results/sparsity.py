@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+UNCORRELATED = "uncorrelated"
+"""The kind of errors that take the columns of a layer's inputs as uncorrelated."""
+
 
 @dataclass(frozen=True)
 class LayerCount:

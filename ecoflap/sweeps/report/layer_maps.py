@@ -14,11 +14,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from ecoflap.storage.results.sparsity import UNCORRELATED
 from ecoflap.sweeps.report.blocks import block_names
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.runs import Run
 from ecoflap.sweeps.report.sections import Section
 from ecoflap.sweeps.report.style import WIDTH, heat_map, new_figure, styled, wrapped
+
+AS_IF = "as if uncorrelated: "
+"""Before the name of a method whose errors take the columns of inputs as uncorrelated."""
 
 Array = NDArray[np.float64]
 
@@ -43,7 +47,7 @@ Maps = dict[str, dict[str, LayerMap]]
 def maps_of(section: Section, figure: str) -> tuple[float, Maps]:
     """The maps of each method at the highest target that a run has, means over seeds.
 
-    Methods with equal maps share one.
+    Methods with equal maps share one. Errors that are not exact are marked in the name.
 
     Args:
         section: the runs.
@@ -58,19 +62,26 @@ def maps_of(section: Section, figure: str) -> tuple[float, Maps]:
         of_seeds = [_read(run, figure) for run in runs if run.sparsity == target]
         if of_seeds and all(of_seeds):
             found[method] = {tower: _mean([one[tower] for one in of_seeds]) for tower in of_seeds[0]}
+    assumed = {
+        method
+        for method, runs in section.by_method.items()
+        if figure == "error" and any(run.result.sparsity.get("errors") == UNCORRELATED for run in runs)
+    }
     groups: list[list[Method]] = []
     for method, towers in found.items():
         same = next((group for group in groups if _equal(found[group[0]], towers)), None)
         groups.append([method]) if same is None else same.append(method)
-    return target, {_name(group): found[group[0]] for group in groups}
+    names = [AS_IF * (not assumed.isdisjoint(group)) + _name(group) for group in groups]
+    return target, {name: found[group[0]] for name, group in zip(names, groups, strict=True)}
 
 
 @styled
-def plot_layers(maps: Maps, label: str, colours: str) -> Figure:
+def plot_layers(maps: Maps, title: str, label: str, colours: str) -> Figure:
     """Plot one row of maps per method and one column per tower, on one scale.
 
     Args:
         maps: the maps.
+        title: of the figure.
         label: what the colours mean, with its unit.
         colours: the colour map.
     """
@@ -80,7 +91,8 @@ def plot_layers(maps: Maps, label: str, colours: str) -> Figure:
     figures = np.concatenate([one.values.ravel() for row in maps.values() for one in row.values()])
     scale = _scale(figures[np.isfinite(figures)])
     width = min(max(WIDTH, 1.1 * len(towers) + 0.11 * sum(blocks)), 13)
-    figure = new_figure(width, 1.0 + sum(0.5 + 0.19 * count for count in kinds))
+    figure = new_figure(width, 1.3 + sum(0.5 + 0.19 * count for count in kinds))
+    figure.suptitle(title, fontsize=10)
     grid = figure.subplots(
         len(maps), len(towers), squeeze=False, height_ratios=kinds, width_ratios=_widths(blocks)
     )

@@ -137,7 +137,8 @@ def _layers(section: Section, plots: Plots, figure: str, label: str, colours: st
     target, maps = maps_of(section, figure)
     if not maps:
         return None
-    drawn = plots(plot_layers(maps, label, colours), section.title, "layers", figure)
+    title = f"{figure.capitalize()} of every layer at target sparsity {target:g}"
+    drawn = plots(plot_layers(maps, title, label, colours), section.title, "layers", figure)
     return {"figure": figure, "target": target, "plot": drawn}
 
 

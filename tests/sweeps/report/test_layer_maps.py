@@ -83,7 +83,7 @@ def test_one_scale_for_all_maps_and_shapes_on_the_page(tmp_path: Path) -> None:
     write_run(tmp_path, "a", 70.0, blocks={"vision": [0.1, 0.3], "text": [0.9]})
     write_run(tmp_path, "b", 70.0, blocks={"vision": [0.5, 0.5], "text": [0.5]}, score={"name": "none"})
     maps = maps_of(section_of(tmp_path), "sparsity")[1]
-    figure = plot_layers(maps, "sparsity", "viridis")
+    figure = plot_layers(maps, "title", "sparsity", "viridis")
     scales = [drawn.get_clim() for axes in figure.axes[:4] for drawn in axes.collections]
     assert scales == [pytest.approx((0.1, 0.9))] * 4
     assert main([str(tmp_path)]) == 0
@@ -103,17 +103,39 @@ def test_a_page_of_many_methods_on_a_large_model_stays_small(tmp_path: Path) -> 
     assert (tmp_path / "report" / "index.html").stat().st_size < 1e6
 
 
+def test_errors_that_are_not_exact_are_told_apart(tmp_path: Path) -> None:
+    """Also where the name is cut off in the figure, and by the sparsity of the figure."""
+    layers = {"layers.0.q.weight": (0.7, 0.2)}
+    for pruner, kind, error in (
+        ("wanda", "uncorrelated", 0.2),
+        ("sparsegpt", "exact", 0.3),
+        ("old", None, 0.4),
+    ):
+        layers = {"layers.0.q.weight": (0.7, error)}
+        (made := record(layers))["sparsity"] |= {"errors": kind}  # type: ignore[operator]
+        write_run(tmp_path, pruner, 70.0, sparsity=0.7, pruner__name=pruner, record=made)
+    maps = maps_of(section_of(tmp_path), "error")[1]
+    marked = [name.startswith("as if uncorrelated: ") for name in maps]
+    assert [("wanda" in name) for name in maps] == marked
+    assert marked.count(True) == 1
+    assert not any("uncorrelated" in name for name in maps_of(section_of(tmp_path), "sparsity")[1])
+    assert main([str(tmp_path)]) == 0
+    html = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "Error of every layer at target 0.7" in html
+    assert "take the columns of the input X as uncorrelated" in html
+
+
 def test_errors_that_are_not_finite_are_blank(tmp_path: Path) -> None:
     write_run(tmp_path, "a", 70.0, record=record({"layers.0.q.weight": (0.5, float("nan"))}))
     maps = maps_of(section_of(tmp_path), "error")[1]
-    assert plot_layers(maps, "error", "magma").axes[0].collections
+    assert plot_layers(maps, "title", "error", "magma").axes[0].collections
 
 
 def test_long_names_of_methods_leave_the_maps_their_room(tmp_path: Path) -> None:
     blocks = {"vision": [0.5, 0.6], "encoder": [0.5, 0.6], "decoder": [0.5, 0.6]}
     write_run(tmp_path, "a", 70.0, blocks=blocks)
     (towers,) = maps_of(section_of(tmp_path), "sparsity")[1].values()
-    figure = plot_layers({"a rather long name, " * 5: towers}, "sparsity", "viridis")
+    figure = plot_layers({"a rather long name, " * 5: towers}, "title", "sparsity", "viridis")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure.draw_without_rendering()
