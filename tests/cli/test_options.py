@@ -8,14 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from ecoflap.errors import UserError
 from ecoflap.run import pipeline
 from ecoflap.run.config import package_file
+from ecoflap.run.instantiate import build
 from ecoflap.storage.masks import load_masks
 from ecoflap.storage.results import Result, verify
-from tests.cli.conftest import ROOT, composed
+from tests.cli.conftest import ROOT, WORDS, composed
 
 Run = Callable[..., Result]
 GROUPS = {
@@ -39,6 +41,33 @@ def test_every_option_composes_and_names_a_class(group: str, option: str) -> Non
         assert all(member.get("name") is not None for member in members) or group == "tracking"
     first = (ROOT / "conf" / group / f"{option}.yaml").read_text()
     assert "# ecoflap run" in first, "each option shows its command line"
+
+
+def test_a_text_of_ones_own_is_not_called_wikitext(tiny_llama: Path, run: Run, tmp_path: Path) -> None:
+    draws = torch.Generator().manual_seed(5)
+    for name in ("train", "test"):
+        picks = torch.randint(len(WORDS), (200,), generator=draws).tolist()
+        (tmp_path / f"{name}.txt").write_text(" ".join(WORDS[pick] for pick in picks))
+    given = ["model=causal_lm", f"model.path={tiny_llama}", "score=none", "pruner.mask=row", "tracking=none"]
+    given += ["device=cpu", f"cache={tmp_path / 'cache'}", "allocation=water_filling"]
+    texts = [
+        "calibration=text",
+        f"calibration.path={tmp_path / 'train.txt'}",
+        "calibration.samples=2",
+        "calibration.sequence_length=16",
+        "task=text",
+        f"task.path={tmp_path / 'test.txt'}",
+        "task.sequence_length=16",
+    ]
+    result = run([*given, *texts])
+    assert result.data["calibration"]["name"] == "text"
+    assert list(result.metrics["pruned"]) == ["text"]
+
+
+@pytest.mark.parametrize("group", ["calibration", "task"])
+def test_a_text_of_ones_own_needs_a_file(group: str) -> None:
+    with pytest.raises(UserError, match=rf"{group}=text is a text of your own: .* {group}\.path=FILE"):
+        build(group, composed([f"{group}=text"])[group]).check_data(group)
 
 
 @pytest.mark.parametrize(

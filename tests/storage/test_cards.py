@@ -146,6 +146,25 @@ def test_an_int_is_a_count(tmp_path: Path) -> None:
     assert "| t | guesses | 25,000 | 0 |" in card
 
 
+def test_files_are_named_without_their_folders(tmp_path: Path) -> None:
+    config = {
+        "pruner": PRUNER,
+        "model": {"name": "causal_lm", "path": "/home/me/my-model"},
+        "calibration": {"name": "text", "path": "/home/me/train.txt", "sequence_length": 64},
+        "task": {"name": "text", "path": "/home/me/test.txt", "sequence_length": 128},
+    }
+    data = {"calibration": {"name": "text", "samples": 32, "fingerprint": "c"}}
+    card = model_card(record(config=config, data=data), tmp_path)
+    assert "- Dense model: `my-model`, fingerprint `f`." in card
+    assert "- Calibration: 32 samples of `text`, `train.txt`, sequence_length=64, fingerprint `c`." in card
+    assert "- Task `text`: `test.txt`, sequence_length=128." in card
+    assert "/home/me" not in card
+    bare = model_card(record(data=data), tmp_path)
+    assert "- Dense model: fingerprint `f`." in bare
+    assert "- Calibration: 32 samples of `text`, fingerprint `c`." in bare
+    assert "- Task" not in bare
+
+
 def test_n_of_m_and_whole_units_are_told_apart(tmp_path: Path) -> None:
     card = model_card(record(config={"pruner": {**PRUNER, "mask": "2:4"}}), tmp_path)
     assert "2:4" in head(card)["tags"]

@@ -13,7 +13,7 @@ class TextSourceOptions:
 
     Attributes:
         path: a UTF-8 text file, or JSON lines (.jsonl, .json, .ndjson, also with .gz); null for the hub.
-        dataset: id of the data set on the hub.
+        dataset: id of the data set on the hub; empty for none, so that a path is needed.
         config: configuration of the data set on the hub; null for its only one.
         split: split of the data set on the hub.
         column: the column, or the key of each JSON line, that holds text.

@@ -91,6 +91,8 @@ class TextSource(TextSourceOptions):
     def _read_hub(self, option: str) -> Sequence[str]:
         import datasets
 
+        if not self.dataset:
+            raise UserError(f"{option}=text is a text of your own: give its file with {option}.path=FILE")
         if "all" in self.splits:
             raise UserError(
                 f"{option}.split={self.split} hides which splits are read, and with them whether a model is"

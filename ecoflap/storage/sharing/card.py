@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -208,12 +208,18 @@ def _of_form(folder: Path, dense: str, without_zeros: str) -> str:
 
 
 def _origin(result: Result, folder: Path) -> Iterator[str]:
+    yield f"- Dense model:{_of_file(result.config.get('model'))} fingerprint `{result.model['fingerprint']}`."
     calibration = result.data.get("calibration")
     if calibration is not None:
         count, name = calibration["samples"], calibration["name"]
-        yield f"- Calibration: {count:,} samples of `{name}` (fingerprint `{calibration['fingerprint']}`)."
+        details = [
+            *_read_from(result.config.get("calibration")),
+            f"fingerprint `{calibration['fingerprint']}`",
+        ]
+        yield f"- Calibration: {count:,} samples of `{name}`, {', '.join(details)}."
     else:
         yield "- Calibration: none."
+    yield from _evaluated(result)
     yield from _repeating(result)
     known = {name: value for name, value in result.versions.items() if value and name != "code"}
     yield "- Versions: " + ", ".join(f"{name} {value}" for name, value in known.items()) + "."
@@ -223,6 +229,22 @@ def _origin(result: Result, folder: Path) -> Iterator[str]:
     if (folder / MASKS).is_file():
         yield f"- `{MASKS}` has the masks, one bit per weight; `ecoflap.storage.masks.load_masks` reads them."
     yield f"- `{RESULT}` is the whole record; `ecoflap verify FOLDER` checks the weights against it."
+
+
+def _evaluated(result: Result) -> Iterator[str]:
+    """What each task has read, where its config names a file or a length."""
+    options = result.config.get("task") or {}
+    members = options.get("tasks") or {options.get("name"): options}
+    for name, member in members.items():
+        if details := _read_from(member):
+            yield f"- Task `{name}`: {', '.join(details)}."
+
+
+def _read_from(part: Mapping[str, Any] | None) -> list[str]:
+    """The last part of a config's path, as the others are of one machine, and the tokens of a window."""
+    path, length = (None if part is None else part.get(key) for key in ("path", "sequence_length"))
+    named = [] if path is None else [f"`{PurePath(str(path)).name}`"]
+    return named if length is None else [*named, f"sequence_length={length}"]
 
 
 def _repeating(result: Result) -> Iterator[str]:
