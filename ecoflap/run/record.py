@@ -63,10 +63,10 @@ def _sparsity(
         return sparsity_section(counts, None, parameters)
     allocated_by, coarse = ("pruner", None) if pruner.allocates else ("allocation", coarse)
     section = sparsity_section(counts, allocation.target, parameters, allocation.total, allocated_by, coarse)
-    return section | {"errors": _kind_of_errors(counts, pruner)}
+    return section | {"errors": kind_of_errors(counts, pruner)}
 
 
-def _kind_of_errors(counts: dict[str, LayerCount], pruner: Pruner) -> str | None:
+def kind_of_errors(counts: dict[str, LayerCount], pruner: Pruner) -> str | None:
     """How the errors of layers are computed; None if they have none."""
     statistic = getattr(pruner, "statistic", None)
     if statistic is None or all(count.error is None for count in counts.values()):
