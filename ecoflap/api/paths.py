@@ -12,7 +12,7 @@ READERS = {
     "chat": JSON_ENDINGS,
     "parquet": parquet.ENDINGS,
     "webdataset": webdataset.ENDINGS,
-    "wikitext2": (".txt", ".txt.gz"),
+    "text": (".txt", ".txt.gz"),
 }
 """{data set: endings of the files that it reads}."""
 
@@ -26,7 +26,7 @@ def refuse_path(data: str) -> None:
     name = data.lower()
     reader = next((reader for reader, endings in READERS.items() if name.endswith(endings)), None)
     if reader is None and exists(data):
-        reader = "parquet" if isdir(data) else "wikitext2"
+        reader = "parquet" if isdir(data) else "text"
     if reader is not None:
         raise UserError(
             f"data={data!r} is a path, and the name of no data set; to read the file, give"

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ecoflap.storage.file_names import BITMASK_INDEX, CARD, RECIPE, RESULT
+from ecoflap.storage.file_names import BITMASK_INDEX, CARD
 from ecoflap.storage.files import replacing
-from ecoflap.storage.masks import FILE_NAME as MASKS
 from ecoflap.storage.results.record import NORMAL, Result, is_count
-from ecoflap.storage.results.sources import own_parts
 from ecoflap.storage.sharing.base_model import BaseModel, describe_base, saved_settings
-from ecoflap.storage.sharing.recipe import recipe_of, unnamed
+from ecoflap.storage.sharing.origin import origin
 
 MARK = "<!-- Written by ecoflap, which replaces a card with this line. -->"
 GAINS = "## What it gains\n\n"
@@ -97,7 +95,7 @@ def model_card(result: Result, folder: Path) -> str:
         "## Sparsity\n\n" + "\n".join(_sparsity(result)),
         "## Metrics\n\n" + "\n".join(_metrics(result)),
         GAINS + "\n\n".join(_gains(result, folder)),
-        "## How it was made\n\n" + "\n".join(_origin(result, folder)),
+        "## How it was made\n\n" + "\n".join(origin(result, folder)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -205,62 +203,6 @@ def _gains(result: Result, folder: Path) -> Iterator[str]:
 def _of_form(folder: Path, dense: str, without_zeros: str) -> str:
     """The text that is true of the form of the weights."""
     return without_zeros if (folder / BITMASK_INDEX).is_file() else dense
-
-
-def _origin(result: Result, folder: Path) -> Iterator[str]:
-    yield f"- Dense model:{_of_file(result.config.get('model'))} fingerprint `{result.model['fingerprint']}`."
-    calibration = result.data.get("calibration")
-    if calibration is not None:
-        count, name = calibration["samples"], calibration["name"]
-        details = [
-            *_read_from(result.config.get("calibration")),
-            f"fingerprint `{calibration['fingerprint']}`",
-        ]
-        yield f"- Calibration: {count:,} samples of `{name}`, {', '.join(details)}."
-    else:
-        yield "- Calibration: none."
-    yield from _evaluated(result)
-    yield from _repeating(result)
-    known = {name: value for name, value in result.versions.items() if value and name != "code"}
-    yield "- Versions: " + ", ".join(f"{name} {value}" for name, value in known.items()) + "."
-    if result.git is not None:
-        changes = ", with uncommitted changes" if result.git["dirty"] else ""
-        yield f"- Commit of ecoflap: `{result.git['commit']}`{changes}."
-    if (folder / MASKS).is_file():
-        yield f"- `{MASKS}` has the masks, one bit per weight; `ecoflap.storage.masks.load_masks` reads them."
-    yield f"- `{RESULT}` is the whole record; `ecoflap verify FOLDER` checks the weights against it."
-
-
-def _evaluated(result: Result) -> Iterator[str]:
-    """What each task has read, where its config names a file or a length."""
-    options = result.config.get("task") or {}
-    members = options.get("tasks") or {options.get("name"): options}
-    for name, member in members.items():
-        if details := _read_from(member):
-            yield f"- Task `{name}`: {', '.join(details)}."
-
-
-def _read_from(part: Mapping[str, Any] | None) -> list[str]:
-    """The last part of a config's path, as the others are of one machine, and the tokens of a window."""
-    path, length = (None if part is None else part.get(key) for key in ("path", "sequence_length"))
-    named = [] if path is None else [f"`{PurePath(str(path)).name}`"]
-    return named if length is None else [*named, f"sequence_length={length}"]
-
-
-def _repeating(result: Result) -> Iterator[str]:
-    """The command that repeats the run, and the user's own code that it needs."""
-    command, asked = f"ecoflap run --config {RECIPE}", unnamed(result.config)
-    given = "".join(f" {group}=CHOICE" for group in asked)
-    yield f"- To repeat it: `{command}{given}`{', as these were objects in Python' if asked else ''}."
-    hashes = {key: part["hash"] for key, part in (result.sources or {"parts": {}})["parts"].items()}
-    if own := own_parts(recipe_of(result.config)):
-        named = [
-            f"`{name}`{f' (source `{hashes[key]}`)' if hashes.get(key) else ''}" for key, name in own.items()
-        ]
-        yield (
-            f"- It needs {', '.join(named)}, not part of ecoflap: with their modules installed, or beside"
-            " FOLDER with `--config-dir FOLDER`."
-        )
 
 
 def _extent(result: Result) -> str:
