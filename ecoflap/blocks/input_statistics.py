@@ -48,10 +48,10 @@ class InputStatistics:
         self.of: dict[Layer, Statistic] = {}
         self._counted: tuple[Tensor, ...] = ()
         self._foreign: list[Tensor] = []
-        self._leaders: set[Layer] = set()
+        self._groups: dict[Layer, tuple[Layer, ...]] = {}  # of layers with a statistic: those that share it
         self._unseen: dict[Layer, Statistic] = {}
-        # Layers without a statistic, in this run: what each call read, and the tensors, which stay alive so
-        # that equal identity means the same input.
+        # What calls in this run read that is in no layer's statistic yet, and the tensors, which stay alive
+        # so that equal identity means the same input.
         self._reads: dict[Layer, list[Statistic]] = {}
         self._seen: list[tuple[Tensor, int, Statistic]] = []
         self._calls: list[Layer] = []
@@ -96,11 +96,19 @@ class InputStatistics:
         self._counted, self._foreign = counted, foreign
 
     def _observe(self, layer: Layer, inputs: Tensor) -> None:
-        """Add the inputs once per statistic; which layers share one is known after their first run."""
-        if layer not in self.of:
-            self._reads.setdefault(layer, []).append(self._of_tensor(layer, inputs))
-        elif layer in self._leaders:
+        """Add the inputs to the layer's statistic; to a shared one, once all of its layers have read them."""
+        group = self._groups.get(layer, ())
+        if len(group) == 1:
             self.of[layer].update(self._counted_of(layer, inputs))
+            return
+        reads = self._reads.setdefault(layer, [])
+        reads.append(self._of_tensor(layer, inputs))
+        if group and all(self._reads.get(other) == reads for other in group):
+            for read in reads:
+                self.of[layer].add(read)
+            for other in group:
+                del self._reads[other]
+            self._seen = [seen for seen in self._seen if seen[2] not in reads]
 
     def _of_tensor(self, layer: Layer, inputs: Tensor) -> Statistic:
         """The statistic of one tensor; computed once for all layers that read it before it is written to."""
@@ -114,15 +122,20 @@ class InputStatistics:
         return statistic
 
     def _settle(self) -> None:
-        """Share one statistic among the layers that read the same tensors in each of their calls of a run."""
-        leaders: dict[tuple[int, ...], Layer] = {}
-        for layer, reads in self._reads.items():
-            leader = leaders.setdefault(tuple(map(id, reads)), layer)
-            if leader is layer:
-                self._leaders.add(layer)
-                self.of[layer] = reads[0] if len(reads) == 1 else self._total(layer, reads)
-            else:
-                self.of[layer] = self.of[leader]
+        """Share one statistic among the layers that read the same tensors in each of their calls of each run.
+
+        They begin to share it in their first run. If they read different ones in a later run, each gets a
+        statistic of its own, with what they have read together so far.
+        """
+        alike: dict[tuple[Statistic, ...], list[Layer]] = {}
+        for layer in dict.fromkeys(one for read in self._reads for one in self._groups.get(read, (read,))):
+            before = [self.of[layer]] if layer in self.of else []
+            parts = tuple(before + self._reads.get(layer, []))
+            alike.setdefault(parts, []).append(layer)
+        for parts, layers in alike.items():
+            shared = parts[0] if len(parts) == 1 else self._total(layers[0], parts)
+            for layer in layers:
+                self.of[layer], self._groups[layer] = shared, tuple(layers)
         self._reads.clear()
         self._seen.clear()
 

@@ -321,6 +321,32 @@ def test_a_layer_that_is_called_once_more_has_a_statistic_of_its_own(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", [MeanSquare, Gram])
+@pytest.mark.parametrize(
+    "later",
+    [["first 1", "second 2"], ["second 2", "first 1"], ["first 1"], ["first 1", "second 1", "second 2"]],
+)
+def test_layers_that_read_different_tensors_in_a_later_run_share_a_statistic_no_more(
+    later: list[str], kind: type[MeanSquare] | type[Gram]
+) -> None:
+    layers = {name: Layer(name, nn.Linear(8, 2)) for name in ("first", "second", "third")}
+    tensors = torch.randn(3, 10, 8, generator=torch.Generator().manual_seed(1)).unbind()
+    runs = [[f"{name} 0" for name in layers]] * 2 + [[*later, "third 1"]] + [[f"{name} 0" for name in layers]]
+    statistics = InputStatistics(kind)
+    with statistics.gathering(list(layers.values())):
+        for run in runs:
+            statistics.begin_run((), [])
+            for name, number in map(str.split, run):
+                layers[name].module(tensors[int(number)])
+    for name, layer in layers.items():
+        alone = kind(8, torch.device("cpu"))
+        for call in (call for run in runs for call in run if call.startswith(name)):
+            alone.update(tensors[int(call[-1])])
+        assert statistics[layer].tokens == alone.tokens
+        assert torch.equal(statistics[layer].value, alone.value)
+
+
+@torch.no_grad()
 def test_a_tensor_that_is_written_to_is_another_input() -> None:
     first, second = (Layer(name, nn.Linear(8, 2)) for name in ("first", "second"))
     inputs, statistics = torch.ones(3, 8), InputStatistics(MeanSquare)
