@@ -20,6 +20,7 @@ class OffloadedTensor:
 
     Attributes:
         device: the device that ``read`` returns the tensor on.
+        shape: of the tensor.
         file: the file that holds it; None where memory does.
     """
 
@@ -31,7 +32,7 @@ class OffloadedTensor:
             placement: where it is stored; kind ``none`` leaves it on its device, and so do others while
                 there is room.
         """
-        self.device, self._placement = tensor.device, placement
+        self.device, self.shape, self._placement = tensor.device, tensor.shape, placement
         self.file: Path | None = None
         self._tensor: Tensor | None = tensor
         self._taken = 0  # of the placement's room

@@ -6,11 +6,12 @@ Layers that read the same tensor (q, k and v; gate and up) share one statistic.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 
-from torch import Tensor
+from torch import Size, Tensor
 
 from ecoflap.blocks.containers import version_of
 from ecoflap.blocks.statistics import Statistic
@@ -20,6 +21,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.layers import Layer
 
+Shapes = tuple[Size, ...]
 ROUTED = re.compile(r"experts\.\d+\.")  # names of layers that read the tokens that a router sends them
 
 
@@ -54,25 +56,23 @@ class InputStatistics:
         # so that equal identity means the same input.
         self._reads: dict[Layer, list[Statistic]] = {}
         self._seen: list[tuple[Tensor, int, Statistic]] = []
+        self._layers: Sequence[Layer] = ()
         self._calls: list[Layer] = []
-        self._repeats: bool | None = None  # whether a run calls some layer twice; None until one has ended
+        self._shapes: Shapes | None = None
+        self._ended: set[Shapes] = set()  # of the runs that have ended
+        self._steady = True  # whether each of them called every layer once, and no router chooses layers
 
     @contextmanager
-    def gathering(self, layers: Sequence[Layer], stop: bool = False) -> Iterator[None]:
-        """Gather the inputs of layers while the block runs in this context.
-
-        Args:
-            layers: layers of the block.
-            stop: raise ``InputsComplete`` in each run once the inputs of every layer are known, to save the
-                rest of the block's computation.
-        """
+    def gathering(self, layers: Sequence[Layer]) -> Iterator[None]:
+        """Gather the inputs of layers of the block while it runs in this context."""
+        self._layers, self._steady = layers, not any(map(is_routed, layers))
 
         def watch(layer: Layer) -> Callable[[Tensor], None]:
             def note(inputs: Tensor) -> None:
                 self._observe(layer, inputs)
                 self._calls.append(layer)
-                # Not in the first run, which shows whether layers are called again after the last one was.
-                if stop and self._repeats is False and len(set(self._calls)) == len(layers):
+                known = self._steady and self._shapes in self._ended
+                if known and len(set(self._calls)) == len(layers):
                     raise InputsComplete
 
             return note
@@ -81,18 +81,24 @@ class InputStatistics:
             yield
         self._settle()
 
-    def begin_run(self, counted: tuple[Tensor, ...], foreign: list[Tensor]) -> None:
+    def begin_run(
+        self, counted: tuple[Tensor, ...], foreign: list[Tensor], shapes: Shapes | None = None
+    ) -> None:
         """Set the tokens that count in the next run of the block; called before each run.
 
         Args:
             counted: masks [batch, tokens] of the sequence and of parts that some layers read alone; empty
                 where all tokens count.
             foreign: tensors from outside the tower, to which this tower's masks don't apply.
+            shapes: of all tensors that enter the block, if the run may raise ``InputsComplete``, which saves
+                the rest of the block's computation: where all runs so far have called every layer once, and
+                one with these shapes ran to its end.
         """
         self._settle()
-        if self._calls:  # not the first run
-            self._repeats = bool(self._repeats) or len(set(self._calls)) < len(self._calls)
-        self._calls = []
+        if self._shapes is not None:
+            self._ended.add(self._shapes)
+            self._steady = self._steady and Counter(self._calls) == Counter(self._layers)
+        self._calls, self._shapes = [], shapes
         self._counted, self._foreign = counted, foreign
 
     def _observe(self, layer: Layer, inputs: Tensor) -> None:

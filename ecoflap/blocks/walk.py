@@ -62,7 +62,7 @@ class Visit:
 
         Args:
             statistic: the statistic to gather; None for none.
-            leave: make the block's outputs the next block's inputs. Otherwise a run ends as soon as all
+            leave: make the block's outputs the next block's inputs. Otherwise a run may end as soon as all
                 layers' inputs are known, and ``leave`` has to be called later.
 
         Returns:
@@ -73,10 +73,11 @@ class Visit:
                 self.leave()
             return None
         found, masks = InputStatistics(statistic), self.counted
-        with found.gathering(self.block.layers, stop=not leave):
+        with found.gathering(self.block.layers):
             for stream, counted in zip(self.flow.streams, masks, strict=True):
                 call = stream.call(self.index)
-                found.begin_run(counted, call.tensors)
+                shapes = (stream.offloaded.shape, *(tensor.shape for tensor in call.tensors))
+                found.begin_run(counted, call.tensors, None if leave else shapes)
                 with suppress(InputsComplete):
                     output = call.run(self.block.module, stream.hidden)
                     if leave:

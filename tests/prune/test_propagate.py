@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from ecoflap.blocks.input_statistics import InputsComplete, InputStatistics
 from ecoflap.blocks.statistics import MeanSquare
+from ecoflap.blocks.walk import walk
 from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.prune.driver import prune
 from ecoflap.prune.inputs import measure_dense
@@ -16,6 +20,7 @@ from tests import tiny
 
 from . import reference
 from .test_families import uniform
+from .test_layer_by_layer import rows, stack
 
 
 @torch.no_grad()
@@ -58,15 +63,74 @@ def test_a_block_is_run_no_further_than_its_last_layer_reads() -> None:
     model, calibration = tiny.build("llama"), tiny.samples("llama")
     block, statistics, finished = model.blocks[0], InputStatistics(MeanSquare), []
     block.layers[-1].module.register_forward_hook(lambda *_: finished.append(True))
-    with statistics.gathering(block.layers, stop=True):
+    with statistics.gathering(block.layers):
         for batch in calibration.batches(1):
-            statistics.begin_run((), [])
+            statistics.begin_run((), [], (batch["input_ids"].shape,))
             try:
                 model.loss(batch)
             except InputsComplete:
                 continue
-    assert len(finished) == 1, "the first run shows that no layer is called twice"
+    assert len(finished) == 2, "the first run of each length shows that no layer is called twice"
     assert statistics[block.layers[-1]].tokens == statistics[block.layers[0]].tokens == 29
+
+
+class Chunked(nn.Module):
+    """Sends long texts through its layer in parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + torch.cat([torch.tanh(self.layer(part)) for part in hidden.split(5, dim=1)], dim=1)
+
+
+class Slots(nn.Module):
+    """Sends each text through two experts, one after the other, which its second and third numbers choose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        output = hidden.clone()
+        for slot in (hidden[:, 0, 1:3] > 0).long().unbind(1):
+            for number in slot.unique().tolist():
+                added = torch.tanh(self.experts[number](hidden[slot == number]))
+                output[slot == number, :, 3:] += added[..., 3:]
+        return output
+
+
+class Apart(nn.Module):
+    """Two layers read the same tensor in short texts only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        read = hidden if hidden.shape[1] < 6 else hidden * torch.arange(8)
+        return hidden + self.one(hidden) + self.other(read)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("leave", [False, True])
+@pytest.mark.parametrize("block", [Chunked, Slots, Apart])
+def test_batches_that_call_layers_otherwise_than_the_first(
+    block: Callable[[], nn.Module], leave: bool
+) -> None:
+    calibration, model = rows([5] * 4 + [7] * 4), stack(block)
+    for number, sample in enumerate(calibration.samples):
+        sample["x"][0, 1:3] = torch.tensor([-1.0, 1.0]) * (-1) ** (number == 3)
+    for visit in walk(model, model.towers, calibration.batches(2), "check"):
+        found = visit.measure(MeanSquare, leave)
+        assert found is not None
+        for layer in visit.block.layers:
+            inputs = reference.inputs_of(model, layer, calibration)
+            assert found[layer].tokens == len(inputs), layer.name
+            torch.testing.assert_close(found[layer].value, inputs.square().mean(0))
+        if not leave:
+            visit.leave()
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "blip2_t5", "clip", "torchvision_vit"])
