@@ -186,10 +186,13 @@ class Flow:
 
 
 def _others(one: Batch, batches: Sequence[Batch]) -> list[Batch]:
-    """One batch of each other set of inputs, and last one of the same set, of another length if possible."""
+    """One batch of each other set of inputs, and last the longest other one of the same set, of another
+    length if possible.
+    """
 
-    def difference(batch: Batch) -> tuple[bool, bool]:
-        return any(batch[name].shape[1:] != one[name].shape[1:] for name in one), batch is not one
+    def difference(batch: Batch) -> tuple[bool, int, bool]:
+        differs = any(batch[name].shape[1:] != one[name].shape[1:] for name in one)
+        return differs, sum(tensor[0].numel() for tensor in batch.values()), batch is not one
 
     kinds = {frozenset(batch): batch for batch in batches if batch.keys() != one.keys()}
     return [*kinds.values(), max((batch for batch in batches if batch.keys() == one.keys()), key=difference)]

@@ -39,7 +39,8 @@ class Structure:
 
     Attributes:
         passes: how often each block is called for two samples. It is learned from some batches; a batch of
-            other shapes that runs the tower more often is noticed only if the tower is bypassed afterwards.
+            other shapes that runs the tower more often, and isn't the longest, is noticed only if the tower
+            is bypassed afterwards.
         bypasses: how to bypass blocks. Blocks that make arguments of other blocks are missing, and run.
         from_output: blocks whose inputs the model computes from what the block before leaves: its output, and
             the containers among its arguments.

@@ -438,6 +438,24 @@ def test_a_kind_of_batch_that_runs_the_tower_more_often_is_refused(kind: str) ->
 
 
 @torch.no_grad()
+def test_the_longest_batch_may_not_run_the_tower_more_often() -> None:
+    model = model_of("given_end")
+    given = [
+        {name: tensor[:, :length] for name, tensor in batch.items()}
+        for batch, length in zip(batches("in all"), (3, 4, 5), strict=True)
+    ]
+
+    def loss(module: Any, batch: Batch, _: int) -> Tensor:
+        hidden = batch["hidden"]
+        for _ in range(2 if hidden.shape[1] > 4 else 1):
+            hidden = module(hidden, batch["image"])
+        return hidden.mean(dim=(1, 2))
+
+    with pytest.raises(UserError, match=r"one batch runs tower language .* 1 times and another 2 times"):
+        Flow(replace(model, loss_function=loss), model.towers[1], given)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("way", WAYS)
 def test_blocks_that_are_the_identity_hide_nothing(way: str) -> None:
     """Where no block does anything, hidden states are the same at every depth, and what is read from where
