@@ -130,7 +130,7 @@ KEYS: list[Case] = [
         ("calibration.generated=3",),
         (
             "calibration=easy_vqa has no option 'generated'",
-            "calibration=c4 or c4_no_bos or ptb or token_file",
+            "calibration=c4 or c4_no_bos or ptb or text or token_file",
         ),
     ),
     Case(("model=t5_mini", "model.prompt=x"), ("choose one that has it: model=", "others")),

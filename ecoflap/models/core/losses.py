@@ -15,9 +15,9 @@ from torch.nn.functional import cross_entropy
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.models.core.logits import collect
 from ecoflap.models.core.prunable import Loss
-from ecoflap.ops.divergence import AT_ONCE
 
 IGNORED = -100
+AT_ONCE = 2**22  # logits whose log-probabilities are in memory at a time; ops is not imported for it
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
