@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from ecoflap.allocate.allocation import Allocation, check_allocated, check_sparsity
@@ -184,7 +184,8 @@ def checked_allocation(
     """
     allocation = allocator(model, scores, sparsity, context)
     check_allocated(allocation, [tower.layers for tower in model.towers], sparsity, allocator.name)
-    return allocation
+    keep = {name: int(count) for name, count in allocation.keep.items()}  # also those of NumPy
+    return replace(allocation, keep=keep, sizes=model.sizes)
 
 
 def coarse_stage(allocator: Allocator, scorer: str | None) -> str:

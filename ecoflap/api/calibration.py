@@ -100,8 +100,8 @@ def calibrate(
         check_given(model, taken)
         return taken
     with unchanged(model.module, model.processor):
-        if isinstance(data, str) and data not in names("calibration"):
-            refuse_path(data)
+        if isinstance(data, str) and data not in (known := names("calibration")):
+            refuse_path(data, known)
         if isinstance(data, str) or hasattr(data, "check_model"):
             calibrator = part("calibration", data, {**given, **options})
             found: CalibrationSet = calibrator.load(model, seed)

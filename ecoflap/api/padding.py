@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ecoflap.api.padding_masks import MASKED, length_of, padding_mask
+from ecoflap.api.padding_masks import MASKED, length_of, marks_padding, padding_mask, places_of_ones
 from ecoflap.data.batch import Sample
-from ecoflap.errors import UserError
 from ecoflap.models.core.losses import IGNORED
 
 OF_TARGETS = ("labels", "decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask")
@@ -51,31 +50,33 @@ def without_padding(sample: Sample, apart: bool) -> Sample:
         UserError: if all tokens are padding.
     """
     length, mask = length_of(sample), padding_mask(sample)
-    kept = {**sample, **_masked_apart(sample, *QUERIES)}
+    kept = {**sample, **_masked_apart(sample, *QUERIES, whole=True)}
     if apart:
         kept |= _targets_without_padding(sample)
     texts = "input_ids" in sample or "inputs_embeds" in sample
     if not texts:
-        kept |= _masked_apart(sample, *PATCHES)
+        kept |= _masked_apart(sample, *PATCHES, whole=False)
     if mask is None or length is None or bool(mask.all()):
         return kept
-    real = mask.flatten().nonzero().flatten()
-    if not len(real):
-        raise UserError("a sample of the data is nothing but padding: its attention_mask is all zeros")
+    real = places_of_ones(mask, "attention_mask", whole=False)  # gaps are refused where they matter
     for name in ALONG_TOKENS if texts else ALONG_OTHERS:
         if name in kept and kept[name].shape[: len(length)] == length and not (apart and name == "labels"):
             kept[name] = kept[name].index_select(len(length) - 1, real)
     return kept
 
 
-def _masked_apart(sample: Sample, name: str, mask_name: str) -> Sample:
-    """An input with a mask of its own, and that mask, without padding; nothing if it is not of its tokens."""
+def _masked_apart(sample: Sample, name: str, mask_name: str, whole: bool) -> Sample:
+    """An input with a mask of its own, and that mask, without padding; nothing if it is not of its tokens.
+
+    Raises:
+        UserError: as ``places_of_ones``.
+    """
     given, mask = sample.get(name), sample.get(mask_name)
-    if given is None or mask is None or not mask.dim() or mask.numel() != mask.shape[-1]:
+    if given is None or mask is None or not marks_padding(mask):
         return {}
     if mask.shape not in (given.shape, given.shape[:-1]):
         return {}
-    real, dim = mask.flatten().nonzero().flatten(), mask.dim() - 1
+    real, dim = places_of_ones(mask, mask_name, whole), mask.dim() - 1
     return {name: given.index_select(dim, real), mask_name: mask.index_select(dim, real)}
 
 
@@ -83,13 +84,13 @@ def _targets_without_padding(sample: Sample) -> Sample:
     """What a decoder reads, by the labels, or by its mask where there are none; nothing if it is no text.
 
     Raises:
-        UserError: if all of it is padding.
+        UserError: if all of it is padding, or the mask that decides has zeros between ones.
     """
     labels, mask = sample.get("labels"), sample.get("decoder_attention_mask")
     if labels is None:
-        if mask is None or not mask.dim() or mask.numel() != mask.shape[-1]:
+        if mask is None or not marks_padding(mask):
             return {}
-        length, read = mask.shape, mask.flatten() != 0
+        length, read = mask.shape, places_of_ones(mask, "decoder_attention_mask")
     elif labels.is_floating_point() or not labels.dim():
         return {}
     elif labels.numel() == labels.shape[-1]:
@@ -98,19 +99,15 @@ def _targets_without_padding(sample: Sample) -> Sample:
         length, read = labels.shape[:1], _read_by_decoder((labels != IGNORED).any(dim=1), mask)
     else:
         return {}
-    if not read.any():
-        raise UserError(
-            "a sample of the data is nothing but padding: its decoder_attention_mask is all zeros"
-        )
     return {
-        name: sample[name].index_select(len(length) - 1, read.nonzero().flatten())
+        name: sample[name].index_select(len(length) - 1, read)
         for name in OF_TARGETS
         if name in sample and sample[name].shape[: len(length)] == length
     }
 
 
 def _read_by_decoder(target: Tensor, mask: Tensor | None) -> Tensor:
-    """Whether each token is more than padding: up to the last target, and in the mask, if any.
+    """The places of tokens that are more than padding: up to the last target, and in the mask, if any.
 
     Tokens that are not predicted, such as those of a prompt, are read all the same.
 
@@ -119,6 +116,6 @@ def _read_by_decoder(target: Tensor, mask: Tensor | None) -> Tensor:
         mask: of the same tokens, or of others.
     """
     read = target.flip(0).cummax(0).values.flip(0)
-    if mask is None or mask.numel() != len(target):
-        return read
-    return read & (target | (mask.flatten() != 0))
+    if mask is not None and mask.numel() == len(target):
+        read = read & (target | (mask.flatten() != 0))
+    return read.nonzero().flatten()

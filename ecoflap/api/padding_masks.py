@@ -47,9 +47,35 @@ def padding_mask(sample: Sample) -> Tensor | None:
     Masks of pairs of tokens, and those that are added to scores of attention, are none.
     """
     mask = sample.get("attention_mask")
-    if mask is None or mask.shape != length_of(sample) or not bool(((mask == 0) | (mask == 1)).all()):
-        return None
-    return None if mask.is_floating_point() and not mask.any() else mask
+    return mask if mask is not None and mask.shape == length_of(sample) and marks_padding(mask) else None
+
+
+def marks_padding(mask: Tensor) -> bool:
+    """Whether a mask is ones and zeros for a row of tokens, and not zeros that are added to scores."""
+    binary = mask.dim() > 0 and mask.numel() == mask.shape[-1] and bool(((mask == 0) | (mask == 1)).all())
+    return binary and not (mask.is_floating_point() and not mask.any())
+
+
+def places_of_ones(mask: Tensor, name: str, whole: bool = True) -> Tensor:
+    """The places of the tokens that a mask of padding leaves, [tokens].
+
+    Args:
+        mask: ones and zeros.
+        name: the mask, for messages.
+        whole: refuse zeros between ones, as later tokens would get other positions.
+
+    Raises:
+        UserError: if there are no ones, or zeros between them.
+    """
+    real = mask.flatten().nonzero().flatten()
+    if not len(real):
+        raise UserError(f"a sample of the data is nothing but padding: its {name} is all zeros")
+    if whole and (gap := int(real[-1] - real[0]) + 1 - len(real)):
+        raise UserError(
+            f"a sample of the data has {gap} zeros between the ones of its {name}, and only padding before or"
+            " behind the tokens is removed; give them without the gap"
+        )
+    return real
 
 
 def check_mask(model: PrunableModel, sample: Sample) -> None:

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
-from os.path import exists, isdir
+from collections.abc import Iterable
+from os.path import exists
 
 from ecoflap.data.files import parquet, webdataset
 from ecoflap.data.folder import JSON_ENDINGS
-from ecoflap.errors import UserError
+from ecoflap.errors import UserError, did_you_mean
 
 READERS = {
     "chat": JSON_ENDINGS,
     "parquet": parquet.ENDINGS,
     "webdataset": webdataset.ENDINGS,
+    "token_file": (".safetensors",),
     "text": (".txt", ".txt.gz"),
 }
 """{data set: endings of the files that it reads}."""
 
 
-def refuse_path(data: str) -> None:
+def refuse_path(data: str, known: Iterable[str]) -> None:
     """Refuse the path of a file or a folder, with the data set that reads it.
+
+    Args:
+        data: what was given as data.
+        known: the names of the data sets.
 
     Raises:
         UserError: if there is such a file or folder, or the text ends as the name of one.
     """
     name = data.lower()
     reader = next((reader for reader, endings in READERS.items() if name.endswith(endings)), None)
-    if reader is None and exists(data):
-        reader = "parquet" if isdir(data) else "text"
-    if reader is not None:
-        raise UserError(
-            f"data={data!r} is a path, and the name of no data set; to read the file, give"
-            f" data=ecoflap.calibrate(model, {reader!r}, path={data!r}), with the model that ecoflap.load"
-            " returns"
-        )
+    if not exists(data) and (reader is None or " " in data):
+        return
+    call = f"data=ecoflap.calibrate(model, {'NAME' if reader is None else repr(reader)}, path={data!r})"
+    meant = (
+        ""
+        if reader is not None
+        else f", where NAME is the data set that reads it; {did_you_mean(data, known)}"
+    )
+    raise UserError(
+        f"data={data!r} is a path, and the name of no data set; to read it, give {call}, with the model that"
+        f" ecoflap.load returns{meant}"
+    )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from ecoflap.allocate.allocation import Allocation
@@ -13,6 +15,8 @@ from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.api.pruning import prune
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.prune.magnitude import Magnitude
+from ecoflap.run.plan.preflight import check_model
 from ecoflap.score.scores import Scores
 from tests import tiny
 
@@ -96,3 +100,20 @@ def test_a_total_as_given_is_taken() -> None:
         Changed(lambda found: replace(moved(3)(found), total="as_given")), tiny.build("llama"), None, 0.5
     )
     assert taken.total == "as_given"
+
+
+def test_counts_of_numpy_become_numbers_that_a_record_can_hold() -> None:
+    def counted(found: Allocation) -> Allocation:
+        return replace(found, keep={name: np.int64(count) for name, count in found.keep.items()})
+
+    found = checked_allocation(Changed(counted), tiny.build("llama"), None, 0.5)
+    assert {type(count) for count in found.keep.values()} == {int}
+
+
+def test_an_allocator_of_shapes_is_checked_before_weights_are_read() -> None:
+    config = SimpleNamespace(sparsity=0.5)
+    plan = SimpleNamespace(
+        pruner=Magnitude(), steps=["allocate"], allocator=Changed(moved(-10_000)), config=config
+    )
+    with pytest.raises(UserError, match="allocation=changed returned counts"):
+        check_model(plan, tiny.build("llama"))  # type: ignore[arg-type]

@@ -366,7 +366,13 @@ def test_what_is_not_understood_is_refused(language_model: PrunableModel) -> Non
 
 @pytest.mark.parametrize(
     ("name", "reader"),
-    [("train.TXT", "text"), ("a.jsonl.gz", "chat"), ("a.parquet", "parquet"), ("a.tar", "webdataset")],
+    [
+        ("train.TXT", "text"),
+        ("a.jsonl.gz", "chat"),
+        ("a.parquet", "parquet"),
+        ("a.tar", "webdataset"),
+        ("a.safetensors", "token_file"),
+    ],
 )
 def test_a_path_is_no_text(language_model: PrunableModel, name: str, reader: str) -> None:
     advice = f"data=ecoflap.calibrate(model, '{reader}', path='{name}')"
@@ -375,8 +381,9 @@ def test_a_path_is_no_text(language_model: PrunableModel, name: str, reader: str
 
 def test_the_path_of_any_file_or_folder_is_no_text(language_model: PrunableModel, tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("the cat sees a dog")
-    refused(language_model, f"{tmp_path}/notes", "is a path", f"'text', path='{tmp_path}/notes'")
-    refused(language_model, str(tmp_path), "is a path", f"'parquet', path='{tmp_path}'")
+    refused(language_model, f"{tmp_path}/notes", "is a path", f"NAME, path='{tmp_path}/notes'", "NAME is the")
+    refused(language_model, str(tmp_path), "is a path", f"NAME, path='{tmp_path}'", "the choices are")
+    refused(language_model, "Please read notes.txt", "is not known; give texts as a list")
     refused(language_model, "the cat " * 999, "is not known; give texts as a list")
 
 

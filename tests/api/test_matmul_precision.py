@@ -94,6 +94,19 @@ def test_a_precision_of_one_backend(place: int) -> None:
         backend.fp32_precision = before
 
 
+@by_backend
+def test_tf32_of_one_backend_is_not_given_to_others() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = True
+    before = [one.fp32_precision for one in BACKENDS]
+    with full_precision():
+        assert {one.fp32_precision for one in BACKENDS} == {"ieee"}
+    assert [torch.backends.cuda.matmul.allow_tf32, precision()] == [True, "high"]
+    assert BACKENDS[0].fp32_precision == before[0]
+    assert BACKENDS[1].fp32_precision != "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = False
+    assert precision() == "highest"
+
+
 def test_nothing_is_set_where_it_is_full() -> None:
     before = [getattr(one, "fp32_precision", None) for one in BACKENDS]
     with full_precision():

@@ -128,6 +128,13 @@ def test_without_labels_the_mask_tells_what_a_decoder_reads() -> None:
     assert sample["decoder_input_ids"].tolist() == [0, 7, 8]
     assert sample["decoder_attention_mask"].tolist() == [1, 1, 1]
     refused(model, [{**text, "decoder_attention_mask": 0 * mask}], "its decoder_attention_mask is all zeros")
+    gap = torch.tensor([[1, 0, 1, 1]])
+    refused(
+        model, [{**text, "decoder_attention_mask": gap}], "1 zeros between the ones of its decoder_attent"
+    )
+    added = torch.tensor([[0.0, 0.0, 0.0, -1e9]])
+    (sample,) = ecoflap.calibrate(model, [{**text, "decoder_attention_mask": added}]).samples
+    assert torch.equal(sample["decoder_attention_mask"], added[0])
 
 
 def instructblip() -> Any:
@@ -157,6 +164,8 @@ def test_the_texts_of_an_instructblip_are_cut_apart() -> None:
     assert sample["input_ids"][:, tiny.QUERIES :].tolist() == [[5, 6, 7]]
     assert sample["qformer_input_ids"].tolist() == [[8, 9]]
     assert sample["qformer_attention_mask"].tolist() == [[1, 1]]
+    for mask, said in (([[1, 0, 1]], "1 zeros between the ones of its qformer"), ([[0, 0, 0]], "all zeros")):
+        refused(model, [{**given, "labels": labels, "qformer_attention_mask": torch.tensor(mask)}], said)
     with pytest.raises(UserError, match="the model is scored on 'labels'"):
         model.loss({name: tensor[None] for name, tensor in given.items()})
 

@@ -1,6 +1,8 @@
 """Global pruners against sorting all weights of the model in one list."""
 
+import sys
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from ecoflap.models.families.language.causal_lm import language_loss
 from ecoflap.models.loading.loader import prunable
 from ecoflap.prune.global_gradient import GlobalGradient, mean_gradients
 from ecoflap.prune.global_magnitude import GlobalMagnitude
+from ecoflap.prune.global_masks import choose_masks
 from ecoflap.prune.protocol import ModelPruner
 from ecoflap.prune.report import BlockReport
 from tests import tiny
@@ -118,13 +121,19 @@ def test_a_tower_that_the_loss_does_not_see() -> None:
 
 
 @pytest.mark.parametrize("pruner", [GlobalMagnitude(), GlobalGradient(samples=2)])
-def test_blocks_are_reported_with_the_time_since_pruning_began(pruner: ModelPruner) -> None:
+def test_blocks_are_reported_with_the_time_since_pruning_began(
+    pruner: ModelPruner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(*given: Any) -> dict[str, torch.Tensor]:
+        time.sleep(0.05)
+        return choose_masks(*given)
+
+    monkeypatch.setattr(sys.modules[type(pruner).__module__], "choose_masks", slowly)
     seen: list[BlockReport] = []
-    model, began = tiny.build("llama", skip_layers=(r"layers\.0\.",)), time.perf_counter()
+    model = tiny.build("llama", skip_layers=(r"layers\.0\.",))
     pruner.prune(model, tiny.samples("llama"), 0.5, seen.append)
-    passed = time.perf_counter() - began
     assert [block.block for block in seen] == ["model.layers.0", "model.layers.1"]
-    assert all(passed / 2 < block.seconds < passed for block in seen)
+    assert all(block.seconds > 0.05 for block in seen)
 
 
 def test_refusals() -> None:

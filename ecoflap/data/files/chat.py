@@ -17,6 +17,8 @@ IMAGE = "<image>"
 """Where a picture of the row stands in a text."""
 CALLS = ("tool_calls", "function_call")
 """What a turn that calls tools has beside its content, or instead of it."""
+TOOLS = ("tools", "functions")
+"""Columns that define the tools of a chat."""
 CONTENTS = ("value", "content", *CALLS)
 """What a turn has beside its role."""
 ROLES = {
@@ -53,10 +55,10 @@ def conversation(
         UserError: if there is no answer, a turn is of an unknown kind or calls tools, the row defines tools,
             or pictures are missing, or more or fewer than the places for them.
     """
-    if not _empty(row.get("tools")):
+    if defined := next((name for name in TOOLS if not _empty(row.get(name))), None):
         raise UserError(
-            f"{where} defines tools, which are not read; write them into its system turn as the model reads"
-            " them and take the column tools out, or take the row out"
+            f"{where} defines tools ({defined}), which are not read; write them into its system turn as the"
+            f" model reads them and take the column {defined} out, or take the row out"
         )
     turns = [_turn(one, where, number) for number, one in enumerate(_turns(row, where), 1)]
     answered = [place for place, (role, _) in enumerate(turns) if role == "assistant"]
@@ -151,7 +153,7 @@ def _empty(value: Any) -> bool:
         return all(map(_empty, value.values()))
     if isinstance(value, list | tuple):
         return all(map(_empty, value))
-    return value is None or (isinstance(value, str) and value in ("", "[]"))
+    return value is None or (isinstance(value, str) and value.strip() in ("", "[]", "{}", "null"))
 
 
 def _split(text: str) -> Iterator[str | _Shown]:

@@ -67,16 +67,22 @@ def full_precision() -> Iterator[None]:
 def _precision() -> Callable[[], None] | None:
     """What sets the present precision of products again; None if that is full."""
     try:
-        before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # set for each backend, as torch 2.9 and later can
-        backends: tuple[Any, ...] = (torch.backends.cuda, torch.backends.mkldnn)
-        return partial(_set_each, [(one.matmul, one.matmul.fp32_precision) for one in backends])
-    return None if before == "highest" else partial(torch.set_float32_matmul_precision, before)
+        before: str | None = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the backends differ, as they can in torch 2.9 and later
+        before = None
+    if before == "highest":
+        return None
+    modules: tuple[Any, ...] = (torch.backends.cuda, torch.backends.mkldnn)
+    backends = [one.matmul for one in modules if hasattr(one, "matmul")]
+    each = [(one, one.fp32_precision) for one in backends if hasattr(one, "fp32_precision")]
+    return partial(_set_precision, before, each)
 
 
-def _set_each(precisions: Iterable[tuple[Any, str]]) -> None:
-    """Set the precision of the products of each backend."""
-    for backend, precision in precisions:
+def _set_precision(before: str | None, each: Iterable[tuple[Any, str]]) -> None:
+    """Set the precision of products, and then of the products of each backend."""
+    if before is not None:
+        torch.set_float32_matmul_precision(before)
+    for backend, precision in each:
         backend.fp32_precision = precision
 
 

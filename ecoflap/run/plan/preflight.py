@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ecoflap.allocate.protocol import Requires
+from ecoflap.allocate.protocol import Requires, checked_allocation
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.hub import require_folder
@@ -106,7 +106,7 @@ def check_model(plan: Plan, model: PrunableModel) -> None:
             plan.pruner.check_layers(model.layers)
         requires = plan.allocator.requires
         if "allocate" in plan.steps and _shapes_suffice(requires):
-            plan.allocator(model, None, plan.config.sparsity)
+            checked_allocation(plan.allocator, model, None, plan.config.sparsity)
     if plan.finetuner is not None:
         plan.finetuner.check_model(model)
     if model.processor is None and model.interface is None:  # some families have them only with weights

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+from ecoflap.allocate.allocation import check_counts
 from ecoflap.allocate.protocol import Context, checked_allocation
 from ecoflap.console.telemetry import measure
 from ecoflap.distributed.collectives import from_process
@@ -51,6 +52,7 @@ def allocate(plan: Plan, model: PrunableModel, state: RunState) -> None:
     with measure(state.costs, "allocate"):
         allocation = checked_allocation(plan.allocator, model, state.scores, plan.config.sparsity, context)
         state.allocation = from_process(plan.pruner.fitted(allocation))
+        check_counts(state.allocation, model.layers)
     write_json(plan.folder / ALLOCATION, asdict(state.allocation))
     show_allocation(model, state.allocation)
 

@@ -68,7 +68,11 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "tools": (
         {**turns(("user", "what ?"), ANSWER), "tools": [{"name": "count"}]},
-        "defines tools, which are",
+        r"defines tools \(tools\), which are",
+    ),
+    "functions": (
+        {**turns(("user", "what ?"), ANSWER), "functions": [{"name": "count"}]},
+        r"defines tools \(functions\), which are",
     ),
     "tools as JSON": ({**turns(("user", "what ?"), ANSWER), "tools": '[{"name": "count"}]'}, "defines tools"),
     "tool call without content": ({"messages": [{"role": "assistant", "tool_calls": []}]}, "has no content"),
