@@ -22,6 +22,8 @@ from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.layers import Layer
 
 Shapes = tuple[Size, ...]
+Call = tuple[Layer, Size]
+"""A layer, and the shape of what it reads."""
 ROUTED = re.compile(r"experts\.\d+\.")  # names of layers that read the tokens that a router sends them
 
 
@@ -57,9 +59,9 @@ class InputStatistics:
         self._reads: dict[Layer, list[Statistic]] = {}
         self._seen: list[tuple[Tensor, int, Statistic]] = []
         self._layers: Sequence[Layer] = ()
-        self._calls: list[Layer] = []
+        self._calls: list[Call] = []
         self._shapes: Shapes | None = None
-        self._ended: set[Shapes] = set()  # of the runs that have ended
+        self._ended: dict[Shapes | None, list[Call]] = {}  # the calls of a run that went to its end
         self._steady = True  # whether each of them called every layer once, and no router chooses layers
 
     @contextmanager
@@ -70,9 +72,8 @@ class InputStatistics:
         def watch(layer: Layer) -> Callable[[Tensor], None]:
             def note(inputs: Tensor) -> None:
                 self._observe(layer, inputs)
-                self._calls.append(layer)
-                known = self._steady and self._shapes in self._ended
-                if known and len(set(self._calls)) == len(layers):
+                self._calls.append((layer, inputs.shape))
+                if self._steady and self._calls == self._ended.get(self._shapes):
                     raise InputsComplete
 
             return note
@@ -92,12 +93,14 @@ class InputStatistics:
             foreign: tensors from outside the tower, to which this tower's masks don't apply.
             shapes: of all tensors that enter the block, if the run may raise ``InputsComplete``, which saves
                 the rest of the block's computation: where all runs so far have called every layer once, and
-                one with these shapes ran to its end.
+                one with these shapes ran to its end, with the same calls so far.
         """
         self._settle()
         if self._shapes is not None:
-            self._ended.add(self._shapes)
-            self._steady = self._steady and Counter(self._calls) == Counter(self._layers)
+            self._ended.setdefault(self._shapes, self._calls)
+            self._steady = self._steady and Counter(layer for layer, _ in self._calls) == Counter(
+                self._layers
+            )
         self._calls, self._shapes = [], shapes
         self._counted, self._foreign = counted, foreign
 

@@ -88,17 +88,25 @@ class Chunked(nn.Module):
 class Slots(nn.Module):
     """Sends each text through two experts, one after the other, which its second and third numbers choose."""
 
+    place = "experts"
+
     def __init__(self) -> None:
         super().__init__()
-        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+        self.add_module(self.place, nn.ModuleList(nn.Linear(8, 8) for _ in range(2)))
 
     def forward(self, hidden: Tensor) -> Tensor:
         output = hidden.clone()
         for slot in (hidden[:, 0, 1:3] > 0).long().unbind(1):
             for number in slot.unique().tolist():
-                added = torch.tanh(self.experts[number](hidden[slot == number]))
+                added = torch.tanh(self.get_submodule(f"{self.place}.{number}")(hidden[slot == number]))
                 output[slot == number, :, 3:] += added[..., 3:]
         return output
+
+
+class UnnamedSlots(Slots):
+    """Slots whose names don't tell that they are experts."""
+
+    place = "choices"
 
 
 class Apart(nn.Module):
@@ -115,7 +123,7 @@ class Apart(nn.Module):
 
 @torch.no_grad()
 @pytest.mark.parametrize("leave", [False, True])
-@pytest.mark.parametrize("block", [Chunked, Slots, Apart])
+@pytest.mark.parametrize("block", [Chunked, Slots, UnnamedSlots, Apart])
 def test_batches_that_call_layers_otherwise_than_the_first(
     block: Callable[[], nn.Module], leave: bool
 ) -> None:
