@@ -76,8 +76,8 @@ def admm_solve(
 ) -> list[Solution]:
     """Prune matrices that read the same input: the mask of each of the first iterations is sparser.
 
-    After iteration t of the schedule, the share 1 - (1 - t / schedule)^3 of the weights to remove is removed:
-    those with the smallest |V|, which is the Wanda metric at first.
+    After iteration t of the schedule, the share 1 - (1 - t / schedule)^3 of the weights to remove is removed,
+    rounded down: those with the smallest |V|, which is the Wanda metric at first.
 
     Args:
         weights: each [rows, cols], any floating dtype, on the inverse's device; rows may differ.
