@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 
 from ecoflap.cli.plan import main as plan
 from ecoflap.data.sources import copies, picture_sources
@@ -176,9 +177,10 @@ def test_of_a_training_split_all_of_it_counts(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_plan_refuses_what_is_trained_and_measured_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one sample that calibrates is another than the one that the task reads."""
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # restored for the tests after it
     picture_sets.write_set(tmp_path, "food101")
     options = ["model=clip_mini", "calibration=food101", "task=food101", "task.split=train", *FEW]
     paths = [f"calibration.path={tmp_path}", f"task.path={tmp_path}"]

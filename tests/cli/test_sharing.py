@@ -20,7 +20,7 @@ from ecoflap.cli.plan import named
 from ecoflap.storage.masks import load_masks
 from ecoflap.storage.results import Result, verify
 from ecoflap.storage.results.identity import differences
-from ecoflap.storage.results.record import find_records
+from ecoflap.storage.results.record import NORMAL, find_records
 from tests.cli import forked
 from tests.cli.conftest import ROOT, on_text
 
@@ -171,7 +171,7 @@ def test_the_card_says_what_the_record_says(saved: Path) -> None:
     ((task, metrics),) = result.metrics["pruned"].items()
     errors = {when: by_task[task]["perplexity"] for when, by_task in (result.standard_errors or {}).items()}
     figures = [
-        f"{values['perplexity']:.4g} ± {errors[when]:.2g}"
+        f"{values['perplexity']:.4g} ± {NORMAL * errors[when]:.2g}"
         for when, values in (("dense", result.metrics["dense"][task]), ("pruned", metrics))
     ]
     assert f"| {task} | perplexity | {figures[0]} | {figures[1]} |" in text
