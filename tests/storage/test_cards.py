@@ -159,6 +159,8 @@ def test_files_are_named_without_their_folders(tmp_path: Path) -> None:
     assert "- Calibration: 32 samples of `text`, `train.txt`, sequence_length=64, fingerprint `c`." in card
     assert "- Task `text`: `test.txt`, sequence_length=128." in card
     assert "/home/me" not in card
+    on_the_hub = config | {"model": {"name": "causal_lm", "path": "facebook/opt-125m"}}
+    assert "- Dense model: `facebook/opt-125m`, f" in model_card(record(config=on_the_hub), tmp_path)
     bare = model_card(record(data=data), tmp_path)
     assert "- Dense model: fingerprint `f`." in bare
     assert "- Calibration: 32 samples of `text`, fingerprint `c`." in bare

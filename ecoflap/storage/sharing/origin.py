@@ -52,10 +52,15 @@ def _evaluated(result: Result) -> Iterator[str]:
 
 
 def _read_from(part: Mapping[str, Any] | None) -> list[str]:
-    """The last part of a config's path, as the others are of one machine, and the tokens of a window."""
+    """The path of a config and the tokens of a window, where it has them."""
     path, length = (None if part is None else part.get(key) for key in ("path", "sequence_length"))
-    named = [] if path is None else [f"`{PurePath(str(path)).name}`"]
+    named = [] if path is None else [f"`{_shown(PurePath(str(path)))}`"]
     return named if length is None else [*named, f"sequence_length={length}"]
+
+
+def _shown(path: PurePath) -> str:
+    """OWNER/NAME, as on the hub, and of other paths the last part, as the folders are of one machine."""
+    return str(path) if len(path.parts) == 2 and not path.is_absolute() else path.name
 
 
 def _repeating(result: Result) -> Iterator[str]:
