@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,7 +29,11 @@ class LanguageInterface:
     def tokens(self, text: str) -> list[int]:
         """The ids that the model reads and writes on from: without what the tokenizer puts behind a text."""
         ids: list[int] = self.tokenizer(text)["input_ids"]
-        return ids[: len(ids) - appended(self.tokenizer)]
+        return ids[: len(ids) - self._appended]
+
+    @cached_property
+    def _appended(self) -> int:
+        return appended(self.tokenizer)
 
     def length(self, text: str) -> int:
         """Number of tokens of a text."""
