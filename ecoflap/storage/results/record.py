@@ -22,12 +22,8 @@ from ecoflap.storage.results.environment import redact
 SCHEMA_VERSION = 1
 
 _NUMERIC_FIELDS = ("metrics", "standard_errors", "sparsity", "steps")
-_LATER_FIELDS = (
-    "scores",
-    "allocation",
-    "standard_errors",
-    "sources",
-)  # which the first records of this schema lack
+# which the first records of this schema lack
+_LATER_FIELDS = ("scores", "allocation", "standard_errors", "sources")
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 COUNTS = ("questions", "pictures", "images", "captions", "sentences", "rows")

@@ -10,7 +10,7 @@ from ecoflap.storage.file_names import RECIPE, RESULT
 from ecoflap.storage.masks import FILE_NAME as MASKS
 from ecoflap.storage.results.record import Result
 from ecoflap.storage.results.sources import own_parts
-from ecoflap.storage.sharing.recipe import recipe_of, unnamed
+from ecoflap.storage.sharing.recipe import missing_groups, recipe_of
 
 
 def origin(result: Result, folder: Path) -> Iterator[str]:
@@ -65,11 +65,12 @@ def _shown(path: PurePath) -> str:
 
 def _repeating(result: Result) -> Iterator[str]:
     """The command that repeats the run, and the user's own code that it needs."""
-    command, asked = f"ecoflap run --config {RECIPE}", unnamed(result.config)
+    recipe = recipe_of(result.config)
+    command, asked = f"ecoflap run --config {RECIPE}", missing_groups(recipe)
     given = "".join(f" {group}=CHOICE" for group in asked)
     yield f"- To repeat it: `{command}{given}`{', as these were objects in Python' if asked else ''}."
     hashes = {key: part["hash"] for key, part in (result.sources or {"parts": {}})["parts"].items()}
-    if own := own_parts(recipe_of(result.config)):
+    if own := own_parts(recipe):
         named = [
             f"`{name}`{f' (source `{hashes[key]}`)' if hashes.get(key) else ''}" for key, name in own.items()
         ]

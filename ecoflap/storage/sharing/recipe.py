@@ -52,10 +52,9 @@ def _is_named(part: Any) -> bool:
     return "tasks" in part or part.get("name") == "none"
 
 
-def unnamed(config: Mapping[str, Any]) -> list[str]:
+def missing_groups(recipe: Mapping[str, Any]) -> list[str]:
     """The groups that a recipe lacks, to be given beside it."""
-    values = recipe_of(config)
-    return [group for group in GROUPS if group not in values and group != "finetune"]
+    return [group for group in GROUPS if group not in recipe and group != "finetune"]
 
 
 def write_recipe(folder: Path, config: Mapping[str, Any], version: str | None) -> Path:
@@ -70,7 +69,7 @@ def write_recipe(folder: Path, config: Mapping[str, Any], version: str | None) -
     text = HEADER.format(version=version or "an unknown version", name=RECIPE)
     if modules := dict.fromkeys(name.partition(".")[0] for name in own_parts(values).values()):
         text += OWN.format(modules=", ".join(modules))
-    if missing := unnamed(config):
+    if missing := missing_groups(values):
         text += MISSING.format(names=", ".join(missing), first=missing[0])
     with replacing(folder / RECIPE) as temporary:
         temporary.write_text(text + OmegaConf.to_yaml(OmegaConf.create(values)), encoding="utf-8")
