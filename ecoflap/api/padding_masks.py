@@ -70,12 +70,17 @@ def places_of_ones(mask: Tensor, name: str, whole: bool = True) -> Tensor:
     real = mask.flatten().nonzero().flatten()
     if not len(real):
         raise UserError(f"a sample of the data is nothing but padding: its {name} is all zeros")
-    if whole and (gap := int(real[-1] - real[0]) + 1 - len(real)):
+    if whole and (gap := _gap(real)):
         raise UserError(
             f"a sample of the data has {gap} zeros between the ones of its {name}, and only padding before or"
             " behind the tokens is removed; give them without the gap"
         )
     return real
+
+
+def _gap(real: Tensor) -> int:
+    """How many zeros a mask has between its ones, whose places are given, [tokens]."""
+    return int(real[-1] - real[0]) + 1 - len(real)
 
 
 def check_mask(model: PrunableModel, sample: Sample) -> None:
@@ -105,8 +110,7 @@ def check_gaps(model: PrunableModel, sample: Sample) -> None:
     mask = padding_mask(sample)
     if mask is None or not mask.any():
         return
-    real = mask.flatten().nonzero()
-    if gap := int(real.max() - real.min()) + 1 - len(real):
+    if gap := _gap(mask.flatten().nonzero().flatten()):
         name, _ = first_input(sample)
         raise UserError(
             f"a sample of the data has an attention_mask with {gap} zeros between its ones, and of"

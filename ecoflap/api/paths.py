@@ -33,13 +33,11 @@ def refuse_path(data: str, known: Iterable[str]) -> None:
     reader = next((reader for reader, endings in READERS.items() if name.endswith(endings)), None)
     if not exists(data) and (reader is None or " " in data):
         return
-    call = f"data=ecoflap.calibrate(model, {'NAME' if reader is None else repr(reader)}, path={data!r})"
-    meant = (
-        ""
-        if reader is not None
-        else f", where NAME is the data set that reads it; {did_you_mean(data, known)}"
-    )
+    shown, choices = repr(reader), ""
+    if reader is None:
+        shown, choices = "NAME", f", where NAME is the data set that reads it; {did_you_mean(data, known)}"
     raise UserError(
-        f"data={data!r} is a path, and the name of no data set; to read it, give {call}, with the model that"
-        f" ecoflap.load returns{meant}"
+        f"data={data!r} is a path, and the name of no data set; to read it, give"
+        f" data=ecoflap.calibrate(model, {shown}, path={data!r}), with the model that ecoflap.load"
+        f" returns{choices}"
     )
