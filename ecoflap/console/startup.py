@@ -6,6 +6,7 @@ import atexit
 import ctypes
 import gc
 import os
+import sys
 from functools import cache
 
 ALLOCATIONS = 10_000
@@ -27,7 +28,17 @@ def collect_less_garbage() -> None:
     some of them, and those at exit over all, so that a short run takes a third longer than it has to.
     """
     gc.set_threshold(ALLOCATIONS)
-    atexit.register(gc.freeze)  # frozen objects are left to the end of the process
+    atexit.register(_leave_garbage)
+
+
+def _leave_garbage() -> None:
+    """Leave all objects to the end of the process instead of collecting them at exit.
+
+    Not where Triton is imported, as torch's builds for CUDA do: it prints a page of warnings about its own
+    functions that are never collected.
+    """
+    if "triton" not in sys.modules:
+        gc.freeze()
 
 
 @cache

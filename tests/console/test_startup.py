@@ -12,22 +12,24 @@ import pytest
 from ecoflap.console.startup import ALLOCATIONS, SET_UP
 
 CODE = """
-import atexit, gc
+import atexit, gc, sys, types
 from ecoflap.cli import command
 own = gc.get_threshold()[0]
 atexit.register(lambda: print(own, gc.get_threshold()[0], gc.get_freeze_count()))
 registered = atexit._ncallbacks()
 for _ in range({commands}):
     command.main(["--version"])
+for name in {imported}:
+    sys.modules[name] = types.ModuleType(name)
 print(atexit._ncallbacks() - registered)
 """
 
 
-def ended(commands: int) -> tuple[int, ...]:
-    """Of a process that ran some commands: how many functions they registered to run at exit; the thresholds
-    at first and last; and the objects that were frozen when it ended.
+def ended(commands: int, *imported: str) -> tuple[int, ...]:
+    """Of a process that ran some commands and imported some modules: how many functions they registered to
+    run at exit; the thresholds at first and last; and the objects that were frozen when it ended.
     """
-    code = CODE.format(commands=commands)
+    code = CODE.format(commands=commands, imported=imported)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return tuple(map(int, " ".join(done.stdout.splitlines()[commands:]).split()))
 
@@ -40,6 +42,11 @@ def test_a_command_collects_less_garbage_and_none_at_exit() -> None:
     registered, _, threshold, frozen = ended(2)
     assert (registered, threshold) == (1, ALLOCATIONS)
     assert frozen > 0
+
+
+def test_what_triton_made_is_collected_at_exit() -> None:
+    """It warns of each of its functions that is not."""
+    assert ended(1, "triton")[-1] == 0
 
 
 FAULTS = """
