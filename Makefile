@@ -10,11 +10,10 @@ MIXED := .venv-mixed
 PORTABLE := tests/models tests/blocks tests/data tests/score tests/prune --ignore-glob="*/test_runs.py" -m "not any_release"
 # What importing LAVIS needs beside $(VENV), and a datasets that can live with this transformers. LAVIS' own pins are for transformers 4.26.
 MIXED_PACKAGES := transformers==4.51.3 datasets timm fairscale iopath einops decord opencv-python-headless webdataset pycocotools spacy
-# The folders whose tests run whole pipelines or train. All others are fast but for a few files, and so are a few files of these.
+# The folders whose tests run whole pipelines or train, and the files there that are fast. `pytest.mark.long` marks the long files elsewhere.
 WHOLE_RUNS := accelerator api benchmarks cli evaluate finetune lavis mini prune real refusals score slurm zoo
 QUICK := score/test_first_order prune/test_driver prune/test_propagate prune/test_whole_model refusals/test_main
 FAST := $(filter-out $(WHOLE_RUNS:%=tests/%/) %/__pycache__/,$(wildcard tests/*/)) $(filter-out tests/test_wheel.py tests/test_benchmarks.py,$(wildcard tests/test_*.py)) $(QUICK:%=tests/%.py)
-LONG := allocate/test_evopress allocate/test_in_context allocate/test_neuronal allocate/test_trial allocate/test_uneven models/test_published_sizes models/test_routers models/test_state_dict_models refusals/test_main run/test_memory score/test_first_order sweeps/report/test_page
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 OVERRIDES ?=
 # Most modules of these packages are never imported: a module is compiled when it first is.
@@ -64,7 +63,7 @@ test: $(READY) ## set up and run the tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not zoo' --ignore=tests/slurm
 
 test-fast: $(READY) ## run the tests that need no whole run (about a minute on two cores)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not zoo' $(filter-out $(LONG:%=tests/%.py),$(FAST)) $(LONG:%=--ignore=tests/%.py) --ignore-glob='*/test_runs.py'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not zoo and not long' $(FAST)
 
 coverage: $(READY) ## run them and a few longer ones, and count the lines that they reach (what tests run in processes of their own is not counted)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not zoo' --cov $(FAST)

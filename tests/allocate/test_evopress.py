@@ -27,7 +27,7 @@ from tests import tiny
 from tests.allocate.memory import Memory
 from tests.prune import reference
 
-pytestmark = pytest.mark.any_release
+pytestmark = [pytest.mark.any_release, pytest.mark.long]
 
 SMALL: dict[str, Any] = {"generations": 4, "offspring": 6, "survivors": [3, 1], "samples": [2, 4], "step": 8}
 PRUNERS = [Wanda(), SparseGPT(), Magnitude()]

@@ -29,6 +29,8 @@ from tests import tiny
 from tests.allocate.memory import Memory
 from tests.allocate.test_marginals import PRUNERS, context
 
+pytestmark = pytest.mark.long
+
 QUICK = InContext(samples=2, batch_size=2, ramp_steps=1, steps=2)
 GRANULARITIES = [("row", "auto"), ("layer", "even"), ("layer", "weighted"), ("block", "auto")]
 

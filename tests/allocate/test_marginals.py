@@ -26,6 +26,8 @@ from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from tests import tiny
 
+pytestmark = pytest.mark.long
+
 PRUNERS: dict[str, LayerPruner] = {"magnitude": Magnitude(), "wanda": Wanda(), "sparsegpt": SparseGPT()}
 BY_ROW: dict[str, LayerPruner] = {
     "magnitude": Magnitude(mask="row"),

@@ -23,7 +23,7 @@ from tests.allocate import tiny_opt
 from tests.allocate.memory import Memory
 from tests.allocate.test_misalignment import slowly
 
-pytestmark = pytest.mark.any_release
+pytestmark = [pytest.mark.any_release, pytest.mark.long]
 
 # get_distribution_block of eliacunegatti/NeuroAL e30b6cc on four blocks.
 PUBLISHED = {

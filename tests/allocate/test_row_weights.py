@@ -32,6 +32,8 @@ from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from tests import tiny
 
+pytestmark = pytest.mark.long
+
 COMPETING: dict[str, LayerPruner] = {
     "magnitude": Magnitude(mask="matrix"),
     "wanda": Wanda(mask="matrix"),

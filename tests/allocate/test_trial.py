@@ -15,6 +15,8 @@ from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from tests import tiny
 
+pytestmark = pytest.mark.long
+
 PRUNERS = {"magnitude": Magnitude(), "wanda": Wanda(), "sparsegpt": SparseGPT()}
 
 

@@ -33,7 +33,7 @@ from tests import tiny
 from tests.allocate.memory import Memory
 from tests.allocate.test_water_filling import check_counts
 
-pytestmark = pytest.mark.any_release
+pytestmark = [pytest.mark.any_release, pytest.mark.long]
 
 FAMILY = "blip2_t5"
 MEASURED = [OWL(), DLP(), DLP(average="mean"), LSA(), LSA("sublayer"), LSA("layer"), AlphaPruning()]

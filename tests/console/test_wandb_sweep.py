@@ -14,6 +14,8 @@ from tests.cli import forked
 from tests.console.test_tracking import load_reader, run_file
 from tests.sweeps.report.conftest import write_run
 
+pytestmark = pytest.mark.long
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "wandb_sweep.yaml"
 SHORT = ["task.limit=40", "calibration.samples=16", "device=cpu", "tracking.mode=offline"]
 

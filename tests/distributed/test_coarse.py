@@ -32,6 +32,8 @@ from tests.allocate.test_evopress import SMALL
 
 from .together import together
 
+pytestmark = pytest.mark.long
+
 CHOSEN = [name for name in ("llama", "t5", "clip", "blip_vqa") if name in tiny.FAMILIES]
 SCORERS: dict[str, Scorer] = {
     "zeroth order": ZerothOrder(samples=5, batch_size=2, noises=2),

@@ -22,6 +22,8 @@ from tests.cli import forked
 
 from .together import environments
 
+pytestmark = pytest.mark.long
+
 
 def started(count: int, overrides: Sequence[str], folder: Path) -> list[forked.Started]:
     arguments = [*overrides, "tracking=none", "device=cpu", f"hydra.run.dir={folder}"]

@@ -37,6 +37,8 @@ from tests.prune.test_families import uneven
 
 from .together import together
 
+pytestmark = pytest.mark.long
+
 # Towers of one kind and of several, two sequences, contrastive losses.
 CHOSEN = [name for name in ("llama", "t5", "clip", "blip_vqa", "llava") if name in tiny.FAMILIES]
 WAYS: dict[str, tuple[LayerPruner, str]] = {

@@ -20,6 +20,8 @@ from tests.cli.test_finetune import QUICK, close, curve, weights
 
 from .test_main import main, started, succeed
 
+pytestmark = pytest.mark.long
+
 
 def sharded(overrides: Sequence[str], folder: Path) -> dict[str, Any]:
     return succeed(2, [*overrides, "finetune.shard=true"], folder)

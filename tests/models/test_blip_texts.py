@@ -26,6 +26,8 @@ from ecoflap.models.families.blip.text import BlipCaption, BlipVqa, image_states
 from ecoflap.run.config import package_file
 from tests.cli.conftest import composed
 
+pytestmark = pytest.mark.long
+
 CLS, END, ENC = 2, 3, 4  # in the vocabularies of the embedded models, where [MASK] stands in for [ENC]
 LONG = "red circle " * 60
 KINDS: dict[str, Any] = {"vqa": BlipVqa, "retrieval": BlipRetrieval, "caption": BlipCaption}

@@ -6,6 +6,8 @@ import pytest
 
 from tests.models.test_published_sizes import TOTALS, counts, inspected
 
+pytestmark = pytest.mark.long
+
 
 def attention(width: int, heads: int, groups: int, head: int) -> int:
     """Weights of queries, keys and values, and outputs."""

@@ -17,6 +17,8 @@ from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import UserError
 from ecoflap.models.core.pictures import Pixels, load_image
 
+pytestmark = pytest.mark.long
+
 
 def test_sixteen_bits_of_grey_become_eight(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 1000, 30000, 65535]], dtype=np.uint16)).save(tmp_path / "grey.png")

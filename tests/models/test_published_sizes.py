@@ -18,6 +18,8 @@ from ecoflap.run.instantiate import build
 from ecoflap.run.tables import rows
 from tests.cli.conftest import ROOT, composed
 
+pytestmark = pytest.mark.long
+
 NAMES = sorted([*(file.stem for file in (ROOT / "conf/model").glob("*.yaml")), *rows("models")])
 CLASSES = {  # what each loader needs of transformers
     "Blip2": "Blip2ForConditionalGeneration",

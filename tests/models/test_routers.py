@@ -13,6 +13,8 @@ from ecoflap.models.core.skipped import Skipped, skipped_weights
 from ecoflap.models.core.towers import find_towers, select
 from tests.models.meta import architecture, tree
 
+pytestmark = pytest.mark.long
+
 # In each class, the parts of a block that decide; everything else that is linear is a layer.
 ROUTED = {
     "MixtralForCausalLM": {"mlp.gate"},

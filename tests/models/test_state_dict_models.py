@@ -24,6 +24,8 @@ from ecoflap.models.families.vision.torchvision import Torchvision
 from ecoflap.prune.driver import prune
 from ecoflap.prune.wanda import Wanda
 
+pytestmark = pytest.mark.long
+
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 

@@ -11,6 +11,8 @@ from ecoflap.models.core.tower_names import LEFT_DENSE, ORDER, name_towers, towe
 from ecoflap.models.core.towers import find_towers, select
 from tests.models.meta import architecture, tree
 
+pytestmark = pytest.mark.long
+
 SIGHT = {"vision": "model.vision_tower.encoder.layers"}
 LANGUAGE = {"language": "model.language_model.layers"}
 QWEN = {"vision": "model.visual.blocks", **LANGUAGE}

@@ -24,6 +24,8 @@ from ecoflap.storage.file_names import BLOCKS, LEASE
 from ecoflap.storage.installation import conf_folder
 from tests.refusals.conftest import mode_of_overrides
 
+pytestmark = pytest.mark.long
+
 Start = Callable[..., int]
 
 

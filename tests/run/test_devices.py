@@ -23,6 +23,8 @@ from tests.cli.conftest import ROOT, composed, text_file, tiny_llama  # noqa: F4
 from tests.models.test_current_sizes import attention, gated
 from tests.models.test_published_sizes import TOTALS, inspected
 
+pytestmark = pytest.mark.long
+
 SAMPLES, TOKENS, BATCH, DEVICES = 128, 2048, 16, 8
 
 

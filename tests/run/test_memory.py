@@ -37,6 +37,8 @@ from ecoflap.score.pass_size import LiveBytes
 from ecoflap.score.zeroth_order import ZerothOrder
 from tests import tiny
 
+pytestmark = pytest.mark.long
+
 SAMPLES, BATCH = 12, 4
 
 

@@ -16,6 +16,8 @@ from tests.cli.conftest import composed
 from tests.models.test_current_sizes import LATENT, attention, gated
 from tests.models.test_published_sizes import TOTALS, inspected
 
+pytestmark = pytest.mark.long
+
 CPU = torch.device("cpu")
 # {model: weights outside the blocks, weights of the largest block with norms, and those of them in fp32}
 SIZES = {

@@ -15,6 +15,8 @@ from ecoflap.score.first_order import MEASURES, FirstOrder
 from ecoflap.score.pass_size import LiveBytes
 from tests import tiny
 
+pytestmark = pytest.mark.long
+
 BY_HAND = {
     "gradient_norm": lambda w, g: math.sqrt(sum(x * x for x in g)),
     "gradient": lambda w, g: sum(abs(x) for x in g),

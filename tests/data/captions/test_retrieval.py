@@ -23,6 +23,8 @@ from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 from tests.data import caption_folders as folders
 
+pytestmark = pytest.mark.long
+
 
 class Apart:
     """Random features, the same for the same picture or caption."""

@@ -15,6 +15,8 @@ from ecoflap.storage.results import Result
 from tests.cli.conftest import composed, run, without_java  # noqa: F401 - fixtures
 from tests.data import caption_folders as folders
 
+pytestmark = pytest.mark.long
+
 OPTIONS = [
     "score=none",
     "sparsity=0.8",

@@ -28,7 +28,7 @@ from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 from tests.data import caption_folders as folders
 
-pytestmark = pytest.mark.any_release
+pytestmark = [pytest.mark.any_release, pytest.mark.long]
 COCO_MINI = Path(__file__).parents[4] / "shared" / "data" / "coco_mini" / "captions.jsonl"
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("pycocoevalcap") is None, reason="pip install -e '.[captions]'"

@@ -14,6 +14,8 @@ from ecoflap.storage.results import Result
 from tests.cli.conftest import composed, run  # noqa: F401 - a fixture
 from tests.data.picture_sets import COOP, write_folders, write_set
 
+pytestmark = pytest.mark.long
+
 Run = Callable[..., Result]
 
 

@@ -22,6 +22,8 @@ from tests.cli.conftest import run  # noqa: F401 - a fixture
 from tests.data import caption_folders as folders
 from tests.data.files import rows as given
 
+pytestmark = pytest.mark.long
+
 OPTIONS = ["score=none", "sparsity=0.5", "tracking=none", "device=cpu", "cache_mode=off", "task.limit=20"]
 
 

@@ -17,6 +17,8 @@ from ecoflap.storage.results import Result
 from tests.cli.conftest import run  # noqa: F401 - a fixture
 from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa, write_test_questions
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

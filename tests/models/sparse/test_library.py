@@ -14,7 +14,7 @@ from ecoflap.models.sparse.linear import SparseLinear
 from tests.models.sparse.test_linear import layer
 from tests.storage.bitmask.by_hand import same
 
-pytestmark = pytest.mark.any_release
+pytestmark = [pytest.mark.any_release, pytest.mark.long]
 LACKING = Variant("others", ("-D__builtin_cpu_supports(name)=0", "-mavx2", "-mfma"), torch.float32)
 NOT_COMPILED = Variant("unknown", ("-mno-such-instructions",), torch.float32)
 

@@ -17,6 +17,8 @@ from ecoflap.models.sparse import library, sparsify
 from ecoflap.models.sparse.linear import SparseLinear
 from tests import tiny
 
+pytestmark = pytest.mark.long
+
 if not hasattr(hf, "LlamaConfig"):
     pytest.skip("this release of transformers has no LLaMA", allow_module_level=True)
 

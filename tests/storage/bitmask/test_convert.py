@@ -27,6 +27,8 @@ from ecoflap.storage.saved_model import open_checkpoint, weight_bytes
 from tests.storage.bitmask.by_hand import decode_by_hand, pruned, raw, same
 from tests.storage.bitmask.conftest import check_equal
 
+pytestmark = pytest.mark.long
+
 SHARDS = 9
 FORMS = ("dense", "bitmask", "coded")
 

@@ -7,8 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ecoflap.cli.report import main
 from tests.sweeps.report.conftest import write_run
+
+pytestmark = pytest.mark.long
 
 DOT = "data:image/png;base64,iVBORw0KGgo="
 

@@ -16,6 +16,8 @@ from ecoflap.sweeps.report.runs import read_runs
 from ecoflap.sweeps.report.sections import Section, make_sections
 from tests.sweeps.report.conftest import write_run
 
+pytestmark = pytest.mark.long
+
 
 def section_of(folder: Path) -> Section:
     (section,) = make_sections(read_runs(folder))

@@ -13,6 +13,8 @@ from ecoflap.cli.report import main
 from tests.sweeps.report.conftest import write_run
 from tests.sweeps.report.test_sections import start
 
+pytestmark = pytest.mark.long
+
 CELLS = {"td", "th", "caption"}
 VOID = {"meta", "input", "br", "hr", "img", "link"}
 

@@ -22,6 +22,8 @@ from ecoflap.sweeps.report.sections import Section, make_sections
 from ecoflap.sweeps.report.style import COLOURS, look, save, wrapped
 from tests.sweeps.report.conftest import STEPS, write_run
 
+pytestmark = pytest.mark.long
+
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

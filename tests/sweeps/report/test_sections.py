@@ -20,6 +20,8 @@ from ecoflap.sweeps.report.runs import read_runs, read_unfinished
 from ecoflap.sweeps.report.sections import make_sections
 from tests.sweeps.report.conftest import write_run
 
+pytestmark = pytest.mark.long
+
 
 def start(folder: Path, name: str, *overrides: str) -> None:
     (folder / name / ".hydra").mkdir(parents=True)
