@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import ClassVar
 
+from typing_extensions import override
+
 from ecoflap.allocate.groups import blocks_of, size_of, split_all
 from ecoflap.allocate.options import AUTO, AlphaPruningOptions
 from ecoflap.allocate.parametric import Parametric, Values
@@ -40,14 +42,15 @@ class AlphaPruning(AlphaPruningOptions, Parametric):
         if self.epsilon is not None and self.epsilon != AUTO and float(self.epsilon) > 1:
             raise UserError(f"allocation.epsilon={self.epsilon} is outside 0 (uniform) to 1")
 
+    @override
     def published(self, sparsity: float, pruner: LayerPruner | None) -> float:
-        """The published value of the free parameter."""
         return WITHOUT_DATA if pruner is not None and pruner.statistic is None else WITH_DATA
 
+    @override
     def candidates(self, model: PrunableModel, sparsity: float) -> Sequence[float]:
-        """The values of the free parameter that ``auto`` tries; the first of equal ones wins."""
         return CANDIDATES
 
+    @override
     def measure_block(self, block: Block, statistics: InputStatistics | None) -> dict[str, float]:
         """The mean alpha of its layers; nothing if none has a spectrum to fit, such as layers of zeros.
 
@@ -59,8 +62,8 @@ class AlphaPruning(AlphaPruningOptions, Parametric):
         finite = [exponent for exponent in exponents if math.isfinite(exponent)]
         return {block.name: fmean(finite)} if finite else {}
 
+    @override
     def counts(self, towers: Sequence[Tower], values: Values, total: int, parameter: float) -> dict[str, int]:
-        """Share a budget of ``total`` kept weights among the layers of some towers."""
         blocks = blocks_of(towers)
         sizes = [size_of(block.layers) for block in blocks]
         known = [values[block.name] for block in blocks if block.name in values]

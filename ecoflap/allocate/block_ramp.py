@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from ecoflap.allocate.groups import blocks_of, size_of, split_all
 from ecoflap.allocate.parametric import Parametric, Values
@@ -28,16 +29,16 @@ class BlockRamp(Parametric):
     parameter: ClassVar[str] = "spread"
     statistic: ClassVar[type[Statistic] | None] = MeanSquare
 
+    @override
     def candidates(self, model: PrunableModel, sparsity: float) -> Sequence[float]:
-        """The values of the free parameter that ``auto`` tries; the first of equal ones wins."""
         return CANDIDATES
 
     @abstractmethod
     def value_of(self, block: Block, values: Values) -> float:
         """A block's number, in any unit; the larger, the more it keeps."""
 
+    @override
     def counts(self, towers: Sequence[Tower], values: Values, total: int, parameter: float) -> dict[str, int]:
-        """Share a budget of ``total`` kept weights among the layers of some towers."""
         blocks = blocks_of(towers)
         groups = [block.layers for block in blocks]
         numbers = [self.value_of(block, values) for block in blocks]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from typing_extensions import override
 
 from ecoflap.allocate.block_ramp import BlockRamp, spread_at
 from ecoflap.allocate.groups import size_of
@@ -24,10 +25,11 @@ from ecoflap.prune.protocol import LayerPruner
 class DLP(DLPOptions, BlockRamp):
     """Blocks with larger weights keep less."""
 
+    @override
     def published(self, sparsity: float, pruner: LayerPruner | None) -> float:
-        """The published value of the free parameter."""
         return spread_at(sparsity)
 
+    @override
     def measure_block(self, block: Block, statistics: InputStatistics | None) -> dict[str, float]:
         """The median or mean size of its weights."""
         assert statistics is not None
@@ -37,6 +39,7 @@ class DLP(DLPOptions, BlockRamp):
             return {block.name: sum(float(layer.sum()) for layer in sizes) / size_of(layers)}
         return {block.name: float(torch.cat([layer.flatten() for layer in sizes]).median())}
 
+    @override
     def value_of(self, block: Block, values: Values) -> float:
         """Minus its size; published is 1 - size / sum of sizes, which the ramp scales to the same numbers."""
         return -values[block.name]

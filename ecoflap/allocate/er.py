@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from ecoflap.allocate.allocation import Allocation, keep_total
 from ecoflap.allocate.groups import layers_of, parts
 from ecoflap.allocate.options import EROptions
@@ -26,6 +28,7 @@ class ER(EROptions, Uneven):
     def __post_init__(self) -> None:
         require_choices("allocation", self)
 
+    @override
     def __call__(
         self,
         model: PrunableModel,
@@ -33,11 +36,6 @@ class ER(EROptions, Uneven):
         sparsity: float,
         context: Context | None = None,
     ) -> Allocation:
-        """Decide how many weights each layer keeps.
-
-        Raises:
-            UserError: if the target is outside [0, 1).
-        """
         self.check(sparsity)
         keep: dict[str, int] = {}
         for towers in parts(model, self.scope):

@@ -19,6 +19,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.distance import Distance
@@ -61,15 +62,18 @@ class EvoPress(EvoPressOptions, Uneven):
             )
 
     @property
+    @override
     def requires(self) -> Requires:
         """No scores: it measures the pruned model itself."""
         return Requires("none", weights=True, calibration=True)
 
     @property
+    @override
     def footprint(self) -> Footprint:
         """Forward passes beside the dense weights."""
         return Footprint("forward", trials=1)
 
+    @override
     def __call__(
         self,
         model: PrunableModel,
@@ -77,12 +81,7 @@ class EvoPress(EvoPressOptions, Uneven):
         sparsity: float,
         context: Context | None = None,
     ) -> Allocation:
-        """Decide how many weights each layer keeps.
-
-        Raises:
-            UserError: if the target is outside [0, 1), or there are no predictions to compare.
-            NumericalError: if no candidate has a finite loss.
-        """
+        """Decide by a search; refuse samples without predictions to compare."""
         self.check(sparsity)
         assert context is not None
         sharing = [layers_of(towers) for towers in parts(model, self.scope)]

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from typing_extensions import override
+
 from ecoflap.allocate.allocation import EXACT, GROUPS, Allocation, check_counts, exact_totals
 from ecoflap.allocate.options import FromFileOptions
 from ecoflap.allocate.protocol import Allocator, Context, Requires
@@ -25,11 +27,13 @@ class FromFile(FromFileOptions, Allocator):
         require_choices("allocation", self)
 
     @property
+    @override
     def requires(self) -> Requires:
         """No scores."""
         return Requires("none")
 
     @property
+    @override
     def in_trials(self) -> bool:
         """Whether pruning in trials decided on the counts of the file."""
         return self.allocation.in_trials
@@ -39,6 +43,7 @@ class FromFile(FromFileOptions, Allocator):
         """The contents of the file, read once, as a run in the same folder replaces the file."""
         return _read(self.path)
 
+    @override
     def check(self, sparsity: float) -> None:
         """Refuse a missing file or another target before any work is done.
 
@@ -52,6 +57,7 @@ class FromFile(FromFileOptions, Allocator):
                 f" asked for; set sparsity={target}, or make an allocation for {sparsity}"
             )
 
+    @override
     def check_pruner(self, pruner: LayerPruner) -> None:
         """Refuse counts or weights of rows that the pruner's mask can't have, before any work is done.
 
@@ -60,6 +66,7 @@ class FromFile(FromFileOptions, Allocator):
         """
         pruner.check_rows(self.allocation)
 
+    @override
     def __call__(
         self,
         model: PrunableModel,
@@ -67,11 +74,7 @@ class FromFile(FromFileOptions, Allocator):
         sparsity: float,
         context: Context | None = None,
     ) -> Allocation:
-        """Check the counts of the file against the model and return them in the model's order.
-
-        Raises:
-            UserError: if they were made for other layers, or miss the target.
-        """
+        """Return the counts of the file in the model's order; refuse those of other layers or targets."""
         given, sizes = self.allocation, model.sizes
         check_counts(given, model.layers, f"allocation.path={self.path}")
         found = replace(

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from typing_extensions import override
 
 from ecoflap.allocate.allocation import Allocation, check_sparsity
 from ecoflap.allocate.budget_search import BudgetSearch, Candidate
@@ -65,21 +66,20 @@ class InContext(InContextOptions, Allocator):
                 raise UserError(f"allocation.{name}={getattr(self, name)} is outside (0, 1)")
 
     @property
+    @override
     def requires(self) -> Requires:
         """No scores, as it measures the pruned model itself."""
         return Requires("none", calibration=True)
 
     @property
+    @override
     def footprint(self) -> Footprint:
         """A backward pass beside the dense weights and the directions of all layers."""
         return Footprint("backward", layers=3, trials=2, batch_size=self.batch_size)
 
+    @override
     def check(self, sparsity: float) -> None:
-        """Refuse an impossible target before any work is done.
-
-        Raises:
-            UserError: if the target is outside [0, 1), or above the largest sparsity of a layer.
-        """
+        """Refuse a target above the largest sparsity of a layer, too."""
         check_sparsity(sparsity)
         if sparsity > HIGHEST:
             raise UserError(
@@ -87,6 +87,7 @@ class InContext(InContextOptions, Allocator):
                 " asked for; use allocation=water_filling score=none"
             )
 
+    @override
     def check_pruner(self, pruner: LayerPruner) -> None:
         """Refuse a pruner that can't give rows the counts or weights that are asked for.
 
@@ -109,11 +110,13 @@ class InContext(InContextOptions, Allocator):
         wanted = self.rows == "weighted" or (self.rows == "auto" and pruner.weighs_rows)
         return wanted and self.granularity != ROW
 
+    @override
     def passes(self, samples: int, sparsity: float) -> float:
         """In forward passes: three for a step's gradients, one for the statistics, one for each candidate."""
         in_steps = 3 * len(self.steps_to(sparsity)) * min(samples, self.samples)
         return in_steps + (1 + CANDIDATES) * samples
 
+    @override
     def __call__(
         self,
         model: PrunableModel,
@@ -121,12 +124,6 @@ class InContext(InContextOptions, Allocator):
         sparsity: float,
         context: Context | None = None,
     ) -> Allocation:
-        """Decide how many weights each layer keeps.
-
-        Raises:
-            UserError: if ``check`` refuses the target.
-            NumericalError: if a loss or a gradient of the pruned model is not finite.
-        """
         self.check(sparsity)
         assert context is not None
         with LazyTrial(model, context) as trial:

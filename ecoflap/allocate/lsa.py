@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import ClassVar
 
+from typing_extensions import override
+
 from ecoflap.allocate.block_ramp import BlockRamp, spread_at
 from ecoflap.allocate.groups import blocks_of, layers_of
 from ecoflap.allocate.options import LSAOptions
@@ -45,14 +47,15 @@ class LSA(LSAOptions, BlockRamp):
             raise UserError(f"allocation.share={self.share} is outside (0, 1); published is 0.5")
 
     @property
+    @override
     def sparsity_per(self) -> str:
-        """What has a sparsity of its own."""
         return BLOCK if self.granularity == BLOCK else LAYER
 
+    @override
     def published(self, sparsity: float, pruner: LayerPruner | None) -> float:
-        """The published value of the free parameter."""
         return spread_at(sparsity) if self.granularity == BLOCK else SPREAD_OF_LAYERS
 
+    @override
     def measure_block(self, block: Block, statistics: InputStatistics | None) -> dict[str, float]:
         """The error of each layer; of an expert that no token reaches, the mean of layers of its shape."""
         assert statistics is not None
@@ -68,14 +71,15 @@ class LSA(LSAOptions, BlockRamp):
             found[layer.name] = fmean(found[one.name] for one in alike)
         return found
 
+    @override
     def value_of(self, block: Block, values: Values) -> float:
         """Minus the mean error of its layers; published is 1 - error / sum of errors, which the ramp scales
         to the same numbers.
         """
         return -fmean(values[layer.name] for layer in block.layers)
 
+    @override
     def counts(self, towers: Sequence[Tower], values: Values, total: int, parameter: float) -> dict[str, int]:
-        """Share a budget of ``total`` kept weights among the layers of some towers."""
         if self.granularity == BLOCK:
             return super().counts(towers, values, total, parameter)
         groups = [group for block in blocks_of(towers) for group in self._groups(block)]

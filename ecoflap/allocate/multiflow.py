@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.groups import blocks_of
@@ -31,11 +32,13 @@ class Multiflow(MultiflowOptions, Uneven):
         require_choices("allocation", self)
 
     @property
+    @override
     def requires(self) -> Requires:
         """No scores, and no samples."""
         return Requires("none", weights=True)
 
     @torch.no_grad()
+    @override
     def __call__(
         self,
         model: PrunableModel,
@@ -43,12 +46,6 @@ class Multiflow(MultiflowOptions, Uneven):
         sparsity: float,
         context: Context | None = None,
     ) -> Allocation:
-        """Decide how many weights each layer keeps.
-
-        Raises:
-            UserError: if the target is outside [0, 1).
-            NumericalError: if a weight is NaN.
-        """
         self.check(sparsity)
         owners = {layer: block for block in blocks_of(model.towers) for layer in block.layers}
 

@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from typing_extensions import override
+
 from ecoflap.allocate.allocation import Allocation, keep_total
 from ecoflap.allocate.groups import blocks_of, parts, size_of, split_all
 from ecoflap.allocate.misalignment import measure_misalignment
@@ -50,19 +52,23 @@ class Neuronal(NeuronalOptions, Uneven):
             )
 
     @property
+    @override
     def requires(self) -> Requires:
         """No scores: it runs the calibration set through the pruned model itself."""
         return Requires("none", weights=True, calibration=True)
 
     @property
+    @override
     def footprint(self) -> Footprint:
         """The fine stage's, beside the dense weights."""
         return Footprint("blocks", layers=4, copies=1)
 
+    @override
     def passes(self, samples: int, sparsity: float) -> float:
         """The most time goes into passes that read ``samples`` of the calibration set."""
         return min(samples, self.samples)
 
+    @override
     def __call__(
         self,
         model: PrunableModel,
@@ -70,12 +76,6 @@ class Neuronal(NeuronalOptions, Uneven):
         sparsity: float,
         context: Context | None = None,
     ) -> Allocation:
-        """Decide how many weights each layer keeps.
-
-        Raises:
-            UserError: if the target is outside [0, 1), or the calibration set never reaches a layer.
-            NumericalError: if pruning makes weights that are not finite, or no trial has finite activations.
-        """
         self.check(sparsity)
         assert context is not None
         key = {"result": "misalignment", "sparsity": sparsity, "towers": [one.name for one in model.towers]}

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from ecoflap.allocate.block_ramp import BlockRamp
 from ecoflap.allocate.groups import size_of
 from ecoflap.allocate.options import OWLOptions
@@ -28,6 +30,7 @@ class OWL(OWLOptions, BlockRamp):
         if not (math.isfinite(self.outlier) and self.outlier > 0):
             raise UserError(f"allocation.outlier={self.outlier} must be a number above 0, such as 5")
 
+    @override
     def measure_block(self, block: Block, statistics: InputStatistics | None) -> dict[str, float]:
         """The share of outliers in percent."""
         assert statistics is not None
@@ -37,6 +40,7 @@ class OWL(OWLOptions, BlockRamp):
         above = sum(int((sizes > self.outlier * mean).sum()) for sizes in weight_sizes(layers, statistics))
         return {block.name: 100 * above / weights if math.isfinite(mean) else mean}
 
+    @override
     def value_of(self, block: Block, values: Values) -> float:
         """Its share of outliers."""
         return values[block.name]

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
+from typing_extensions import override
+
 from ecoflap.allocate.allocation import Allocation, keep_total
 from ecoflap.allocate.choose import CountsAt, Losses, choose
 from ecoflap.allocate.groups import layers_of, parts, split
@@ -70,6 +72,7 @@ class Parametric(Uneven):
         return BLOCK
 
     @property
+    @override
     def requires(self) -> Requires:
         """No scores; samples where it looks at activations or tries candidates."""
         tries = self.given == AUTO
@@ -78,12 +81,14 @@ class Parametric(Uneven):
         )
 
     @property
+    @override
     def footprint(self) -> Footprint | None:
         """Statistics of one block; for ``auto``, a forward pass beside the dense weights."""
         if self.given == AUTO:
             return Footprint("forward", trials=1)
         return None if self.statistic is None else Footprint("blocks", statistic=self.statistic, layers=2)
 
+    @override
     def __call__(
         self,
         model: PrunableModel,
@@ -91,12 +96,6 @@ class Parametric(Uneven):
         sparsity: float,
         context: Context | None = None,
     ) -> Allocation:
-        """Decide how many weights each layer keeps.
-
-        Raises:
-            UserError: if ``check`` refuses the target, or no sample reaches a layer.
-            NumericalError: if what is measured is not finite, or no candidate's loss is.
-        """
         self.check(sparsity)
         values = self._values(model, context)
         counts = partial(self._counts, model, values, sparsity)

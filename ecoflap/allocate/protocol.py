@@ -166,7 +166,8 @@ class Allocator(Protocol):
             context: the run that it allocates for; None only where the allocator reads no calibration set.
 
         Raises:
-            UserError: if no counts meet the target.
+            UserError: if no counts meet the target, or no sample reaches a layer.
+            NumericalError: if what it measures is not finite.
         """
 
 

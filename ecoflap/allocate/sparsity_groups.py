@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ecoflap.allocate.groups import group_layers, size_of
 from ecoflap.allocate.marginals import Counts
@@ -67,8 +68,8 @@ class LayerGroups(SparsityGroups):
         # A mask n:M has no count nearer than one more or one fewer of every M weights.
         self.finest = torch.tensor(1 / varying if varying else 0.0, dtype=torch.float64)
 
+    @override
     def counts(self, point: Tensor, total: int | None = None) -> dict[str, Keep]:
-        """See the protocol."""
         layers = [
             (layer, 1 - float(sparsity))
             for sparsity, group in zip(point, self._groups, strict=True)
@@ -82,8 +83,8 @@ class LayerGroups(SparsityGroups):
         found = {layer.name: count for (layer, _), count in zip(layers, counts, strict=True)}
         return {name: found[name] for name in self._names}
 
+    @override
     def marginals(self, gain: Mapping[str, Tensor], counts: Counts) -> list[float]:
-        """See the protocol."""
         between = {name: int(more - counts.fewer[name]) for name, more in counts.more.items()}
         return [
             sum(gain[layer.name].item() for layer in group)
@@ -106,15 +107,15 @@ class RowGroups(SparsityGroups):
         self.sizes = self._cols.double()
         self.finest = 1 / self.sizes
 
+    @override
     def counts(self, point: Tensor, total: int | None = None) -> dict[str, Keep]:
-        """See the protocol."""
         exact = self._cols * (1 - point)
         # Rows are short and many are equally sparse: rounded one by one, they would miss the budget together.
         parts = round_in_turn(exact, round(float(exact.sum())) if total is None else total).split(self._rows)
         return {layer.name: part for layer, part in zip(self._layers, parts, strict=True)}
 
+    @override
     def marginals(self, gain: Mapping[str, Tensor], counts: Counts) -> list[float]:
-        """See the protocol."""
         found = [
             gain[layer.name] / (counts.more[layer.name] - counts.fewer[layer.name]).clamp(min=1)  # type: ignore[union-attr]
             for layer in self._layers

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from typing_extensions import override
 
 from ecoflap.allocate.groups import layers_of, split
 from ecoflap.allocate.options import TAMPOptions
@@ -53,30 +54,29 @@ class TAMP(TAMPOptions, Parametric):
     scope = "tower"  # cosines of towers that read one kind of tokens don't exist
 
     @property
+    @override
     def sparsity_per(self) -> str:
-        """A layer has a sparsity of its own."""
         return LAYER
 
     @property
+    @override
     def requires(self) -> Requires:
         """No scores, but samples."""
         return Requires("none", weights=True, calibration=True)
 
     @property
+    @override
     def footprint(self) -> Footprint | None:
         """Hidden states of all samples; for ``auto``, a forward pass beside the dense weights."""
         return super().footprint or Footprint("blocks")
 
+    @override
     def candidates(self, model: PrunableModel, sparsity: float) -> Sequence[float]:
-        """The values of the free parameter that ``auto`` tries; the first of equal ones wins."""
         return CANDIDATES
 
+    @override
     def counts(self, towers: Sequence[Tower], values: Values, total: int, parameter: float) -> dict[str, int]:
-        """Share a budget of ``total`` kept weights among the layers of some towers.
-
-        Raises:
-            UserError: if no integer counts satisfy the margin.
-        """
+        """Share ``total``; refuse a margin that no integer counts satisfy."""
         layers = layers_of(towers)
         if layers[0].name not in values:
             return split(layers, total)
@@ -88,6 +88,7 @@ class TAMP(TAMPOptions, Parametric):
             raise UserError(f"allocation.margin={parameter:g}: {error}") from None
         return {layer.name: count for layer, count in zip(layers, kept, strict=True)}
 
+    @override
     def _values(self, model: PrunableModel, context: Context | None) -> dict[str, float]:
         """The importance of each layer; runs with other targets or pruners recall it."""
         assert context is not None

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
 from ecoflap.allocate.groups import group_layers, layers_of, parts, size_of, split, split_all
 from ecoflap.allocate.options import WaterFillingOptions
@@ -29,18 +31,16 @@ class WaterFilling(WaterFillingOptions, Allocator):
         require_choices("allocation", self)
 
     @property
+    @override
     def requires(self) -> Requires:
         """Optional scores, of its groups or of parts of them."""
         known = (*GRANULARITIES, MODEL)
         finer = known[: known.index(self.granularity) + 1]
         return Requires("optional", granularities=tuple(name for name in finer if name != MODEL))
 
+    @override
     def check(self, sparsity: float) -> None:
-        """Refuse an impossible target before any work is done.
-
-        Raises:
-            UserError: if the target is outside [0, 1), or the cap is below it.
-        """
+        """Refuse a target above the cap, too."""
         check_sparsity(sparsity)
         if self.cap is not None and not sparsity <= self.cap <= 1:
             raise UserError(
@@ -48,6 +48,7 @@ class WaterFilling(WaterFillingOptions, Allocator):
                 " group, between sparsity and 1"
             )
 
+    @override
     def __call__(
         self,
         model: PrunableModel,
@@ -55,12 +56,7 @@ class WaterFilling(WaterFillingOptions, Allocator):
         sparsity: float,
         context: Context | None = None,
     ) -> Allocation:
-        """Decide how many weights each layer keeps.
-
-        Raises:
-            UserError: if ``check`` refuses the target, all scores of a budget are zero, or no integer counts
-                satisfy the cap.
-        """
+        """Decide by the scores; refuse a budget whose scores are all zero."""
         self.check(sparsity)
         if scores is not None:
             self.requires.check(scores.method, scores.kind, scores.granularity, self.name)
