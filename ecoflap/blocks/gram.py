@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ecoflap.blocks.statistics import Statistic, place_of_sums
 from ecoflap.ops import InverseFactor, NormalisedInverse, inverse_factor, normalised_inverse
@@ -35,6 +36,7 @@ class Gram(Statistic):
         self.tokens = 0
         self._forget()
 
+    @override
     def update(self, inputs: Tensor) -> None:
         """Add the outer products of inputs [tokens, cols]; those of one call are summed in fp32."""
         for part in inputs.split(TOKENS_AT_ONCE):
@@ -45,8 +47,8 @@ class Gram(Statistic):
         self.tokens += len(inputs)
         self._forget()
 
+    @override
     def add(self, other: Gram) -> None:
-        """Add what another statistic holds."""
         super().add(other)
         self._forget()
 
@@ -85,8 +87,9 @@ class Gram(Statistic):
         return self.value.diagonal()
 
     @classmethod
+    @override
     def size_of(cls, cols: Sequence[int]) -> int:
-        """Bytes for the layers of one block; mean, factor and workspace are of the largest matrix's size."""
+        """The mean, the factor and the workspace are of the largest matrix's size."""
         return 8 * sum(map(cls._numbers, cols)) + 4 * 3 * max(cols) ** 2
 
     def factor(self, damping: float) -> InverseFactor:
@@ -102,6 +105,7 @@ class Gram(Statistic):
             known = self._inverse = normalised_inverse(self.value, damping, penalty)
         return known
 
+    @override
     def move(self, device: torch.device) -> None:
         """Move the sums and what was computed of them; the mean is computed again where it is needed."""
         super().move(device)
@@ -113,11 +117,13 @@ class Gram(Statistic):
             inverse, norms, damping, penalty = self._inverse
             self._inverse = NormalisedInverse(inverse.to(device), norms.to(device), damping, penalty)
 
+    @override
     def combine(self) -> None:
         """Add up the sums of all processes; what was computed of this one's is computed again."""
         super().combine()
         self._forget()
 
+    @override
     def output_energy(self, weight: Tensor) -> float:
         """Mean of ||W x||^2, exactly."""
         weight = weight.float()

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
 
 from ecoflap.blocks.block_call import BlockCall, extract_hidden, first_tensor
 from ecoflap.blocks.bypass import Bypass, find_bypass
@@ -180,6 +181,7 @@ class LearningRecorder(Recorder):
         self.bypasses: dict[nn.Module, Bypass | None] = {}
         self._given: Contents = []
 
+    @override
     def _before(
         self, index: int, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> None:
@@ -188,6 +190,7 @@ class LearningRecorder(Recorder):
         super()._before(index, module, arguments, keywords)
         self._given = [one for one in contents((arguments, keywords)) if isinstance(one[0], Tensor)]
 
+    @override
     def _block_input(self, index: int, call: BlockCall, hidden: Tensor, chained: bool) -> BlockInput:
         given = super()._block_input(index, call, hidden, chained)
         if self._last is None or self._last.index != index - 1:
@@ -197,6 +200,7 @@ class LearningRecorder(Recorder):
             left[-1] = replace(left[-1], output=given.hidden)
         return replace(given, previous=left[-1])
 
+    @override
     def _after(
         self, index: int, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any
     ) -> None:

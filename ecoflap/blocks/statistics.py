@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ecoflap.distributed.collectives import summed
 
@@ -110,6 +111,7 @@ class MeanSquare(Statistic):
         self.device, self.tokens = device, 0
         self.sum = torch.zeros(cols, dtype=torch.float64, device=place_of_sums(device))
 
+    @override
     def update(self, inputs: Tensor) -> None:
         """Add the squares of inputs [tokens, cols]; those of one call are summed in fp32."""
         wide = torch.promote_types(inputs.dtype, torch.float32)
@@ -127,6 +129,7 @@ class MeanSquare(Statistic):
         """The value itself, under the name that it has in a Gram matrix."""
         return self.value
 
+    @override
     def output_energy(self, weight: Tensor) -> float:
         """Mean of ||W x||^2 under the assumption that the columns of x are uncorrelated."""
         return float((weight.float().square() @ self.value).sum())
