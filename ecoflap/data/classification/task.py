@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ecoflap.data.classification.class_names import OPENAI, own_labels
 from ecoflap.data.classification.options import TaskOptions
@@ -39,12 +40,9 @@ class Classification(TaskOptions, PictureSource):
         if self.templates is not None:
             check_templates(self.templates, "task.templates", (OPENAI,))
 
+    @override
     def check_data(self, option: str) -> None:
-        """Refuse pictures that are missing, or fewer than the limit.
-
-        Raises:
-            UserError: if pictures are missing, or fewer than the limit.
-        """
+        """Refuse pictures that are missing, or fewer than the limit."""
         spread(self.read(option, named=False).examples, self.limit, "pictures")
 
     def check_model(self, model: PrunableModel) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ecoflap.data.easy_vqa.options import (
     EasyCaptionsOptions,
@@ -104,12 +105,9 @@ class EasyClassification(EasyClassificationOptions, PictureTask):
         require_positive("task", self, "limit", "batch_size")
         check_templates(self.templates, "task.templates")
 
+    @override
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that classifies no pictures.
-
-        Raises:
-            UserError: if the model classifies no pictures.
-        """
+        """Refuse a model that classifies no pictures."""
         if not isinstance(model.interface, Classifies):
             require(model, Embeds, f"task={self.name}")
 
@@ -179,12 +177,9 @@ class EasyRetrieval(EasyRetrievalOptions, PictureTask):
         if not 0 <= self.rerank <= len(NAMES):
             raise UserError(f"task.rerank={self.rerank} must be 0 to {len(NAMES)}, the number of captions")
 
+    @override
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that retrieves no pictures.
-
-        Raises:
-            UserError: if the model finds no pictures.
-        """
+        """Refuse a model that retrieves no pictures."""
         require(model, Embeds, f"task={self.name}")
 
     def measure(

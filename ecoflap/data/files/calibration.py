@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from typing_extensions import override
+
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Example
@@ -217,8 +219,8 @@ class Chat(ChatOptions, RowsCalibration):
 
     endings: ClassVar[tuple[str, ...]] = JSON_ENDINGS
 
+    @override
     def open(self, files: Sequence[Path]) -> Rows:
-        """See ``RowsCalibration``."""
         return json_rows.JsonRows(files)
 
 
@@ -228,8 +230,8 @@ class Parquet(ParquetOptions, RowsCalibration):
 
     endings: ClassVar[tuple[str, ...]] = parquet.ENDINGS
 
+    @override
     def open(self, files: Sequence[Path]) -> Rows:
-        """See ``RowsCalibration``."""
         return parquet.ParquetRows(files)
 
 
@@ -239,6 +241,6 @@ class WebDataset(WebDatasetOptions, RowsCalibration):
 
     endings: ClassVar[tuple[str, ...]] = webdataset.ENDINGS
 
+    @override
     def open(self, files: Sequence[Path]) -> Rows:
-        """See ``RowsCalibration``."""
         return webdataset.WebDatasetRows(files)

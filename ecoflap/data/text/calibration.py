@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.sources import file_source
@@ -88,8 +89,9 @@ class Text(TextOptions, TextSource):
                 " needs two or more"
             )
 
+    @override
     def check_length(self, texts: Sequence[str], option: str) -> None:
-        """See ``TextSource``; a single document may be shorter than a window."""
+        """A single document may be shorter than a window."""
         check_characters([self.separator.join(texts)], self.sequence_length, option)
 
     def check_model(self, model: PrunableModel) -> None:
@@ -130,10 +132,12 @@ class Text(TextOptions, TextSource):
 class Documents(DocumentsOptions, Text):
     """Random windows of long documents, one of each, as Wanda and SparseGPT draw them from C4."""
 
+    @override
     def check_length(self, texts: Sequence[str], option: str) -> None:
-        """See ``TextSource``; a window is a part of one document."""
+        """A window is a part of one document."""
         check_characters(texts, self.sequence_length, option)
 
+    @override
     def draw(self, tokenizer: Any, seed: int) -> Sequence[Tensor]:
         """The windows, each [tokens]: first documents are drawn, then a window of each."""
         documents, token = (

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from typing_extensions import override
 
 from ecoflap.data.sources import file_source
 from ecoflap.data.text.bos import bos_token
@@ -57,8 +58,9 @@ class TextPerplexity(TextPerplexityOptions, TextSource):
                 " null is for windows that don't overlap"
             )
 
+    @override
     def check_length(self, texts: Sequence[str], option: str) -> None:
-        """See ``TextSource``; windows span documents."""
+        """Windows span documents."""
         check_characters([self.separator.join(texts)], self.sequence_length, option)
 
     def check_model(self, model: PrunableModel) -> None:

@@ -6,6 +6,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.example import Example
 from ecoflap.data.text.options import PrefixDocumentsOptions, PrefixTextOptions
@@ -30,12 +32,9 @@ class PrefixText(PrefixTextOptions, TextSource):
         """The paragraphs to split, including those that are too short."""
         return self.read_text("calibration").split("\n")
 
+    @override
     def check_data(self, option: str) -> None:
-        """See ``TextSource``; a paragraph or document needs a minimum of words.
-
-        Raises:
-            UserError: if none has as many.
-        """
+        """Refuse a text without a paragraph or document of enough words, too."""
         self.long_enough()
 
     def check_model(self, model: PrunableModel) -> None:
@@ -92,10 +91,11 @@ class GivenText(PrefixText):
     given_sources: frozenset[str] = frozenset()
 
     @property
+    @override
     def sources(self) -> frozenset[str]:
-        """The sources of the text."""
         return self.given_sources
 
+    @override
     def read_text(self, option: str) -> str:
         """The text in memory."""
         return self.given
@@ -105,6 +105,7 @@ class GivenText(PrefixText):
 class PrefixDocuments(PrefixDocumentsOptions, PrefixText):
     """The beginnings of documents, each split after a random word of its first half."""
 
+    @override
     def pieces(self) -> Sequence[str]:
         """The documents."""
         return self.read_documents("calibration")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from typing_extensions import override
+
 from ecoflap.data.folder import require_files
 from ecoflap.data.vqa.accuracy import exact_match, lemmatized, lemmatizer, vqa_accuracy
 from ecoflap.data.vqa.hub import HUB
@@ -37,12 +39,14 @@ class VqaV2(VqaV2TaskOptions, PublishedQuestions):
         require_positive("task", self, "k_test")
         require_choices("task", self)
 
+    @override
     def locate(self, option: str) -> Path | None:
-        """See ``PublishedQuestions``; test questions have files of their own, and are not on the hub."""
+        """Test questions have files of their own, and are not on the hub."""
         if self.split == "val":
             return super().locate(option)
         return require_files(self.path, VQAV2.unanswered(self.split), option, self.name, self.obtain)
 
+    @override
     def read(self) -> list[Question]:
         """The 214,354 questions of val, the 107,394 of test-dev or the 447,793 of test."""
         if self.split != "val":
@@ -51,12 +55,9 @@ class VqaV2(VqaV2TaskOptions, PublishedQuestions):
             return self.hub.read("task=vqav2")
         return read_coco_questions(VQAV2, self.path, "val", "task")
 
+    @override
     def check_model(self, model: PrunableModel) -> None:
-        """See ``WritesText``; with a list of answers, the model has to choose.
-
-        Raises:
-            UserError: if it can't.
-        """
+        """With a list of answers, the model has to choose."""
         super().check_model(model)
         if self.answer_list is not None and not isinstance(model.interface, Ranks):
             raise UserError(
@@ -64,6 +65,7 @@ class VqaV2(VqaV2TaskOptions, PublishedQuestions):
                 " take a BLIP, such as blip_vqa"
             )
 
+    @override
     def choices(self) -> Choices | None:
         """The answers of the list.
 
@@ -81,6 +83,7 @@ class OkVqa(OkVqaOptions, PublishedQuestions):
 
     obtain, questions, hub = OKVQA.obtain, OKVQA.questions.format(split="val"), HUB["okvqa"]
 
+    @override
     def read(self) -> list[Question]:
         """The 5,046 questions of val; refuse a missing lemmatiser before hours of answers."""
         if self.lemmatize:
@@ -89,8 +92,8 @@ class OkVqa(OkVqaOptions, PublishedQuestions):
             return self.hub.read("task=okvqa")
         return read_coco_questions(OKVQA, self.path, "val", "task")
 
+    @override
     def score(self, answer: str, question: Question) -> float:
-        """The score of an answer, from 0 to 1."""
         return vqa_accuracy(lemmatized(answer) if self.lemmatize else answer, question.answers)
 
 
@@ -101,10 +104,12 @@ class Gqa(GqaOptions, PublishedQuestions):
     metric = "exact match"
     obtain, questions, hub = GQA_OBTAIN, GQA_QUESTIONS, HUB["gqa"]
 
+    @override
     def read(self) -> list[Question]:
         """The 12,578 balanced questions of testdev."""
         return self.hub.read("task=gqa") if self.path is None else read_gqa(self.path)
 
+    @override
     def score(self, answer: str, question: Question) -> float:
         """1 for the right answer, else 0."""
         return exact_match(answer, question.answers[0])
