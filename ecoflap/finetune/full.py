@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from ecoflap.finetune.job import Job, Training
 from ecoflap.finetune.masked_parameters import count_trained, masked_parameters
 from ecoflap.finetune.options import FullOptions
@@ -18,13 +20,8 @@ from ecoflap.models.core.forward_modes import in_float32
 class Full(FullOptions, Schedule, Finetuner):
     """Train every parameter of the model; of pruned weights, only the kept ones."""
 
+    @override
     def finetune(self, job: Job) -> Training:
-        """Train in place.
-
-        Raises:
-            UserError: if the options don't fit the model or the data.
-            NumericalError: if a loss is NaN or infinite.
-        """
         split = split_of(self, job.calibration, job.read)
         layers = [layer for layer in job.model.layers if layer.name in job.masks]
         with in_float32(job.model.module), masked_parameters(job.model.module, layers, job.masks):

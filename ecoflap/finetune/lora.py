@@ -20,6 +20,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from typing_extensions import override
 
 from ecoflap.errors import UserError, require_positive
 from ecoflap.finetune.job import Job, Training
@@ -61,14 +62,9 @@ class Lora(LoraOptions, Schedule, Finetuner):
         super().__post_init__()
         require_positive("finetune", self, "rank", "alpha")
 
+    @override
     def finetune(self, job: Job) -> Training:
-        """Train the updates and merge them, in place.
-
-        Raises:
-            UserError: if the options don't fit the model or the data, or peft can't place an update in a
-                layer.
-            NumericalError: if a loss is NaN or infinite.
-        """
+        """Train the updates and merge them; refuse a layer that peft can't place one in."""
         split = split_of(self, job.calibration, job.read)
         with in_float32(job.model.module), self._updates(job):
             trained = count_trained(job.model.module)
@@ -80,12 +76,9 @@ class Lora(LoraOptions, Schedule, Finetuner):
             curve,
         )
 
+    @override
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model with a layer that can't get an update, by placing empty ones for a moment.
-
-        Raises:
-            UserError: if there is such a layer.
-        """
+        """Refuse a model with a layer that can't get an update, by placing empty ones for a moment."""
         with self._placed(model.module, model.layers):
             pass
 

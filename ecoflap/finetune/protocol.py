@@ -33,7 +33,7 @@ class Finetuner(Protocol):
 
     @abstractmethod
     def finetune(self, job: Job) -> Training:
-        """Train; the run refuses weights that become NaN or infinite.
+        """Train in place; the run refuses weights that become NaN or infinite.
 
         Raises:
             UserError: if the options don't fit the model or the data.

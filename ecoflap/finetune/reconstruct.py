@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
+from typing_extensions import override
 
 from ecoflap.blocks.capture import Flow
 from ecoflap.blocks.stream import Stream
@@ -47,13 +48,9 @@ class Reconstruct(ReconstructOptions, Finetuner):
         if not 0 < self.learning_rate < math.inf:
             raise UserError(f"finetune.learning_rate={self.learning_rate} must be above 0, and finite")
 
+    @override
     def finetune(self, job: Job) -> Training:
-        """Train each block of the pruned towers in place.
-
-        Raises:
-            UserError: if the run drew no calibration samples.
-            NumericalError: if a loss is NaN or infinite.
-        """
+        """Train each block of the pruned towers; refuse a run that drew no calibration samples."""
         if job.calibration is None:
             raise UserError("finetune=reconstruct looks at the calibration samples; add calibrate to steps")
         calibration = job.calibration.take(self.samples or len(job.calibration))
