@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from typing_extensions import override
 
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
@@ -21,6 +22,7 @@ from ecoflap.storage.file_names import WEIGHTS_FILE
 class SavesStateDict(PrunableModel):
     """A model that is saved as one safetensors file with the names of its state dict."""
 
+    @override
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors``."""
         state = {name: tensor.contiguous().clone() for name, tensor in self.module.state_dict().items()}

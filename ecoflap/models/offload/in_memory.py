@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ecoflap.models.offload.offloaded import Offloaded
 
@@ -30,6 +31,7 @@ class OnCpu(Offloaded):
     """Blocks are stored in the CPU's memory."""
 
     @contextmanager
+    @override
     def all_in_place(self) -> Iterator[None]:
         """Load all blocks on the CPU for this context."""
         self.store_changes()

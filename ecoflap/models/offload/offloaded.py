@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.expert_slices import refresh
@@ -196,11 +197,12 @@ class Offloaded(Placement):
         self.source.write(name, tensors)
 
     @contextmanager
+    @override
     def using(self, block: Block) -> Iterator[None]:
-        """Load a block's weights for this context."""
         self._load(block.name)
         yield
 
+    @override
     def changed(self, block: Block) -> None:
         """Write the block's weights to the source when it is released."""
         self._changed.add(block.name)
@@ -212,6 +214,7 @@ class Offloaded(Placement):
         self._stored.result()
         self._copies.finish()
 
+    @override
     def tensors(self, module: nn.Module) -> Iterator[tuple[str, Tensor, Iterable[Tensor]]]:
         """The entries of the module's state dict; those of blocks are read one at a time."""
         self.store_changes()

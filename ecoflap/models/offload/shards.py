@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
+from typing_extensions import override
 
 from ecoflap.console.startup import M_MMAP_THRESHOLD
 from ecoflap.errors import NumericalError
@@ -82,12 +83,14 @@ class OnDisk(Offloaded):
         with suppress(*WITHOUT_GLIBC):
             ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
+    @override
     def _release(self, name: str) -> None:
         """Release a block, and the memory that the allocator keeps of its small allocations."""
         super()._release(name)
         with suppress(*WITHOUT_GLIBC):
             ctypes.CDLL(None).malloc_trim(0)
 
+    @override
     def save(self, model: Saves, folder: Path) -> None:
         """Write new shards, one per block and one for the rest, with their index, a block at a time."""
         self.store_changes()
@@ -118,6 +121,7 @@ class OnDisk(Offloaded):
                 getattr(module, settings).save_pretrained(folder)
         model.processor.save_pretrained(folder)
 
+    @override
     def tensors(self, module: nn.Module) -> Iterator[tuple[str, Tensor, Iterable[Tensor]]]:
         """The entries of the module's state dict, read part by part."""
         self.store_changes()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from typing_extensions import override
 
 from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.example import Example
@@ -106,6 +107,7 @@ class RetrievalInterface(DualInterface):
         super().__init__(pixels, tokenizer, tokenizer.pad_token_id, False)
         self.encoder_token = encoder_token
 
+    @override
     def encode(self, example: Example) -> Sample:
         """Encode a picture with its caption, and the first token of the caption in matching."""
         sample = super().encode(example)
@@ -113,14 +115,14 @@ class RetrievalInterface(DualInterface):
             return sample
         return {**sample, "encoder_token": torch.tensor(self.encoder_token)}
 
+    @override
     def image_features(self, module: Any, pixels: Tensor) -> Tensor:
-        """Normalised features of pixel values, [images, features]."""
         return normalize(
             module.vision_proj(image_states(module, pixels)["encoder_hidden_states"][:, 0]), dim=-1
         )
 
+    @override
     def text_features(self, module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Normalised features of tokens, [texts, features]."""
         states = module.text_encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
         return normalize(module.text_proj(states[:, 0]), dim=-1)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.example import Example, Generation
@@ -134,6 +135,7 @@ def take_lavis_weights(module: nn.Module, file: str) -> None:
 class SavesLavis(PrunableModel):
     """A BLIP-2 that is saved in both formats."""
 
+    @override
     def save(self, folder: Path) -> None:
         """Write what ``from_pretrained`` reads, and ``lavis.pth``."""
         super().save(folder)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from typing_extensions import override
 
 from ecoflap.data.batch import Batch
 from ecoflap.models.core.losses import contrastive_loss, counting, find_loss, matching_loss
@@ -122,12 +123,13 @@ class ItmInterface(DualInterface):
 
     longest = 35  # as BLIP-2 is measured
 
+    @override
     def image_features(self, module: Any, pixels: Tensor) -> Tensor:
         """Normalised features of each query, [images, queries, features]."""
         return _query_features(module, _image_states(module, pixels))
 
+    @override
     def text_features(self, module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Normalised features, [texts, features]."""
         return _text_features(module, input_ids, attention_mask)
 
     @torch.no_grad()

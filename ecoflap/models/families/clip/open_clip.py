@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from typing_extensions import override
 
 from ecoflap.data.batch import Sample
 from ecoflap.errors import UserError, did_you_mean
@@ -35,17 +36,18 @@ class OpenClipInterface(DualInterface):
     causal.
     """
 
+    @override
     def image_features(self, module: Any, pixels: Tensor) -> Tensor:
-        """Normalised features of pixel values, [images, features]."""
         return normalize(module.encode_image(pixels), dim=-1)
 
+    @override
     def text_features(self, module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Normalised features of tokens, [texts, features]."""
         missing = module.context_length - input_ids.shape[1]
         ids, mask = (torch.nn.functional.pad(tensor, (0, missing)) for tensor in (input_ids, attention_mask))
         with counting(mask):
             return normalize(module.encode_text(ids), dim=-1)
 
+    @override
     def _tokens(self, texts: Sequence[str]) -> list[Sample]:
         """Tokens of each text up to the end token, which has the highest number."""
         rows = self.tokenizer(list(texts))

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ecoflap.data.batch import Batch
 from ecoflap.data.example import Example
@@ -34,8 +35,8 @@ class TorchvisionInterface(ClassifierInterface):
     """Pictures and their classes."""
 
     @torch.no_grad()
+    @override
     def classify(self, model: PrunableModel, examples: Sequence[Example]) -> Tensor:
-        """Logits, [examples, classes]."""
         pixels = self.pixels([example.image or "" for example in examples])
         logits: Tensor = model.module(pixels.to(next(model.module.parameters())))
         return logits.float().cpu()
