@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.gram import Gram
@@ -42,24 +43,27 @@ class ADMM(ADMMOptions, LayerPruner):
         _ = self.rule
 
     @property
+    @override
     def rule(self) -> MaskRule:
-        """Which weights of a layer compete with each other."""
         return MaskRule.parse(self.mask, ("row", "matrix"))
 
     @property
+    @override
     def weighs_rows(self) -> bool:
         """Yes, but for N:M."""
         return self.rule.unstructured
 
     @property
+    @override
     def footprint(self) -> Footprint:
-        """What it keeps in memory: six copies of the weights, and of another layer's that share an input."""
+        """Six copies of the weights, and of another layer's that share an input."""
         return Footprint("blocks", statistic=self.statistic, layers=12)
 
+    @override
     def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
-        """Prune a weight [rows, cols] to ``keep`` weights."""
         return self.together([weight], statistic, [keep])[0]
 
+    @override
     def together(
         self,
         weights: Sequence[Tensor],
@@ -67,7 +71,7 @@ class ADMM(ADMMOptions, LayerPruner):
         keeps: Sequence[Keep],
         parts: Sequence[Part] | None = None,
     ) -> list[Pruned]:
-        """Prune layers that read the same input, as one matrix of all their rows."""
+        """Prune them as one matrix of all their rows."""
         assert isinstance(statistic, Gram)
         inverse = statistic.normalised_inverse(self.damping, self.penalty)
         parts = Part.each(weights, parts)

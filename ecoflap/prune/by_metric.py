@@ -6,6 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor
+from typing_extensions import override
 
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.ops import Keep
@@ -27,16 +28,18 @@ class ByMetric(LayerPruner):
         _ = self.rule
 
     @property
+    @override
     def rule(self) -> MaskRule:
-        """Which weights of a layer compete with each other."""
         return MaskRule.parse(self.mask, ("row", "matrix"))
 
     @property
+    @override
     def corrects(self) -> bool:
         """No: kept weights stay as they are."""
         return False
 
     @property
+    @override
     def weighs_rows(self) -> bool:
         """By counts alone, as a metric of rows times factors may be anything."""
         return self.rule.by_row
@@ -50,7 +53,7 @@ class ByMetric(LayerPruner):
             statistic: of the layer's inputs; None if the pruner gathers none.
         """
 
+    @override
     def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
-        """Prune a weight [rows, cols] to ``keep`` weights."""
         mask = self.rule.select(self.metric(weight, statistic), keep)
         return Pruned(weight * mask, mask)

@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.blocks.footprint import Footprint
@@ -42,10 +43,12 @@ class GlobalGradient(GlobalGradientOptions, ModelPruner):
         require_positive("pruner", self, "iterations", "samples", "batch_size")
 
     @property
+    @override
     def footprint(self) -> Footprint:
-        """What it keeps in memory: a backward pass, and sums and gradients of all weights."""
+        """A backward pass, and sums and gradients of all weights."""
         return Footprint("backward", copies=2, batch_size=self.batch_size)
 
+    @override
     def prune(
         self,
         model: PrunableModel,
@@ -54,11 +57,6 @@ class GlobalGradient(GlobalGradientOptions, ModelPruner):
         on_block: OnBlock,
         seed: int = 0,
     ) -> tuple[Allocation, PruneReport]:
-        """Prune in place.
-
-        Raises:
-            NumericalError: if a loss, a gradient or a weight is NaN or infinite.
-        """
         assert calibration is not None
         started, masks = time.perf_counter(), dict[str, Tensor]()
         for step in range(1, self.iterations + 1):

@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass
 from typing import ClassVar
 
+from typing_extensions import override
+
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import require_choices
@@ -28,6 +30,7 @@ class GlobalMagnitude(GlobalMagnitudeOptions, ModelPruner):
     def __post_init__(self) -> None:
         require_choices("pruner", self)
 
+    @override
     def prune(
         self,
         model: PrunableModel,
@@ -36,11 +39,6 @@ class GlobalMagnitude(GlobalMagnitudeOptions, ModelPruner):
         on_block: OnBlock,
         seed: int = 0,
     ) -> tuple[Allocation, PruneReport]:
-        """Prune in place.
-
-        Raises:
-            NumericalError: if a weight is NaN or infinite.
-        """
         started = time.perf_counter()
         masks = choose_masks(model, self.scope, sparsity, lambda layer: layer.weight.detach().float().abs())
         apply_masks(model, masks)

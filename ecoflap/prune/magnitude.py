@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
+from typing_extensions import override
 
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.prune.options import MagnitudeOptions
@@ -16,10 +17,12 @@ class Magnitude(MagnitudeOptions, RefinedMetric):
     """Remove the smallest weights by absolute value; looks at no data."""
 
     @property
+    @override
     def weighs_rows(self) -> bool:
         """Yes, but for N:M: a row times a factor has its metric times the factor."""
         return self.rule.unstructured
 
+    @override
     def metric(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
         """``|w|``."""
         return weight.float().abs()

@@ -197,7 +197,7 @@ class ModelPruner(Protocol):
         on_block: OnBlock,
         seed: int = 0,
     ) -> tuple[Allocation, PruneReport]:
-        """Remove the share ``sparsity`` of the weights.
+        """Remove the share ``sparsity`` of the weights, in place.
 
         Args:
             model: dense.
@@ -208,6 +208,10 @@ class ModelPruner(Protocol):
 
         Returns:
             How many weights each layer keeps, and what was removed.
+
+        Raises:
+            UserError: if it can't prune the model.
+            NumericalError: if a loss, a gradient, a score or a weight is NaN or infinite.
         """
 
 

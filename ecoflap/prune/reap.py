@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ecoflap.allocate.allocation import UNITS, Allocation, as_written
 from ecoflap.blocks.footprint import Footprint
@@ -48,10 +49,12 @@ class REAP(REAPOptions, ModelPruner):
         require_positive("pruner", self, "batch_size")
 
     @property
+    @override
     def footprint(self) -> Footprint:
-        """What it keeps in memory: one block's activations."""
+        """One block's activations."""
         return Footprint("blocks", batch_size=self.batch_size)
 
+    @override
     def check_model(self, model: PrunableModel, sparsity: float) -> None:
         """Refuse a model without such experts, and a sparsity that their number rules out.
 
@@ -61,6 +64,7 @@ class REAP(REAPOptions, ModelPruner):
         """
         removed_experts(model, find_mixtures(model), sparsity)
 
+    @override
     def prune(
         self,
         model: PrunableModel,
@@ -69,12 +73,7 @@ class REAP(REAPOptions, ModelPruner):
         on_block: OnBlock,
         seed: int = 0,
     ) -> tuple[Allocation, PruneReport]:
-        """Score, then remove experts, in place.
-
-        Raises:
-            UserError: see ``check_model``.
-            NumericalError: if a score is NaN or infinite.
-        """
+        """Score, then remove experts; refuse what ``check_model`` refuses."""
         assert calibration is not None
         started, mixtures = time.perf_counter(), find_mixtures(model)
         count = removed_experts(model, mixtures, sparsity)

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.gram import Gram
@@ -39,11 +40,13 @@ class RefinedMetric(MetricOptions, ByMetric):
         require_positive("pruner", self, "swaps")
 
     @property
+    @override
     def statistic(self) -> type[Statistic] | None:
         """What the metric reads; the Gram matrix for refinement and repair."""
         return Gram if self._adapts else self.of_metric
 
     @property
+    @override
     def corrects(self) -> bool:
         """Whether it repairs the weights that it keeps."""
         return self.repair
@@ -54,16 +57,18 @@ class RefinedMetric(MetricOptions, ByMetric):
         return self.refine != "none" or self.repair
 
     @property
+    @override
     def footprint(self) -> Footprint:
-        """What it keeps in memory; refinement and repair work on two layers that share an input at once."""
+        """Refinement and repair work on two layers that share an input at once."""
         return Footprint("blocks", statistic=self.statistic, layers=12 if self.statistic is Gram else 4)
 
+    @override
     def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
-        """Prune a weight [rows, cols] to ``keep`` weights."""
         if not self._adapts:
             return super().__call__(weight, statistic, keep)
         return self.together([weight], statistic, [keep])[0]
 
+    @override
     def together(
         self,
         weights: Sequence[Tensor],
@@ -71,7 +76,6 @@ class RefinedMetric(MetricOptions, ByMetric):
         keeps: Sequence[Keep],
         parts: Sequence[Part] | None = None,
     ) -> list[Pruned]:
-        """Prune layers that read the same input."""
         if not self._adapts:
             return super().together(weights, statistic, keeps)
         assert isinstance(statistic, Gram)

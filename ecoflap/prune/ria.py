@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.statistics import MeanSquare, Statistic
@@ -33,6 +34,7 @@ class RIA(RIAOptions, RefinedMetric):
                 f"pruner.power={self.power} must be a number of at least 0, such as the published 0.5"
             )
 
+    @override
     def metric(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
         """``(|w| / sum of its column + |w| / sum of its row) ||x||^power``."""
         assert isinstance(statistic, MeanSquare | Gram)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.statistics import Statistic
@@ -33,19 +34,21 @@ class SparseGPT(SparseGPTOptions, LayerPruner):
         _ = self.rule
 
     @property
+    @override
     def rule(self) -> MaskRule:
-        """Which weights of a layer compete with each other."""
         return MaskRule.parse(self.mask, ("matrix",))
 
     @property
+    @override
     def weighs_rows(self) -> bool:
         """Yes, but for N:M."""
         return self.rule.unstructured
 
+    @override
     def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
-        """Prune a weight [rows, cols] to ``keep`` weights."""
         return self.together([weight], statistic, [keep])[0]
 
+    @override
     def together(
         self,
         weights: Sequence[Tensor],
@@ -53,7 +56,7 @@ class SparseGPT(SparseGPTOptions, LayerPruner):
         keeps: Sequence[Keep],
         parts: Sequence[Part] | None = None,
     ) -> list[Pruned]:
-        """Prune layers that read the same input, as one matrix of all their rows."""
+        """Prune them as one matrix of all their rows."""
         assert isinstance(statistic, Gram)
         factor = statistic.factor(self.damping)
         parts = Part.each(weights, parts)

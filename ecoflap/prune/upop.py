@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from typing_extensions import override
 
 from ecoflap.allocate.allocation import UNITS, Allocation
 from ecoflap.blocks.footprint import Footprint
@@ -68,10 +69,12 @@ class UPop(UPopOptions, ModelPruner):
             raise UserError(f"pruner.weight_decay={self.weight_decay} must be at least 0")
 
     @property
+    @override
     def footprint(self) -> Footprint:
-        """What it keeps in memory: a backward pass in fp32, and sums and gradients of all weights."""
+        """A backward pass in fp32, and sums and gradients of all weights."""
         return Footprint("backward", copies=2, batch_size=self.batch_size, float32=True)
 
+    @override
     def prune(
         self,
         model: PrunableModel,
@@ -80,12 +83,7 @@ class UPop(UPopOptions, ModelPruner):
         on_block: OnBlock,
         seed: int = 0,
     ) -> tuple[Allocation, PruneReport]:
-        """Search, then remove units, in place.
-
-        Raises:
-            UserError: if the model is not a BLIP of transformers, or several processes run the search.
-            NumericalError: if a loss is NaN or infinite.
-        """
+        """Search, then remove units; refuse all but a BLIP of transformers, and several processes."""
         assert calibration is not None
         if size() > 1:
             raise UserError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.statistics import MeanSquare, Statistic
@@ -21,10 +22,12 @@ class Wanda(WandaOptions, RefinedMetric):
     of_metric: ClassVar[type[Statistic] | None] = MeanSquare
 
     @property
+    @override
     def weighs_rows(self) -> bool:
         """Yes, but for N:M: a row times a factor has its metric times the factor."""
         return self.rule.unstructured
 
+    @override
     def metric(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
         """``|w| ||x||``, with x the weight's input column."""
         assert isinstance(statistic, MeanSquare | Gram)
