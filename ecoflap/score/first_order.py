@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.loss_batches import loss_batches
@@ -61,12 +62,13 @@ class FirstOrder(FirstOrderOptions, Scorer):
         require_positive("score", self, "samples", "batch_size")
 
     @property
+    @override
     def footprint(self) -> Footprint:
         """A backward pass, which reduces the gradient of one layer at a time."""
         return Footprint("backward", layers=3)
 
+    @override
     def identity(self) -> dict[str, Any]:
-        """Everything that the numbers depend on."""
         return {
             "name": self.name,
             "version": 2,
@@ -75,13 +77,9 @@ class FirstOrder(FirstOrderOptions, Scorer):
             "batch_size": self.batch_size,
         }
 
+    @override
     def __call__(self, model: PrunableModel, calibration: CalibrationSet, seed: int) -> Scores:
-        """Score every layer of the model's towers.
-
-        Raises:
-            NumericalError: if a loss or a score is not finite.
-            UserError: if the loss depends on none of the layers.
-        """
+        """Score the layers; refuse a loss that depends on none of them."""
         of_weight = MEASURES[self.measure]
 
         def measure(layer: Layer, gradient: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.gram import Gram
@@ -54,12 +55,13 @@ class Local(LocalOptions, Scorer):
         require_positive("score", self, "samples", "batch_size")
 
     @property
+    @override
     def footprint(self) -> Footprint:
         """The statistic of one block's inputs, beside the hidden states of all samples."""
         return Footprint("blocks", statistic=MEASURES[self.measure][0])
 
+    @override
     def identity(self) -> dict[str, Any]:
-        """Everything that the numbers depend on."""
         return {
             "name": self.name,
             "measure": self.measure,
@@ -68,13 +70,9 @@ class Local(LocalOptions, Scorer):
         }
 
     @torch.no_grad()
+    @override
     def __call__(self, model: PrunableModel, calibration: CalibrationSet, seed: int) -> Scores:
-        """Score every layer of the model's towers.
-
-        Raises:
-            NumericalError: if a score is not finite.
-            UserError: if the model uses a layer's weight without calling its module.
-        """
+        """Score the layers; refuse a model that uses a layer's weight without calling its module."""
         kind, measure = MEASURES[self.measure]
         averages = {layer.name: Average() for layer in model.layers}
         batches = calibration.take(self.samples).batches(self.batch_size)

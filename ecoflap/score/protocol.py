@@ -50,5 +50,6 @@ class Scorer(Protocol):
             seed: seed of all random draws.
 
         Raises:
+            UserError: if it can't score the model.
             NumericalError: if a loss or a score is not finite.
         """

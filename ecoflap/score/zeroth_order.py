@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.layer_calls import require_calls
@@ -100,14 +101,15 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
         require_choices("score", self)
 
     @property
+    @override
     def footprint(self) -> Footprint:
         """The probes that share a pass and one layer's noise, or a backward pass for the derivative."""
         if self.probe == "derivative":
             return Footprint("backward", layers=3, float32=True)
         return Footprint("forward", samples_per_pass=self.samples_per_pass, layers=1, float32=True)
 
+    @override
     def identity(self) -> dict[str, Any]:
-        """Everything that the scores depend on beside model, data and seed."""
         paper = {
             "name": self.name,
             "version": 2,
@@ -120,13 +122,12 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
             del paper["eps"]
         return paper if self.probe == "layer" else {**paper, "probe": self.probe}
 
+    @override
     def __call__(self, model: PrunableModel, calibration: CalibrationSet, seed: int) -> Scores:
-        """Score every layer of the model's towers.
+        """Score the layers; refuse a loss that depends on none of them.
 
-        Raises:
-            NumericalError: if a loss or a score is not finite.
-            UserError: if the loss depends on none of the layers, or the model uses a layer's weight without
-                calling its module, so that perturbing an output does not amount to perturbing the weight.
+        Refuse also a model that uses a layer's weight without calling its module, so that perturbing an
+        output does not amount to perturbing the weight.
         """
         averages = {layer.name: Average() for layer in model.layers}
         estimate = self._differentiate if self.probe == "derivative" else self._probe
