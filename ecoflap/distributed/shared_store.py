@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from typing_extensions import override
+
 from ecoflap.distributed.collectives import from_process
 from ecoflap.distributed.processes import is_first, size
 from ecoflap.storage.cache.entries import AS_JSON, Codec
@@ -19,10 +21,11 @@ COMPUTE = "compute"
 class SharedStore(Store):
     """A store that the first process reads and writes; what it lacks, all processes compute together."""
 
+    @override
     def get_or_compute(
         self, stage: str, key: Mapping[str, JSON], compute: Callable[[], Any], codec: Codec = AS_JSON
     ) -> tuple[Any, bool]:
-        """The value of a stage, the same in all processes; see ``Store.get_or_compute``."""
+        """The value of a stage, the same in all processes."""
         if size() == 1:
             return super().get_or_compute(stage, key, compute, codec)
         if is_first():

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from hydra.core.utils import JobReturn, filter_overrides
+from typing_extensions import override
 
 from ecoflap.errors import require_positive
 from ecoflap.sweeps.ended import Submitted, collect
@@ -25,10 +26,12 @@ class LocalLauncher(SubmititLauncher):
 
     _EXECUTOR = "local"
 
+    @override
     def check_machine(self) -> None:
         """Refuse ``parallel`` below one."""
         require_positive("hydra.launcher", SimpleNamespace(**self.params), "parallel")
 
+    @override
     def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
         """Run the jobs, ``parallel`` at a time; Ctrl-C ends the running ones."""
         executor, submitted = self.executor(folder), list[Submitted]()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.utils import JobReturn
+from typing_extensions import override
 
 from ecoflap.errors import UserError
 from ecoflap.sweeps.ended import Submitted, collect, completed
@@ -25,6 +26,7 @@ class SlurmLauncher(SubmititLauncher):
 
     _EXECUTOR = "slurm"
 
+    @override
     def check_machine(self) -> None:
         """Refuse a machine without Slurm."""
         if shutil.which("srun") is None:
@@ -33,6 +35,7 @@ class SlurmLauncher(SubmititLauncher):
                 " cluster=local or none"
             )
 
+    @override
     def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
         """Queue the array; with ``scores_first``, after an array of jobs that compute the scores."""
         dependency = self.params["dependency"]

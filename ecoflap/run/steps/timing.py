@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from typing_extensions import override
+
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.protocol import Context, checked_allocation
 from ecoflap.allocate.water_filling import WaterFilling
@@ -46,6 +48,7 @@ class _Enough(Exception):
 class FirstBatch(PredictionLog):
     """A prediction log that computes one batch, and stops with the time that all would take."""
 
+    @override
     def run(self, batches: Sequence[list[Item]], compute: Callable[[list[Item]], Sequence[Any]]) -> list[Any]:
         """Compute the first batch."""
         start = time.perf_counter()
