@@ -204,20 +204,10 @@ def _always(run: Run) -> tuple[tuple[str, str], ...]:
 
 
 def _coarse(run: Run) -> str:
-    """The coarse stage's name; older records tell it by their config alone."""
-    if _allocated_by(run) == "pruner":
+    """The coarse stage's name; that of the scorer for a run that allocated nothing."""
+    if run.result.sparsity.get("allocated_by") == "pruner":
         return "global"
-    if (named := run.result.sparsity.get("coarse")) is not None:
-        return str(named)
-    config = run.config
-    return "file" if config.get("allocation", {}).get("name") == "file" else str(config["score"]["name"])
-
-
-def _allocated_by(run: Run) -> str:
-    """What decided how many weights each layer keeps; older records tell it by their pruner's place alone."""
-    if (named := run.result.sparsity.get("allocated_by")) is not None:
-        return str(named)
-    return "pruner" if ".whole_model." in str(run.config["pruner"].get("_target_")) else "allocation"
+    return str(run.result.sparsity.get("coarse") or run.config["score"]["name"])
 
 
 def _split(

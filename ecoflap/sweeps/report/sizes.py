@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
-from ecoflap.storage.saved_model import open_checkpoint, usual_dtype
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.runs import Run
 from ecoflap.sweeps.report.sections import Section
@@ -53,7 +51,7 @@ def _masked(runs: list[Run]) -> Iterator[Run]:
 
 def _size(method: Method, sparsity: float, runs: list[Run]) -> Size | None:
     run = next(_masked(runs))
-    width = next((found for one in runs if (found := BYTES.get(_dtype(one))) is not None), None)
+    width = BYTES.get(run.result.model["dtype"])
     if width is None:
         return None
     layers = run.result.sparsity["layers"].values()
@@ -62,18 +60,6 @@ def _size(method: Method, sparsity: float, runs: list[Run]) -> Size | None:
     bitmask = dense - width * zeros + weights / 8
     saved = max((size for one in runs if (size := _on_disk(one)) is not None), default=None)
     return Size((method.label,), sparsity, dense / 1e6, bitmask / 1e6, None if saved is None else saved / 1e6)
-
-
-def _dtype(run: Run) -> str:
-    """The dtype of a run's weights; of older records, ``auto`` is what its checkpoint has, if it is there."""
-    named = run.result.model.get("dtype") or run.config["model"].get("dtype") or "auto"
-    if named != "auto" or run.result.checkpoint is None:
-        return str(named)
-    try:
-        with open_checkpoint(run.folder / run.result.checkpoint) as checkpoint:
-            return usual_dtype(checkpoint.shapes().values())
-    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError):  # damaged
-        return "auto"
 
 
 def _on_disk(run: Run) -> int | None:

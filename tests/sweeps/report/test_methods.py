@@ -13,7 +13,9 @@ from ecoflap.sweeps.report.runs import Run, read_runs
 from ecoflap.sweeps.report.sections import make_sections
 from tests.sweeps.report.conftest import write_run
 
-GLOBAL = {"_target_": "ecoflap.prune.whole_model.GlobalMagnitude", "name": "global_magnitude"}
+GLOBAL = {"_target_": "ecoflap.prune.global_magnitude.GlobalMagnitude", "name": "global_magnitude"}
+BY_PRUNER = {"sparsity": sparsity_section({}, 0.5, 10, "exact", "pruner")}
+FROM_FILE = {"sparsity": sparsity_section({}, 0.5, 10, "as_given", "allocation", "file")}
 
 
 def runs_of(folder: Path, *configs: dict[str, Any]) -> list[Run]:
@@ -103,7 +105,8 @@ def test_only_methods_that_need_a_key_name_it(tmp_path: Path) -> None:
 
 def test_a_global_pruner_has_no_coarse_stage(tmp_path: Path) -> None:
     scopes = [
-        {"pruner": {**GLOBAL, "scope": scope}, "score": {"name": "none"}} for scope in ("model", "tower")
+        {"pruner": {**GLOBAL, "scope": scope}, "score": {"name": "none"}, "record": BY_PRUNER}
+        for scope in ("model", "tower")
     ]
     found = name_methods(runs_of(tmp_path, *scopes))
     assert [method.label for method in found] == [
@@ -115,20 +118,18 @@ def test_a_global_pruner_has_no_coarse_stage(tmp_path: Path) -> None:
 
 def test_a_record_says_that_its_pruner_allocates(tmp_path: Path) -> None:
     own = {"_target_": "mine.Pruner", "name": "mine"}
-    section = sparsity_section({}, 0.5, 10, "exact", "pruner")
-    write_run(tmp_path, "0", 70.0, pruner=own, score={"name": "none"}, record={"sparsity": section})
+    write_run(tmp_path, "0", 70.0, pruner=own, score={"name": "none"}, record=BY_PRUNER)
     assert [method.label for method in name_methods(read_runs(tmp_path))] == ["mine"]
 
 
 def test_allocation_files_count_only_where_they_tell_runs_apart(tmp_path: Path) -> None:
-    file = lambda run: {"name": "file", "path": f"/runs/{run}/allocation.json"}
-    per_sparsity = labels(
-        tmp_path / "one",
-        {"allocation": file("a"), "sparsity": 0.5},
-        {"allocation": file("b"), "sparsity": 0.6},
-    )
+    file = lambda run: {
+        "allocation": {"name": "file", "path": f"/runs/{run}/allocation.json"},
+        "record": FROM_FILE,
+    }
+    per_sparsity = labels(tmp_path / "one", {**file("a"), "sparsity": 0.5}, {**file("b"), "sparsity": 0.6})
     assert per_sparsity == ["wanda, from a file"] * 2
-    compared = labels(tmp_path / "two", {"allocation": file("a")}, {"allocation": file("b")}, {})
+    compared = labels(tmp_path / "two", file("a"), file("b"), {})
     assert compared == [
         "wanda, from a file, allocation.path=a",
         "wanda, from a file, allocation.path=b",

@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from ecoflap.cli.report import main
-from ecoflap.storage.bitmask.convert import convert
 from ecoflap.sweeps.report.runs import read_runs
 from ecoflap.sweeps.report.sections import make_sections
 from ecoflap.sweeps.report.sizes import Size, sizes_of
@@ -22,10 +19,11 @@ def sizes(folder: Path) -> list[Size]:
     return sizes_of(section)
 
 
-def recorded_as(dtype: str | None) -> dict[str, Any]:
-    """The part of a record that has the dtype; None for one that an earlier version wrote."""
-    model = {"name": "tiny", "fingerprint": "f", "parameters": 2000, "prunable": 1000}
-    return {"model": model if dtype is None else {**model, "dtype": dtype}}
+def recorded_as(dtype: str) -> dict[str, Any]:
+    """The part of a record that has the dtype."""
+    return {
+        "model": {"name": "tiny", "fingerprint": "f", "parameters": 2000, "prunable": 1000, "dtype": dtype}
+    }
 
 
 def test_a_bitmask_keeps_a_bit_per_prunable_weight_and_what_is_not_zero(tmp_path: Path) -> None:
@@ -45,29 +43,16 @@ def test_methods_whose_models_take_as_much_share_a_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("recorded", "asked", "width"),
-    [("float32", "auto", 4), ("bfloat16", "auto", 2), (None, "bfloat16", 2), (None, "float32", 4)],
+    [("float32", "auto", 4), ("bfloat16", "auto", 2), ("bfloat16", "float32", 2)],
 )
-def test_bytes_of_a_weight(tmp_path: Path, recorded: str | None, asked: str, width: int) -> None:
-    """By the dtype that the weights had; older records know only what was asked for."""
+def test_bytes_of_a_weight(tmp_path: Path, recorded: str, asked: str, width: int) -> None:
+    """By the dtype that the weights had."""
     write_run(tmp_path, "a", 70.0, record=recorded_as(recorded), model__dtype=asked)
     assert sizes(tmp_path)[0].dense == pytest.approx(2000 * width / 1e6)
 
 
-@pytest.mark.parametrize("form", ["dense", "coded"])
-def test_an_older_record_has_the_dtype_of_its_checkpoint(tmp_path: Path, form: str) -> None:
-    """Of most of its weights; what is unknown is not shown."""
-    saved = {**recorded_as(None), "checkpoint": "checkpoint"}
-    folder = write_run(tmp_path, "a", 70.0, record=saved, model__dtype="auto").parent
-    assert sizes(tmp_path) == []
-    (tmp_path / "source").mkdir()
-    weights = {"norm": torch.ones(64, dtype=torch.float16), "proj": torch.zeros(64, 64)}
-    save_file(weights, tmp_path / "source" / "model.safetensors")
-    convert(tmp_path / "source", folder / "checkpoint", form)
-    assert sizes(tmp_path)[0].dense == pytest.approx(2000 * 4 / 1e6)
-    assert main([str(tmp_path)]) == 0
-    assert "Size on disk" in (tmp_path / "report" / "index.html").read_text()
-    for file in (folder / "checkpoint").iterdir():
-        file.write_bytes(file.read_bytes()[:10])
+def test_a_dtype_of_unknown_size_is_not_shown(tmp_path: Path) -> None:
+    write_run(tmp_path, "a", 70.0, record=recorded_as("int8"))
     assert sizes(tmp_path) == []
 
 
