@@ -147,13 +147,13 @@ def _weights(run: Run) -> str:
 def differences(
     runs: Sequence[Run], named: Collection[str] = ()
 ) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """The config keys with one value in all runs, and those with several, without ``BESIDE``.
+    """The keys of ``settings_of`` with one value in all runs, and those with several.
 
     Args:
         runs: the runs.
         named: the paths among the keys that count, because they are part of names.
     """
-    configs = [flatten(run.config) for run in runs]
+    configs = [settings_of(run) for run in runs]
     keys = dict.fromkeys(
         key
         for config in configs
@@ -166,9 +166,15 @@ def differences(
 
 
 def settings_of(run: Run) -> dict[str, Any]:
-    """The values that determine what a run measured, by dotted key: no fine-tuning where none was done."""
-    unused = () if run.finetuner is not None else ("finetune",)
-    return flatten({key: value for key, value in run.config.items() if key not in unused})
+    """The values that determine what a run measured, by dotted key: of the parts that it used alone."""
+    done, config = run.result.steps, dict(run.config)
+    if "score" not in done:
+        config["score"] = {"name": "none"}
+    if "allocate" not in done:
+        config.pop("allocation", None)
+    if run.finetuner is None and "finetune" not in done:
+        config.pop("finetune", None)
+    return flatten(config)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ecoflap.storage.results import sparsity_section
 from ecoflap.sweeps.report.methods import Method, differences, name_methods, name_models
 from ecoflap.sweeps.report.runs import Run, read_runs
 from ecoflap.sweeps.report.sections import make_sections
-from tests.sweeps.report.conftest import write_run
+from tests.sweeps.report.conftest import STEPS, write_run
 
 GLOBAL = {"_target_": "ecoflap.prune.global_magnitude.GlobalMagnitude", "name": "global_magnitude"}
 BY_PRUNER = {"sparsity": sparsity_section({}, 0.5, 10, "exact", "pruner")}
@@ -196,6 +196,24 @@ def test_constant_and_varying_keys(tmp_path: Path) -> None:
     assert not {
         key for key in constant if "path" in key or "_target_" in key or "cache" in key or "tracking" in key
     }
+
+
+@pytest.mark.parametrize(
+    ("key", "step"), [("score__eps", "score"), ("allocation__cap", "allocate"), ("finetune", "finetune")]
+)
+def test_options_of_steps_that_a_run_did_not_take_do_not_count(tmp_path: Path, key: str, step: str) -> None:
+    changes = [{key: {"rate": value} if key == "finetune" else value} for value in (0.1, 0.2)]
+    cost = {"seconds": 1.0, "peak_memory_bytes": 0}
+    others = dict.fromkeys(one for one in STEPS if one != step)
+    for done, count in (({step}, 2), (set(), 1)):
+        steps = dict.fromkeys([*others, *done], cost)
+        runs = runs_of(tmp_path / str(count), *({**one, "record": {"steps": steps}} for one in changes))
+        assert len(set(name_methods(runs))) == count
+        constant, varying = differences(runs)
+        assert [name for name in varying if name.startswith(key.partition("__")[0])] == (
+            [key.replace("__", ".") if key != "finetune" else "finetune.rate"] if done else []
+        )
+        assert done or not any(name.startswith(key.replace("__", ".")) for name in constant)
 
 
 def test_methods_sort_as_people_do() -> None:
