@@ -10,6 +10,7 @@ import yaml
 
 from ecoflap.storage.file_names import BITMASK_INDEX, CARD
 from ecoflap.storage.files import replacing
+from ecoflap.storage.markdown import markdown_row
 from ecoflap.storage.results.record import NORMAL, Result, is_count
 from ecoflap.storage.sharing.base_model import BaseModel, describe_base, saved_settings
 from ecoflap.storage.sharing.origin import origin
@@ -230,8 +231,6 @@ def _name(config: Mapping[str, Any], group: str) -> str | None:
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(columns)} |"
-    numbers = [column in ("task", "metric", "part") for column in columns]
-    yield "|" + "|".join("---" if text else "---:" for text in numbers) + "|"
-    for row in rows:
-        yield f"| {' | '.join(cell.replace('|', '/') for cell in row)} |"
+    yield markdown_row(columns)
+    yield markdown_row("---" if column in ("task", "metric", "part") else "---:" for column in columns)
+    yield from map(markdown_row, rows)

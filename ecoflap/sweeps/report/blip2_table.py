@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ecoflap.console.arguments import ArgumentParser, complain
 from ecoflap.storage.file_names import RESULT
+from ecoflap.storage.markdown import markdown_row
 from ecoflap.storage.results.record import Result, find_copies, find_records
 
 # A column is a task and the first of these metrics that it has.
@@ -111,11 +112,11 @@ def figures(metrics: Mapping[str, Mapping[str, float]]) -> Row:
 
 def markdown(rows: Mapping[str, Row]) -> Iterator[str]:
     """The lines of a GitHub table."""
-    yield f"| method | {' | '.join(COLUMNS)} | macro average |"
-    yield f"| --- |{' ---: |' * (len(COLUMNS) + 1)}"
+    yield markdown_row(["method", *COLUMNS, "macro average"])
+    yield markdown_row(["---"] + ["---:"] * (len(COLUMNS) + 1))
     for name, row in rows.items():
         values = [*(row.get(column) for column in COLUMNS), macro_average(row)]
-        yield f"| {name} | {' | '.join('' if value is None else f'{value:.1f}' for value in values)} |"
+        yield markdown_row([name, *("" if value is None else f"{value:.1f}" for value in values)])
 
 
 def _name(result: Result) -> str:

@@ -13,12 +13,13 @@ from typing import NamedTuple
 from ecoflap.console.arguments import ArgumentParser, complain
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import RESULT
+from ecoflap.storage.markdown import markdown_row
 from ecoflap.sweeps.report.cells import statistics
 from ecoflap.sweeps.report.methods import AXES, Method, is_path, settings_of, shown
 from ecoflap.sweeps.report.metrics import MetricTable, make_tables
 from ecoflap.sweeps.report.runs import SWEEP, Run, read_runs
 from ecoflap.sweeps.report.sections import make_sections
-from ecoflap.sweeps.report.table import figure, markdown_row
+from ecoflap.sweeps.report.table import figure
 
 COARSE_STEPS = ("score", "allocate")
 OF_COARSE = ("score.", "allocation.")

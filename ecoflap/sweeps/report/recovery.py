@@ -15,10 +15,11 @@ from typing import NamedTuple
 from ecoflap.console.arguments import ArgumentParser, complain
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import RESULT
+from ecoflap.storage.markdown import markdown_row
 from ecoflap.storage.results.record import first_metric
 from ecoflap.sweeps.report.runs import read_runs
 from ecoflap.sweeps.report.sections import make_sections
-from ecoflap.sweeps.report.table import figure, markdown_row, statistics, with_deviation
+from ecoflap.sweeps.report.table import figure, statistics, with_deviation
 
 STATES = ("dense", "pruned", "finetuned")
 DASH = "—"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ecoflap.storage.markdown import markdown_row
 from ecoflap.sweeps.report.cells import Cell, dense_mean, other_sparsity, pruned, realised_mean, statistics
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.metrics import MetricTable
@@ -73,8 +74,3 @@ def with_deviation(mean: float, deviation: float) -> str:
 def _names(table: MetricTable, method: Method) -> tuple[str, ...]:
     """The values of ``COLUMNS``."""
     return table.model, method.pruner, method.score, method.setting, table.name
-
-
-def markdown_row(cells: Iterable[object]) -> str:
-    """One line of a GitHub table; a bar inside a cell would end the cell."""
-    return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"
