@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ecoflap.storage.results import sources
 from ecoflap.storage.results.sources import outdated, sources_of
 from tests.storage.test_code import forget
 from tests.storage.test_results import make_result
@@ -53,3 +55,25 @@ def test_what_has_changed_is_named(config: dict[str, Any], tmp_path: Path) -> No
     assert "task.tasks.one own_task_source.Outer.Inner: " in other
     assert files == "files that it was made from have changed since (model.path=lm)"
     assert outdated(make_result(config=config), config) == [], "an older record says nothing of them"
+
+
+def test_a_file_in_a_folder_below_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"calibration": {"path": str(tmp_path / "set")}}
+    for name in ("cat/1.png", "dog/1.png", ".git/index"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True)
+        (tmp_path / "set" / name).write_text("1")
+    result = make_result(config=config, sources=sources_of(config))
+    (tmp_path / "set" / ".git" / "index").write_text("22")
+    assert outdated(result, config) == []
+    (tmp_path / "set" / "dog" / "1.png").write_text("22")
+    assert len(outdated(result, config)) == 1
+
+    monkeypatch.setattr(
+        sources, "MOST", 4
+    )  # the folder, its two and the first one's file: dog counts by its time
+    result = make_result(config=config, sources=sources_of(config))
+    (tmp_path / "set" / "dog" / "1.png").write_text("333")
+    assert outdated(result, config) == []
+    os.utime(tmp_path / "set" / "dog", ns=(0, 0))
+    (tmp_path / "set" / "dog" / "2.png").write_text("1")
+    assert len(outdated(result, config)) == 1

@@ -1,6 +1,7 @@
 """What a result was made from beside this package: classes and functions of the user, and files.
 
-Reading all weights and data again would take as long as a step, so that files count by their size and time.
+Reading all weights and data again would take as long as a step, so that files count by their name, size and
+time, and of large folders, those deep inside by the time of their own folder.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ TARGET = "._target_"
 LOSS = ".loss"
 PATHS = ("path", "from", "file", "files", "folder", "images")
 """Ends of the names of options that are files or folders."""
+MOST = 10_000
+"""Entries of a folder, with all below it, after which no further folders in it are read."""
 
 
 def sources_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,7 +34,7 @@ def sources_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``parts``: {key: ``name``, and ``hash`` of its source and imports, None if unknown} of each class or
-            loss from outside this package; ``files``: {key: hash of size and time} of each file or folder.
+            loss from outside this package; ``files``: {key: hash, see ``_stamp``} of each file or folder.
     """
     values = {key: value for key, value in leaves(stable(config)) if isinstance(value, str)}
     return {
@@ -85,10 +88,16 @@ def _source(name: str) -> str | None:
 
 
 def _stamp(path: Path) -> str:
-    """A hash of the size and the modification time of a file, or of the files directly in a folder."""
-    digest = hashlib.sha256()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        if file.is_file():
-            state = file.stat()
-            digest.update(f"{file.name} {state.st_size} {state.st_mtime_ns}\n".encode())
+    """A hash of the names, sizes and modification times of a file, or of the files in and below a folder.
+
+    Folders are read from the top, but for hidden ones, until ``MOST`` entries are found. Those left count by
+    their own time, which a new, a removed and a renamed entry change.
+    """
+    digest, found = hashlib.sha256(), [path]
+    for place in found:  # which grows meanwhile
+        if place.is_dir() and len(found) < MOST and os.access(place, os.R_OK | os.X_OK):
+            found += sorted(one for one in place.iterdir() if not (one.name.startswith(".") and one.is_dir()))
+        elif place.exists():
+            state = place.stat()
+            digest.update(f"{place.relative_to(path)} {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:12]
