@@ -15,10 +15,12 @@ import torch
 import transformers as hf
 from datasets import Dataset, IterableDataset
 from safetensors.torch import save_file
+from tokenizers.processors import TemplateProcessing
 from torch.utils.data import DataLoader
 
 import ecoflap
 from ecoflap.api.forms import read, texts_of
+from ecoflap.data.example import Example
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from tests import tiny
@@ -415,6 +417,24 @@ def test_fewer_samples_than_asked_for_are_warned_of(
     caplog.clear()
     ecoflap.calibrate(language_model, TEXTS)
     assert not caplog.text
+
+
+def test_an_answer_stands_before_what_a_vlms_tokenizer_puts_behind_texts() -> None:
+    plain, ending = llava(), llava()
+    words = ending.processor.tokenizer
+    words._tokenizer.post_processor = TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", words.eos_token_id)]
+    )
+    assert words("is there")["input_ids"][-1] == words.eos_token_id
+    wanted, found = (ecoflap.load(one.module, one.processor) for one in (plain, ending))
+    assert ecoflap.calibrate(found, plain.data).fingerprint() == (
+        ecoflap.calibrate(wanted, plain.data).fingerprint()
+    )
+    asked = [found.interface._ask(Example(text, "")) for text in ("what ?", "is there a circle ?")]
+    pictures = [picture(number) for number in range(2)]
+    words.padding_side = plain.processor.tokenizer.padding_side = "left"
+    batch, expected = (one.interface._batch(pictures, asked) for one in (found, wanted))
+    assert all(batch[name].equal(expected[name]) for name in ("input_ids", "attention_mask"))
 
 
 def test_what_a_model_with_pictures_cannot_read_is_refused() -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ecoflap.data.batch import Sample
 from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Example, Generation
 from ecoflap.errors import UserError, did_you_mean
-from ecoflap.models.core.chats import templated, written
+from ecoflap.models.core.chats import appended, templated, written
 from ecoflap.models.core.pictures import load_image
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.vlm.chat import around_answer, chat_prompt
@@ -214,11 +216,24 @@ class VlmInterface:
         begun = texts if isinstance(texts, str) else texts[0]
         if first and begun.startswith(first):
             options["add_special_tokens"] = False
-        if images is None:
-            return self.processor(text=texts, return_tensors="pt", **options)
-        if self.images:
-            options["images_kwargs"] = self.images
-        return self.processor(images=images, text=texts, return_tensors="pt", **options)
+        if images is not None:
+            options |= {"images": images, **({"images_kwargs": self.images} if self.images else {})}
+        return self._unended(self.processor(text=texts, return_tensors="pt", **options))
+
+    def _unended(self, inputs: Any) -> Any:
+        """Inputs without what the tokenizer puts behind each text, such as ``</s>``; answers stand there."""
+        ids, count = inputs["input_ids"], len(self._behind)
+        if count and writes_after_prompt(self.module) and bool((ids[:, -count:] == self._behind).all()):
+            for name in (*WRITTEN, "input_ids", "token_type_ids", SEEN):
+                if name in inputs:
+                    inputs[name] = inputs[name][:, :-count]
+        return inputs
+
+    @cached_property
+    def _behind(self) -> Tensor:
+        """The tokens that the tokenizer puts behind each text."""
+        ids = self.processor.tokenizer("a")["input_ids"]
+        return torch.tensor(ids[len(ids) - appended(self.processor.tokenizer) :])
 
 
 def check_image_options(processor: Any, options: Mapping[str, Any]) -> None:
