@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 
-from ecoflap.storage.file_names import CARD
+from ecoflap.storage.file_names import CARD, CHECKPOINT
 from ecoflap.storage.files import read_json
+from ecoflap.storage.installation import package_origin
 
 TASKS = {
     "ForCausalLM": "text-generation",
@@ -60,6 +61,29 @@ def describe_base(model: Mapping[str, Any], folder: Path) -> BaseModel:
         tag if isinstance(tag, str) else None,
         "transformers" if "transformers_version" in settings else None,
     )
+
+
+def model_name(model: Mapping[str, Any], choice: str) -> str:
+    """The name of a model by its path (see ``shown_path``); the choice's where the package has its weights.
+
+    Args:
+        model: the ``model`` part of a config.
+        choice: the name of the choice, which a model without a path has.
+    """
+    path = model.get("path")
+    if path is None or PurePath(path).is_relative_to(package_origin()):
+        return choice
+    return shown_path(path)
+
+
+def shown_path(path: str) -> str:
+    """OWNER/NAME, as on the hub; of other paths the last part, as the folders are of one machine.
+
+    The folder of a run's model has that of the run before it.
+    """
+    parts = PurePath(path).parts
+    whole = len(parts) == 2 and not PurePath(path).is_absolute()
+    return "/".join(parts[-2:] if whole or parts[-1:] == (CHECKPOINT,) else parts[-1:])
 
 
 def saved_settings(folder: Path) -> dict[str, Any]:

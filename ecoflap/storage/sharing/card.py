@@ -12,7 +12,7 @@ from ecoflap.storage.file_names import BITMASK_INDEX, CARD
 from ecoflap.storage.files import replacing
 from ecoflap.storage.markdown import markdown_row
 from ecoflap.storage.results.record import NORMAL, Result, is_count
-from ecoflap.storage.sharing.base_model import BaseModel, describe_base, saved_settings
+from ecoflap.storage.sharing.base_model import BaseModel, describe_base, model_name, saved_settings
 from ecoflap.storage.sharing.origin import origin
 
 MARK = "<!-- Written by ecoflap, which replaces a card with this line. -->"
@@ -87,12 +87,13 @@ def has_own_card(folder: Path) -> bool:
 
 def model_card(result: Result, folder: Path) -> str:
     """The card: front matter of the hub, then the method, sparsity, metrics, data, origin and use."""
-    base = describe_base(result.config.get("model") or {}, folder)
+    model = result.config.get("model") or {}
+    base, name = describe_base(model, folder), model_name(model, result.model["name"])
     parts = [
         _front_matter(result, base),
         MARK,
-        f"# {result.model['name']}, {_extent(result)}",
-        _about(result, base),
+        f"# {name}, {_extent(result)}",
+        _about(result, base, name),
         "## Sparsity\n\n" + "\n".join(_sparsity(result)),
         "## Metrics\n\n" + "\n".join(_metrics(result)),
         GAINS + "\n\n".join(_gains(result, folder)),
@@ -115,10 +116,10 @@ def _front_matter(result: Result, base: BaseModel) -> str:
     return f"---\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)}---"
 
 
-def _about(result: Result, base: BaseModel) -> str:
+def _about(result: Result, base: BaseModel, name: str) -> str:
     """The method, in a sentence per thing that is known."""
     target, coarse = result.sparsity.get("target"), result.sparsity.get("coarse")
-    origin = f"[{base.id}](https://huggingface.co/{base.id})" if base.id else f"`{result.model['name']}`"
+    origin = f"[{base.id}](https://huggingface.co/{base.id})" if base.id else f"`{name}`"
     lines = [f"{origin}, pruned in one shot by `{_name(result.config, 'pruner') or 'an unnamed pruner'}`"]
     if pattern := _mask(result):
         lines[0] += f" (mask: {pattern})"

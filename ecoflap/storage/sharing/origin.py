@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from ecoflap.storage.file_names import RECIPE, RESULT
 from ecoflap.storage.masks import FILE_NAME as MASKS
 from ecoflap.storage.results.record import Result
 from ecoflap.storage.results.sources import own_parts
+from ecoflap.storage.sharing.base_model import shown_path
 from ecoflap.storage.sharing.recipe import missing_groups, recipe_of
 
 
@@ -54,13 +55,8 @@ def _evaluated(result: Result) -> Iterator[str]:
 def _read_from(part: Mapping[str, Any] | None) -> list[str]:
     """The path of a config and the tokens of a window, where it has them."""
     path, length = (None if part is None else part.get(key) for key in ("path", "sequence_length"))
-    named = [] if path is None else [f"`{_shown(PurePath(str(path)))}`"]
+    named = [] if path is None else [f"`{shown_path(str(path))}`"]
     return named if length is None else [*named, f"sequence_length={length}"]
-
-
-def _shown(path: PurePath) -> str:
-    """OWNER/NAME, as on the hub, and of other paths the last part, as the folders are of one machine."""
-    return str(path) if len(path.parts) == 2 and not path.is_absolute() else path.name
 
 
 def _repeating(result: Result) -> Iterator[str]:

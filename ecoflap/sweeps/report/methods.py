@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ecoflap.storage.results.identity import VOLATILE
+from ecoflap.storage.sharing.base_model import model_name
 from ecoflap.sweeps.report.runs import SWEEP, Run, short_paths
 
 AXES = ("sparsity", "seed")
@@ -106,23 +107,29 @@ def name_methods(runs: Sequence[Run]) -> list[Method]:
 def name_models(runs: Sequence[Run]) -> list[str]:
     """The model of each run, with what else tells its weights from others of that name.
 
-    That is the end of its path if the paths differ, and the start of its fingerprint if one path held
-    several weights, such as of a checkpoint that was trained again. Settings such as the dtype, which change
-    the fingerprint too, are left to the methods.
+    The name is that on the model's card; equal weights have that of the first run. What else tells them is
+    the end of the path if the paths differ, and the start of the fingerprint if one path held several
+    weights, such as of a checkpoint that was trained again. Settings such as the dtype, which change the
+    fingerprint too, are left to the methods.
     """
+    of_weights: dict[tuple[str, str], str] = {}
     weights, paths, places = defaultdict(set), defaultdict(set), defaultdict(set)
-    for run in runs:
-        weights[run.config["model"]["name"]].add(_fingerprint(run))
-        paths[run.config["model"]["name"]].add(_weights(run))
-        places[_place(run)].add(_fingerprint(run))
     names = []
     for run in runs:
-        name, path, apart = run.config["model"]["name"], _weights(run), []
+        choice = run.config["model"]["name"]
+        same = (choice, _fingerprint(run) or _weights(run))
+        names.append(name := of_weights.setdefault(same, model_name(run.config["model"], choice)))
+        weights[name].add(_fingerprint(run))
+        paths[name].add(_weights(run))
+        places[_place(run)].add(_fingerprint(run))
+    for index, (name, run) in enumerate(zip(names, runs, strict=True)):
+        path, apart = _weights(run), []
         if min(len(weights[name]), len(paths[name])) > 1:
             apart.append(short_paths(paths[name])[path])
         if len(places[_place(run)] - {""}) > 1:
             apart.append(_fingerprint(run)[:SHORT] or "unknown weights")
-        names.append(f"{name} ({', '.join(apart)})" if apart else name)
+        if apart:
+            names[index] = f"{name} ({', '.join(apart)})"
     return names
 
 

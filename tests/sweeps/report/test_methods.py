@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from ecoflap.storage.installation import PACKAGE
 from ecoflap.storage.results import sparsity_section
+from ecoflap.storage.sharing.card import model_card
 from ecoflap.sweeps.report.methods import Method, differences, name_methods, name_models
 from ecoflap.sweeps.report.runs import Run, read_runs
 from ecoflap.sweeps.report.sections import make_sections
@@ -153,8 +155,26 @@ def test_one_name_for_several_weights_is_told_apart_by_its_path(tmp_path: Path) 
             record={"model": {"name": "causal_lm", "fingerprint": weights, "parameters": 1, "prunable": 1}},
         )
     runs = sorted(read_runs(tmp_path), key=lambda run: run.name)
-    assert name_models(runs) == ["causal_lm (a)", "causal_lm (b)", "causal_lm (a)"]
-    assert name_models(runs[::2]) == ["causal_lm"] * 2
+    assert name_models(runs) == ["final (a)", "final (b)", "final (a)"]
+    assert name_models(runs[::2]) == ["final"] * 2
+
+
+@pytest.mark.parametrize(
+    ("choice", "path", "name"),
+    [
+        ("causal_lm", "facebook/opt-125m", "facebook/opt-125m"),
+        ("causal_lm", "/home/me/my-model", "my-model"),
+        ("causal_lm", "/home/me/runs/first/checkpoint", "first/checkpoint"),
+        ("blip2_mini", str(PACKAGE / "mini" / "blip2"), "blip2_mini"),
+        ("torchvision_vit_b16", None, "torchvision_vit_b16"),
+    ],
+)
+def test_a_model_has_the_name_that_is_on_its_card(
+    tmp_path: Path, choice: str, path: str | None, name: str
+) -> None:
+    (run,) = runs_of(tmp_path, {"model": {"name": choice, "path": path}})
+    assert [section.title for section in make_sections([run])] == [f"{name} on vqa"]
+    assert f"\n# {name}, 50 % sparse\n\n`{name}`, pruned in one shot" in model_card(run.result, tmp_path)
 
 
 def test_weights_that_replaced_others_at_one_path_are_another_model(tmp_path: Path) -> None:
@@ -179,11 +199,12 @@ def test_a_path_and_its_several_weights_are_both_named(tmp_path: Path) -> None:
         record = {"model": {"name": "tiny", "fingerprint": weights, "parameters": 1, "prunable": 1}}
         write_run(tmp_path, str(seed), 1.0, record=record, seed=seed, model__path=path)
     runs = sorted(read_runs(tmp_path), key=lambda run: run.name)
-    assert name_models(runs) == ["tiny (a, 111111)", "tiny (a, 222222)", "tiny (b)"]
+    assert name_models(runs) == ["a (111111)", "a (222222)", "b"]
 
 
 def test_the_same_weights_in_another_place_are_the_same_model(tmp_path: Path) -> None:
-    assert name_models(runs_of(tmp_path, {}, {"model__path": "/moved/tiny"})) == ["tiny", "tiny"]
+    places = {}, {"model__path": "/moved/tiny"}, {"model__path": "/moved/renamed"}
+    assert name_models(runs_of(tmp_path, *places)) == ["tiny"] * 3
 
 
 def test_constant_and_varying_keys(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
             dense=None,
             sparsity=sparsity,
             model__name="llama<script>",
+            model__path="llama<script>",
         )
     start(folder, "failed", "sparsity=0.9", "score=<zeroth>")
     return folder

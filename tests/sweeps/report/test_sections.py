@@ -32,7 +32,7 @@ def start(folder: Path, name: str, *overrides: str) -> None:
 
 def test_a_section_per_model_and_tasks(tmp_path: Path) -> None:
     write_run(tmp_path, "a", 70.0)
-    write_run(tmp_path, "b", 70.0, model__name="other")
+    write_run(tmp_path, "b", 70.0, model__name="other", model__path="/models/other")
     write_run(tmp_path, "c", {"text": {"perplexity": 9.0}, "vqa": {"accuracy": 1.0}}, calibration__name="c4")
     write_run(tmp_path, "d", {}, record={"metrics": {"dense": {"vqa": {"accuracy": 80.0}}}})
     sections = make_sections(read_runs(tmp_path))
