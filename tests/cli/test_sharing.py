@@ -177,6 +177,7 @@ def test_the_card_says_what_the_record_says(saved: Path) -> None:
     assert f"| {task} | perplexity | {figures[0]} | {figures[1]} |" in text
     assert "license of the dense model was not found" in text
     assert f"{result.data['calibration']['samples']} samples" in text
+    assert "- Inputs of layers: propagate=pruned, tokens=all." in text
     assert "runs as fast" in text
 
 

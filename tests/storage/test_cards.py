@@ -167,6 +167,22 @@ def test_files_are_named_without_their_folders(tmp_path: Path) -> None:
     assert "- Task" not in bare
 
 
+def test_a_card_says_how_inputs_were_measured_and_how_many_samples_were_scored(tmp_path: Path) -> None:
+    config = {"pruner": PRUNER, "propagate": "layer", "tokens": "text"}
+    data = {"calibration": {"name": "text", "samples": 2000, "fingerprint": "c"}}
+    scores = {"method": "zeroth_order", "importance": {}, "details": {"samples": 1024}}
+    measured = {**record().sparsity, "errors": "uncorrelated"}
+    card = model_card(record(config=config, data=data, scores=scores, sparsity=measured), tmp_path)
+    assert (
+        "- Calibration: 2,000 samples of `text`, fingerprint `c`.\n"
+        "- Scores: `zeroth_order` on 1,024 samples.\n"
+        "- Inputs of layers: propagate=layer, tokens=text.\n"
+    ) in card
+    blind = model_card(record(config=config), tmp_path)
+    assert "propagate" not in blind, "a pruner without data measures none"
+    assert "Scores" not in blind
+
+
 def test_n_of_m_and_whole_units_are_told_apart(tmp_path: Path) -> None:
     card = model_card(record(config={"pruner": {**PRUNER, "mask": "2:4"}}), tmp_path)
     assert "2:4" in head(card)["tags"]

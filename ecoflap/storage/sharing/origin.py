@@ -31,6 +31,7 @@ def origin(result: Result, folder: Path) -> Iterator[str]:
         yield f"- Calibration: {count:,} samples of `{name}`, {', '.join(details)}."
     else:
         yield "- Calibration: none."
+    yield from _measured(result)
     yield from _evaluated(result)
     yield from _repeating(result)
     known = {name: value for name, value in result.versions.items() if value and name != "code"}
@@ -41,6 +42,16 @@ def origin(result: Result, folder: Path) -> Iterator[str]:
     if (folder / MASKS).is_file():
         yield f"- `{MASKS}` has the masks, one bit per weight; `ecoflap.storage.masks.load_masks` reads them."
     yield f"- `{RESULT}` is the whole record; `ecoflap verify FOLDER` checks the weights against it."
+
+
+def _measured(result: Result) -> Iterator[str]:
+    """How many samples the scores read, and how the pruner's inputs of layers were measured."""
+    scores = result.scores or {}
+    if isinstance(count := scores.get("details", {}).get("samples"), int):
+        yield f"- Scores: `{scores['method']}` on {count:,} samples."
+    named = [f"{key}={result.config[key]}" for key in ("propagate", "tokens") if key in result.config]
+    if named and result.sparsity.get("errors") is not None:  # which only a pruner has that measured inputs
+        yield f"- Inputs of layers: {', '.join(named)}."
 
 
 def _evaluated(result: Result) -> Iterator[str]:
