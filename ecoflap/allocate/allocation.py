@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain
 from numbers import Integral
@@ -116,37 +116,37 @@ def check_counts(allocation: Allocation, layers: Sequence[Layer], source: str = 
 
 
 def check_allocated(
-    allocation: Allocation, towers: Sequence[Sequence[Layer]], sparsity: float, allocator: str
-) -> None:
-    """Refuse what an allocator returns if it does not fit the layers, or misses the target unsaid.
+    allocation: Allocation, towers: Sequence[Sequence[Layer]], sparsity: float, part: str
+) -> Allocation:
+    """What a part returns, with plain ints; refused if it misfits the layers, or misses the target unsaid.
 
     Args:
         allocation: how many weights the layers keep.
         towers: the layers of each tower of the model.
         sparsity: the target.
-        allocator: the allocator's name, for messages.
+        part: the allocator, or the pruner that allocates, as on the command line, for messages.
 
     Raises:
         UserError: if a count is missing, too many or impossible, or the allocation is of another target, or
             exact by its word alone.
     """
-    misfit = next(_misfits(allocation, [*chain(*towers)]), None)
+    layers = [*chain(*towers)]
+    misfit = next(_misfits(allocation, layers), None)
     if misfit is not None:
-        raise UserError(
-            f"allocation={allocator} returned counts that don't fit the model: {misfit}; correct the"
-            " allocator"
-        )
+        raise UserError(f"{part} returned counts that don't fit the model: {misfit}; correct it")
     if abs(allocation.target - sparsity) > 1e-9:
         raise UserError(
-            f"allocation={allocator} returned an allocation for the target {allocation.target:g}, and"
-            f" sparsity={sparsity:g} was asked for; correct the allocator"
+            f"{part} returned an allocation for the target {allocation.target:g}, and"
+            f" sparsity={sparsity:g} was asked for; correct it"
         )
     found, totals = sum(allocation.keep.values()), exact_totals(towers, allocation.target)
     if allocation.total == EXACT and found not in totals:
         raise UserError(
-            f"allocation={allocator} returned counts that keep {found:,} weights, and sparsity={sparsity:g}"
-            f" keeps {totals[0]:,}; correct the allocator: its counts add up to keep_total(sizes, sparsity)"
+            f"{part} returned counts that keep {found:,} weights, and sparsity={sparsity:g}"
+            f" keeps {totals[0]:,}; correct it: its counts add up to keep_total(sizes, sparsity)"
         )
+    keep = {name: int(count) for name, count in allocation.keep.items()}  # also those of NumPy
+    return replace(allocation, keep=keep, sizes={layer.name: layer.size for layer in layers})
 
 
 def _misfits(allocation: Allocation, layers: Sequence[Layer]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from ecoflap.allocate.allocation import Allocation, check_allocated, check_sparsity
@@ -184,9 +184,8 @@ def checked_allocation(
         UserError: if no counts meet the target, or those that the allocator returns don't.
     """
     allocation = allocator(model, scores, sparsity, context)
-    check_allocated(allocation, [tower.layers for tower in model.towers], sparsity, allocator.name)
-    keep = {name: int(count) for name, count in allocation.keep.items()}  # also those of NumPy
-    return replace(allocation, keep=keep, sizes=model.sizes)
+    towers = [tower.layers for tower in model.towers]
+    return check_allocated(allocation, towers, sparsity, f"allocation={allocator.name}")
 
 
 def coarse_stage(allocator: Allocator, scorer: str | None) -> str:

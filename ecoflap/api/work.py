@@ -17,6 +17,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import driver
 from ecoflap.prune.inputs import require_capture
 from ecoflap.prune.report import BlockReport, PruneReport
+from ecoflap.prune.whole_model import prune_whole
 from ecoflap.run.record import make_record
 from ecoflap.run.state import RunState
 from ecoflap.storage.results.sources import sources_of
@@ -95,7 +96,7 @@ class Work:
         """Prune in place; returns how many weights each layer keeps, and what was removed."""
         pruner = self.method.pruner
         if pruner.allocates:
-            return pruner.prune(self.model, calibration, self.sparsity, log_block, self.seed)
+            return prune_whole(self.model, calibration, pruner, self.sparsity, log_block, self.seed)
         assert allocation is not None
         report = driver.prune(
             self.model,

@@ -94,18 +94,18 @@ def prune(
             on_block(report.blocks[-1])
     report.masks = PackedMasks.ordered(report.masks, [layer.name for layer in model.layers])
     _warn_of_experts(model, report)
-    _warn_of_zeroed(model, report, pruner)
+    warn_of_zeroed(model, report, pruner.name)
     return report
 
 
-def _warn_of_zeroed(model: PrunableModel, report: PruneReport, pruner: LayerPruner) -> None:
+def warn_of_zeroed(model: PrunableModel, report: PruneReport, pruner: str) -> None:
     """Warn of a pruner that made weights zero which its masks keep, more than rounding does."""
     zeroed, size = sum(report.zeroed.values()), sum(layer.size for layer in model.layers)
     if zeroed > NOTABLE * size:
         log.warning(
             "pruner=%s set %.4f of the prunable weights to zero that its masks keep, the most in %s: the"
             " model is sparser than was asked for",
-            pruner.name,
+            pruner,
             zeroed / size,
             max(report.zeroed, key=report.zeroed.__getitem__),
         )

@@ -1,13 +1,19 @@
 """Global pruners against sorting all weights of the model in one list."""
 
+import math
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import ecoflap
+from ecoflap.allocate.allocation import UNITS, Allocation
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
@@ -16,8 +22,8 @@ from ecoflap.models.loading.loader import prunable
 from ecoflap.prune.global_gradient import GlobalGradient, mean_gradients
 from ecoflap.prune.global_magnitude import GlobalMagnitude
 from ecoflap.prune.global_masks import choose_masks
-from ecoflap.prune.protocol import ModelPruner
-from ecoflap.prune.report import BlockReport
+from ecoflap.prune.protocol import ModelPruner, OnBlock
+from ecoflap.prune.report import BlockReport, PruneReport
 from tests import tiny
 from tests.score.test_first_order import nearly_flat
 
@@ -146,3 +152,84 @@ def test_refusals() -> None:
         model.layers[0].weight[0, 0] = float("nan")
     with pytest.raises(NumericalError, match="NaN or infinite"):
         GlobalMagnitude().prune(model, None, 0.5, lambda _: None)
+
+
+@dataclass(frozen=True)
+class Changed(ModelPruner):
+    """Global magnitude, whose result is changed."""
+
+    change: Callable[[PrunableModel, Allocation, PruneReport], Allocation | None]
+    name: str = "changed"
+    requires_calibration: ClassVar[bool] = False
+
+    def prune(
+        self,
+        model: PrunableModel,
+        calibration: CalibrationSet | None,
+        sparsity: float,
+        on_block: OnBlock,
+        seed: int = 0,
+    ) -> tuple[Allocation, PruneReport]:
+        allocation, report = GlobalMagnitude().prune(model, calibration, sparsity, on_block)
+        with torch.no_grad():
+            return self.change(model, allocation, report) or allocation, report
+
+
+def counted(
+    change: Callable[[dict[str, int], str], dict[str, int]],
+) -> Callable[[PrunableModel, Allocation, PruneReport], Allocation]:
+    return lambda model, allocation, _: replace(
+        allocation, keep=allocation.keep | change(allocation.keep, model.layers[0].name)
+    )
+
+
+def moved(keep: dict[str, int], first: str) -> dict[str, int]:
+    second = next(name for name in keep if name != first)
+    return {first: keep[first] - 1, second: keep[second] + 1}
+
+
+def spoilt(value: float, kept: bool) -> Callable[[PrunableModel, Allocation, PruneReport], None]:
+    """A weight of the first layer set to a value."""
+
+    def change(model: PrunableModel, _: Allocation, report: PruneReport) -> None:
+        weight = model.layers[0].weight
+        weight[tuple((report.masks[model.layers[0].name] == kept).nonzero()[0])] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            counted(lambda keep, first: {first: keep[first] - 1}),
+            r"pruner=changed returned counts that keep \d.* keep_total",
+        ),
+        (counted(moved), r"q_proj.*: pruner=changed keeps \d+ weights and its allocation says \d+"),
+        (lambda _, allocation, __: replace(allocation, target=0.4), "the target 0.4, and sparsity=0.5"),
+        (lambda model, _, report: report.masks.__delitem__(model.layers[0].name), "no bool mask .*q_proj"),
+        (
+            lambda model, allocation, _: replace(allocation, total=UNITS),
+            r"pruner=changed left [\d,]+ weights and its allocation says",
+        ),
+        (spoilt(math.nan, kept=True), r"q_proj.*: pruner=changed made weights that are not finite"),
+        (spoilt(1.0, kept=False), r"q_proj.*: weights that pruner=changed removes are not zero"),
+    ],
+    ids=["total", "count", "target", "mask", "units", "nan", "not zero"],
+)
+def test_a_pruner_that_says_other_than_it_does_is_refused(
+    change: Callable[[PrunableModel, Allocation, PruneReport], Allocation | None], message: str
+) -> None:
+    with pytest.raises((UserError, NumericalError), match=message):
+        ecoflap.prune(tiny.build("llama"), sparsity=0.5, pruner=Changed(change))
+
+
+def test_a_pruner_that_zeroes_more_than_its_masks_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    def change(model: PrunableModel, _: Allocation, __: PruneReport) -> None:
+        model.layers[0].weight.zero_()
+
+    found = ecoflap.prune(tiny.build("llama"), sparsity=0.5, pruner=Changed(change))
+    name = next(iter(found.allocation.keep))
+    assert found.report.zeroed == {name: found.allocation.keep[name]}
+    assert "pruner=changed set 0." in caplog.text
+    assert "the model had zeros before" not in caplog.text

@@ -16,6 +16,7 @@ from ecoflap.prune import driver
 from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.protocol import LayerPruner
 from ecoflap.prune.report import PruneReport
+from ecoflap.prune.whole_model import prune_whole
 from ecoflap.run.plan import Plan
 from ecoflap.run.show import show_allocation, show_block
 from ecoflap.run.state import RunState
@@ -31,7 +32,8 @@ def prune(plan: Plan, model: PrunableModel, state: RunState) -> None:
     with measure(state.costs, "prune"):
         if plan.pruner.allocates:
             samples = read_training(plan, model, state) if plan.pruner.trains else state.calibration
-            pruned = plan.pruner.prune(model, samples, plan.config.sparsity, show_block, plan.config.seed)
+            sparsity, seed = plan.config.sparsity, plan.config.seed
+            pruned = prune_whole(model, samples, plan.pruner, sparsity, show_block, seed)
             state.allocation, state.report = pruned
             agree(model, state.report.masks)  # each process has pruned the whole model by itself
         else:
