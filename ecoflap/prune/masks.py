@@ -97,9 +97,18 @@ class MaskRule:
                 f" asked for; set sparsity={1 - n / m:.10g}, or pruner.mask=n:{m} for any sparsity"
             )
         if uneven:
+            self.require_uneven()
+
+    def require_uneven(self) -> None:
+        """Refuse an N:M rule that leaves layers no sparsities of their own.
+
+        Raises:
+            UserError: if it is such a rule.
+        """
+        if self.n_of_m is not None:
             raise UserError(
                 f"pruner.mask={self.name} fixes every layer's sparsity: there is nothing to allocate; use"
-                f" allocation=auto score=auto, which are uniform then, or pruner.mask=n:{m}"
+                f" allocation=auto score=auto, which are uniform then, or pruner.mask=n:{self.n_of_m[1]}"
             )
 
     def check_layers(self, layers: Sequence[Layer]) -> None:
