@@ -13,6 +13,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.protocol import LayerPruner
+from ecoflap.score.protocol import Scorer
 from ecoflap.score.scores import IMPORTANCE, LAYER, Scores
 
 
@@ -79,29 +80,6 @@ class Requires:
     granularities: tuple[str, ...] = (LAYER,)
     weights: bool = False
     calibration: bool = False
-
-    def check(self, scorer: str, kind: str, granularity: str, allocator: str) -> None:
-        """Refuse scores that the allocator can't take.
-
-        Args:
-            scorer: the scorer's name, for messages.
-            kind: the kind of its scores.
-            granularity: the granularity of its scores.
-            allocator: the allocator's name, for messages.
-
-        Raises:
-            UserError: if the scores are of another kind or granularity.
-        """
-        if kind != self.kind:
-            raise UserError(
-                f"allocation={allocator} needs scores of kind {self.kind}, and score={scorer} gives {kind};"
-                " choose another score, or another allocation"
-            )
-        if granularity not in self.granularities:
-            raise UserError(
-                f"score={scorer} gives one number per {granularity}, and allocation={allocator} needs one per"
-                f" {' or '.join(self.granularities)}; choose another score, or a coarser allocation"
-            )
 
 
 class Allocator(Protocol):
@@ -188,6 +166,37 @@ def checked_allocation(
     return check_allocated(allocation, towers, sparsity, f"allocation={allocator.name}")
 
 
-def coarse_stage(allocator: Allocator, scorer: str | None) -> str:
+def check_scores(allocator: Allocator, scores: Scores | Scorer | None) -> None:
+    """Refuse scores, or the scorer of them, that an allocator can't take.
+
+    Raises:
+        UserError: if they are missing and needed, given and not read, or of another kind or granularity.
+    """
+    requires, name = allocator.requires, f"allocation={allocator.name}"
+    if scores is None and requires.scores == "needed":
+        such = ", such as score=zeroth_order" if requires.kind == IMPORTANCE else ""
+        raise UserError(
+            f"{name} needs scores of kind {requires.kind}, and there are none; choose a score of that kind"
+            f"{such}, or allocation=water_filling, which is uniform without scores"
+        )
+    if scores is None:
+        return
+    if requires.scores == "none":
+        raise UserError(f"{name} takes no scores; leave them out")
+    if scores.kind != requires.kind:
+        raise UserError(
+            f"{name} needs scores of kind {requires.kind}, and score={scores.name} gives {scores.kind};"
+            " choose another score, or another allocation"
+        )
+    if scores.granularity not in requires.granularities:
+        raise UserError(
+            f"score={scores.name} gives one number per {scores.granularity}, and {name} needs one per"
+            f" {' or '.join(requires.granularities)}; choose another score, or a coarser allocation"
+        )
+
+
+def coarse_stage(allocator: Allocator, scores: Scores | Scorer | None) -> str:
     """What decides the sparsities of layers: the scorer, an allocator that takes no scores, or ``none``."""
-    return allocator.name if allocator.requires.scores == "none" else scorer or "none"
+    if allocator.requires.scores == "none":
+        return allocator.name
+    return "none" if scores is None else scores.name

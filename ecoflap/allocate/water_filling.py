@@ -13,7 +13,7 @@ from typing_extensions import override
 from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
 from ecoflap.allocate.groups import group_layers, layers_of, parts, size_of, split, split_all
 from ecoflap.allocate.options import WaterFillingOptions
-from ecoflap.allocate.protocol import Allocator, Context, Requires
+from ecoflap.allocate.protocol import Allocator, Context, Requires, check_scores
 from ecoflap.errors import UserError, require_choices
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Tower
@@ -58,8 +58,7 @@ class WaterFilling(WaterFillingOptions, Allocator):
     ) -> Allocation:
         """Decide by the scores; refuse a budget whose scores are all zero."""
         self.check(sparsity)
-        if scores is not None:
-            self.requires.check(scores.method, scores.kind, scores.granularity, self.name)
+        check_scores(self, scores)
         granularity = self.granularity if scores is not None else MODEL
         keep: dict[str, int] = {}
         for part in parts(model, self.scope):

@@ -42,11 +42,16 @@ class Method:
         return self.allocator is not None and self.allocator.requires.calibration
 
     @property
+    def score(self) -> Scorer | Scores | None:
+        """What scores the layers, or the scores of an earlier step."""
+        return self.scorer if self.scorer is not None else self.scores
+
+    @property
     def uneven(self) -> bool:
-        """Whether layers get sparsities of their own."""
+        """Whether layers get sparsities of their own, beside a pruner that does not decide them."""
         if self.allocation is not None:
             return self.allocation.granularity != "model"
-        return self.coarse not in ("none", None)
+        return self.coarse != "none"
 
     @property
     def in_trials(self) -> bool:
@@ -62,14 +67,15 @@ class Method:
         """
         if self.pruner.allocates:
             return None
-        scorer = self.scorer.name if self.scorer is not None else getattr(self.scores, "method", None)
-        return scorer if self.allocator is None else coarse_stage(self.allocator, scorer)
+        if self.allocator is None:
+            return None if self.scores is None else self.scores.name
+        return coarse_stage(self.allocator, self.score)
 
     def to_config(self) -> dict[str, Any]:
         """The parts as in a run's config."""
         return {
             "pruner": _to_config(self.pruner),
-            "score": _to_config(self.scorer if self.scorer is not None else self.scores),
+            "score": _to_config(self.score),
             "allocation": _to_config(self.allocator),
         }
 

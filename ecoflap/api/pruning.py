@@ -9,19 +9,18 @@ from typing import Any
 from torch import nn
 
 from ecoflap.allocate.allocation import Allocation, check_counts
-from ecoflap.allocate.protocol import Allocator
+from ecoflap.allocate.protocol import Allocator, check_scores
 from ecoflap.api.given import requested_sparsity
 from ecoflap.api.loading import load
-from ecoflap.api.method import Method, choose_method
+from ecoflap.api.method import choose_method
 from ecoflap.api.parts import named
 from ecoflap.api.result import PruneResult
-from ecoflap.api.steps import check_scores
 from ecoflap.api.unchanged import unchanged
 from ecoflap.api.work import Work
 from ecoflap.blocks.choices import PROPAGATE, TOKENS
 from ecoflap.errors import UserError, require_choice, require_count, require_seed
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.prune.inputs import check_propagate
+from ecoflap.prune.inputs import check_propagate, check_tokens
 from ecoflap.prune.protocol import Pruner
 from ecoflap.run.config import RunConfig
 from ecoflap.run.plan.automatic import propagate_of
@@ -94,10 +93,9 @@ def prune(
         method = choose_method(pruner, score, allocation, options)
         target = _target(sparsity, allocation)
         propagate = propagate_of(propagate, method.pruner, method.in_trials)
-        _check(model, method, target, batch_size, propagate, data)
-        _check_tokens(method, tokens)
-        require_seed(seed)
-        return Work(model, method, target, seed, batch_size, propagate, tokens).run(data)
+        work = Work(model, method, target, seed, batch_size, propagate, tokens)
+        _check(work, data)
+        return work.run(data)
 
 
 def _check_model(model: Any) -> None:
@@ -148,30 +146,19 @@ def _target(sparsity: float | None, allocation: Any) -> float:
     return target
 
 
-def _check_tokens(method: Method, tokens: str) -> None:
-    """Refuse an unknown choice of tokens, and one for a pruner that measures none.
-
-    Raises:
-        UserError: if there is no such choice, or nothing reads it.
-    """
-    require_choice("tokens", tokens, TOKENS)
-    if tokens != "all" and method.pruner.allocates:
-        raise UserError(
-            f"tokens={tokens}: pruner={method.pruner.name} measures no inputs of layers; use tokens=all"
-        )
-
-
-def _check(
-    model: PrunableModel, method: Method, target: float, batch_size: int, propagate: str, data: Any
-) -> None:
+def _check(work: Work, data: Any) -> None:
     """Refuse a call that can't be carried out, before any work is done.
 
     Raises:
         UserError: if it can't be carried out.
     """
-    require_count("batch_size", batch_size)
-    require_choice("propagate", propagate, PROPAGATE)
-    check_propagate(propagate, method.pruner)
+    model, method = work.model, work.method
+    require_count("batch_size", work.batch_size)
+    require_choice("propagate", work.propagate, PROPAGATE)
+    check_propagate(work.propagate, method.pruner)
+    require_choice("tokens", work.tokens, TOKENS)
+    check_tokens(work.tokens, method.pruner)
+    require_seed(work.seed)
     if data is None and method.requires_calibration:
         raise UserError(
             "data is missing: the pruner, the allocation or the scores need calibration data; pass data=,"
@@ -183,14 +170,14 @@ def _check(
                 f"pruner={method.pruner.name} trains on a data set's whole training split; start it from the"
                 " command line"
             )
-        method.pruner.check_model(model, target)
+        method.pruner.check_model(model, work.sparsity)
         return
     if method.allocator is not None:
-        method.allocator.check(target)
+        method.allocator.check(work.sparsity)
         method.allocator.check_pruner(method.pruner)
-        check_scores(method.allocator, method.scorer or method.scores)
+        check_scores(method.allocator, method.score)
     if method.allocation is not None:
         check_counts(method.allocation, model.layers)
         method.pruner.check_rows(method.allocation)
-    method.pruner.check(target, method.uneven)
+    method.pruner.check(work.sparsity, method.uneven)
     method.pruner.check_layers(model.layers)

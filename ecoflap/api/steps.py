@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ecoflap.allocate.allocation import Allocation
-from ecoflap.allocate.protocol import Allocator, Context, checked_allocation
+from ecoflap.allocate.protocol import Allocator, Context, check_scores, checked_allocation
 from ecoflap.api.given import requested_sparsity, require
 from ecoflap.api.parts import named, part, refuse_options
 from ecoflap.api.readable import check_given
@@ -131,24 +131,6 @@ def allocate(
     with unchanged(model.module):
         model.reopen()
         return checked_allocation(allocator, model, scores, target, context)
-
-
-def check_scores(allocator: Allocator, scores: Scores | Scorer | None) -> None:
-    """Refuse scores, or a scorer, that an allocator can't take.
-
-    Raises:
-        UserError: if the scores are of another kind or granularity, are needed and missing, or are given and
-            not read.
-    """
-    if scores is not None and allocator.requires.scores == "none":
-        raise UserError(f"allocation={allocator.name} takes no scores; leave them out")
-    if scores is not None:
-        name = scores.method if isinstance(scores, Scores) else scores.name
-        allocator.requires.check(name, scores.kind, scores.granularity, allocator.name)
-    elif allocator.requires.scores == "needed":
-        raise UserError(
-            f"allocation={allocator.name} needs scores, and there are none; measure some with ecoflap.score"
-        )
 
 
 def evaluate(

@@ -35,6 +35,19 @@ def check_propagate(choice: str, pruner: Pruner) -> None:
         )
 
 
+def check_tokens(choice: str, pruner: Pruner) -> None:
+    """Refuse a choice of tokens beside a pruner that measures none.
+
+    Raises:
+        UserError: if nothing reads the choice.
+    """
+    if choice != "all" and pruner.allocates:
+        raise UserError(
+            f"tokens={choice}: pruner={pruner.name} measures no inputs of layers, so no tokens count; use"
+            " tokens=all"
+        )
+
+
 def require_capture(
     model: PrunableModel,
     pruner: Pruner,

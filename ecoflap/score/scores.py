@@ -41,6 +41,11 @@ class Scores:
     granularity: str = LAYER
     kind: str = IMPORTANCE
 
+    @property
+    def name(self) -> str:
+        """The name of the scorer, as the scorer itself has it."""
+        return self.method
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self)

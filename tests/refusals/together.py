@@ -35,7 +35,7 @@ CASES = [
     case(
         "allocation=ByNorms",
         "score=none",
-        says=("needs scores of kind norms", "score=none measures nothing", "of that kind"),
+        says=("needs scores of kind norms", "there are none", "of that kind"),
     ),
     case("allocation=ByNorms", says=("ByNorms needs scores of kind norms", "zeroth_order gives importance")),
     case(

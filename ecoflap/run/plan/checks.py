@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 
 from ecoflap.allocate.allocation import check_sparsity
+from ecoflap.allocate.protocol import check_scores
 from ecoflap.errors import UserError, did_you_mean, require_choices, require_count, require_seed, written
 from ecoflap.evaluate.protocol import Task
 from ecoflap.finetune.schedule import Schedule
-from ecoflap.prune.inputs import check_propagate
+from ecoflap.prune.inputs import check_propagate, check_tokens
 from ecoflap.prune.protocol import ModelPruner
 from ecoflap.run.config import STEPS
 from ecoflap.run.plan.plan import Plan
-from ecoflap.score.scores import IMPORTANCE
 from ecoflap.storage.bitmask.forms import DENSE, form_of
 
 
@@ -43,11 +43,7 @@ def check_options(plan: Plan) -> None:
     require_seed(config.seed)
     check_towers(config.towers)
     check_propagate(config.propagate, plan.pruner)
-    if config.tokens != "all" and plan.pruner.allocates:
-        raise UserError(
-            f"tokens={config.tokens}: pruner={plan.pruner.name} measures no inputs of layers, so no tokens"
-            " count; use tokens=all"
-        )
+    check_tokens(config.tokens, plan.pruner)
     check_save(plan)
     if offload != "none" and plan.finetuner is not None:
         raise UserError(
@@ -157,20 +153,10 @@ def check_parts(plan: Plan) -> None:
         _check_model_pruner(plan, plan.pruner)
         return
     if {"allocate", "prune"} & set(plan.steps):
-        plan.pruner.check(plan.config.sparsity, plan.uneven)
-    if "allocate" not in plan.steps:
-        return
-    plan.allocator.check_pruner(plan.pruner)
-    requires, scorer = plan.allocator.requires, plan.scorer
-    if scorer is not None:
-        requires.check(scorer.name, scorer.kind, scorer.granularity, plan.allocator.name)
-    elif requires.scores == "needed":
-        such = ", such as score=zeroth_order" if requires.kind == IMPORTANCE else ""
-        raise UserError(
-            f"allocation={plan.allocator.name} needs scores of kind {requires.kind}, and score=none"
-            f" measures nothing; choose a score of that kind{such}, or allocation=water_filling, which is"
-            " uniform without scores"
-        )
+        plan.pruner.check(plan.config.sparsity, uneven=plan.coarse != "none")
+    if "allocate" in plan.steps:
+        plan.allocator.check_pruner(plan.pruner)
+        check_scores(plan.allocator, plan.scorer)
 
 
 def _check_model_pruner(plan: Plan, pruner: ModelPruner) -> None:

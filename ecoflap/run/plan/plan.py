@@ -95,11 +95,6 @@ class Plan:
         return self.finetuner is not None and self.finetuner.data == "training"
 
     @property
-    def uneven(self) -> bool:
-        """Whether layers get sparsities of their own."""
-        return self.coarse != "none"
-
-    @property
     def selection(self) -> Selection:
         """Which towers and layers are pruned."""
         return Selection(self.config.towers, self.config.skip_layers)
@@ -107,7 +102,7 @@ class Plan:
     @property
     def coarse(self) -> str:
         """What decides the sparsities of layers: the scorer, an allocation without scores, or none."""
-        return coarse_stage(self.allocator, None if self.scorer is None else self.scorer.name)
+        return coarse_stage(self.allocator, self.scorer)
 
     @property
     def name(self) -> str:
