@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,13 +15,12 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import driver
 from ecoflap.prune.inputs import require_capture
-from ecoflap.prune.report import BlockReport, PruneReport
+from ecoflap.prune.report import PruneReport
 from ecoflap.prune.whole_model import prune_whole
 from ecoflap.run.record import make_record
+from ecoflap.run.show import show_block
 from ecoflap.run.state import RunState
 from ecoflap.storage.results.sources import sources_of
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class Work:
         """Prune in place; returns how many weights each layer keeps, and what was removed."""
         pruner = self.method.pruner
         if pruner.allocates:
-            return prune_whole(self.model, calibration, pruner, self.sparsity, log_block, self.seed)
+            return prune_whole(self.model, calibration, pruner, self.sparsity, show_block, self.seed)
         assert allocation is not None
         report = driver.prune(
             self.model,
@@ -104,7 +102,7 @@ class Work:
             pruner,
             allocation,
             self.batch_size,
-            on_block=log_block,
+            on_block=show_block,
             propagate=self.propagate,
             tokens=self.tokens,
         )
@@ -123,9 +121,3 @@ class Work:
             "propagate": self.propagate,
             "tokens": self.tokens,
         }
-
-
-def log_block(block: BlockReport) -> None:
-    """Log a line about a pruned block."""
-    error = "" if block.error is None else f", error {block.error:.3f}"
-    log.info("%s: sparsity %.3f%s, %.2f s", block.block, block.sparsity, error, block.seconds)
