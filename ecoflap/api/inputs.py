@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -118,42 +118,71 @@ def _batched(model: PrunableModel, tensors: dict[str, Tensor]) -> dict[str, Tens
     return {name: tensor[None] for name, tensor in tensors.items()}
 
 
+class _Form(NamedTuple):
+    """How a model's family reads a sample.
+
+    Attributes:
+        text: whether the sample has a text, in tokens or embedded.
+        apart: whether the labels are a text of their own, as in an encoder-decoder.
+        joined: whether the text keeps a batch dimension of one, as a processor returns it with pictures.
+        language: whether a decoder language model continues the text.
+    """
+
+    text: bool
+    apart: bool
+    joined: bool
+    language: bool
+
+    @classmethod
+    def of(cls, model: PrunableModel, sample: Sample) -> _Form:
+        """How this model's family reads this sample."""
+        text = "input_ids" in sample or "inputs_embeds" in sample
+        has_config = getattr(model.module, "config", None) is not None
+        apart = has_config and not writes_after_prompt(model.module)
+        joined = text and _joins(model)
+        language = text and not apart and not joined and _continues_text(model)
+        return cls(text, apart, joined, language)
+
+
 def _finished(model: PrunableModel, sample: Sample) -> Sample:
     """A sample as the model's family encodes it: without padding, and with the labels that its loss needs."""
-    texts = "input_ids" in sample or "inputs_embeds" in sample
+    form = _Form.of(model, sample)
+    _check(model, sample, form)
+    sample = without_padding(sample, form.apart)
+    if not form.text:
+        check_uncut(model, sample)
+    if form.language:
+        sample.pop("attention_mask", None)
+    return _encoded(model, sample, form) if "input_ids" in sample else sample
+
+
+def _check(model: PrunableModel, sample: Sample, form: _Form) -> None:
+    """Refuse a sample whose ids, masks or labels the model's family can't read.
+
+    Raises:
+        UserError: if there are such.
+    """
     if "input_ids" in sample:
         check_ids(model, sample["input_ids"])
-    config = getattr(model.module, "config", None)
-    apart = config is not None and not writes_after_prompt(model.module)
-    joins = texts and _joins(model)
-    language = texts and not apart and not joins and _continues_text(model)
-    if language:
+    if form.language:
         check_mask(model, sample)
     # Of BLIP-2, the padding of a text may stand between its picture's tokens and its own.
-    if not joins or "position_ids" in sample:
+    if not form.joined or "position_ids" in sample:
         check_gaps(model, sample)
-    if apart or joins or language:
-        check_targets(sample, apart)
-    if not texts and not apart:
+    if form.apart or form.joined or form.language:
+        check_targets(sample, form.apart)
+    if not form.text and not form.apart:
         check_frames(model, sample)
-    sample = without_padding(sample, apart)
-    if not texts:
-        check_uncut(model, sample)
-    if language:
-        sample.pop("attention_mask", None)
-    return _encoded(model, sample, apart, language) if "input_ids" in sample else sample
 
 
-def _encoded(model: PrunableModel, sample: Sample, apart: bool, language: bool) -> Sample:
+def _encoded(model: PrunableModel, sample: Sample, form: _Form) -> Sample:
     """A text without padding, with the mask and the labels that the model's family gives it."""
-    if hasattr(model.interface, "pad_token_id") or apart:
+    if hasattr(model.interface, "pad_token_id") or form.apart:
         mask = sample.get("attention_mask", torch.ones_like(sample["input_ids"]))
         return {**sample, "attention_mask": mask}
-    if _joins(model):
-        if "labels" not in sample:
-            sample["labels"] = _text_targets(getattr(model.module, "config", None), sample["input_ids"])
-        return sample
-    if language and "labels" in sample and torch.equal(sample["labels"], sample["input_ids"]):
+    if form.joined and "labels" not in sample:
+        sample["labels"] = _text_targets(getattr(model.module, "config", None), sample["input_ids"])
+    elif form.language and "labels" in sample and torch.equal(sample["labels"], sample["input_ids"]):
         del sample["labels"]
     return sample
 
