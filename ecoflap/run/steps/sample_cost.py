@@ -55,22 +55,22 @@ def sample_cost(model: PrunableModel, calibration: CalibrationSet) -> SampleCost
     """
     largest = max(calibration.samples, key=lambda sample: sum(tensor.numel() for tensor in sample.values()))
     first = [tower.blocks[0].module for tower in model.towers]
-    outputs: Counter[nn.Module] = Counter()
     head = without_head(model.module)
     with (
         quiet_forward(model.module),
         bypassing(head),
         LiveBytes() as live,
         _arguments(model) as arguments,
-        _peaks(model, live, outputs, head) as peaks,
+        (peaks := _Peaks(model, live)).recording(head),
     ):
         model.loss(stack([largest]))
+    outputs = peaks.outputs
     logits = sum(outputs.pop(module, 0) for module in head)
     return SampleCost(
         states=sum(outputs[module] for module in first) + sum(tensor.nbytes for tensor in arguments.values()),
         outputs=sum(outputs.values()),
         block=peaks.block,
-        forward=max(peaks.forward, live.peak - peaks.weights) + logits,
+        forward=peaks.forward + logits,
     )
 
 
@@ -86,58 +86,57 @@ def _arguments(model: PrunableModel) -> Iterator[dict[int, Tensor]]:
         yield found
 
 
-@dataclass
 class _Peaks:
-    """The most bytes in a forward pass so far.
+    """The most bytes of activations in a forward pass so far.
 
     Attributes:
-        block: of activations in a call of a block.
-        forward: of activations at once.
-        weights: of offloaded blocks that are loaded now, which are not activations.
+        outputs: {block or module of the head: bytes that it returned}.
+        block: the most in a call of a block.
     """
 
-    block: int = 0
-    forward: int = 0
-    weights: int = 0
+    def __init__(self, model: PrunableModel, live: LiveBytes) -> None:
+        """Begin before the pass.
 
+        Args:
+            model: the model.
+            live: counts the bytes of all live tensors.
+        """
+        self.outputs: Counter[nn.Module] = Counter()
+        self.block = 0
+        self._model, self._live = model, live
+        self._forward = 0
+        self._weights = 0  # of offloaded blocks that are loaded now, which are not activations
+        self._entered: list[tuple[int, int]] = []
 
-@contextmanager
-def _peaks(
-    model: PrunableModel, live: LiveBytes, outputs: Counter[nn.Module], head: Iterable[nn.Module]
-) -> Iterator[_Peaks]:
-    """Count the bytes of activations during a forward pass.
+    @property
+    def forward(self) -> int:
+        """The most at once."""
+        return max(self._forward, self._live.peak - self._weights)
 
-    Args:
-        model: the model.
-        live: counts the bytes of all live tensors.
-        outputs: receives the bytes that each block and the head return.
-        head: the modules of the head.
+    @contextmanager
+    def recording(self, head: Iterable[nn.Module]) -> Iterator[None]:
+        """Record the forward pass that runs in this context; the head's modules are no blocks."""
+        blocks = self._model.blocks
+        entering = (block.module.register_forward_pre_hook(partial(self._enter, block)) for block in blocks)
+        leaving = (block.module.register_forward_hook(self._leave) for block in blocks)
+        counting = (module.register_forward_hook(self._count) for module in head)
+        with hooks(entering), hooks(leaving), hooks(counting):
+            yield
 
-    Yields:
-        The peaks, filled during the pass; ``live.peak`` is what came after the last block.
-    """
-    peaks = _Peaks()
-    entered: list[tuple[int, int]] = []
-
-    def before(block: Block, *_: Any) -> None:
-        peaks.forward, start = max(peaks.forward, live.peak - peaks.weights), live.alive
-        with model.placement.using(block):  # its weights are loaded before its activations are counted
-            peaks.weights += live.alive - start
-        entered.append((live.alive, live.peak))
+    def _enter(self, block: Block, *_: Any) -> None:
+        live = self._live
+        self._forward, start = self.forward, live.alive
+        with self._model.placement.using(block):  # its weights are loaded before its activations are counted
+            self._weights += live.alive - start
+        self._entered.append((live.alive, live.peak))
         live.peak = live.alive
 
-    def after(module: nn.Module, _: Any, output: Any) -> None:
-        alive, peak = entered.pop()
-        peaks.block = max(peaks.block, live.peak - alive)
-        peaks.forward = max(peaks.forward, live.peak - peaks.weights)
-        live.peak = max(live.peak, peak) if entered else live.alive
-        count(module, _, output)
+    def _leave(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        live, (alive, peak) = self._live, self._entered.pop()
+        self.block = max(self.block, live.peak - alive)
+        self._forward = self.forward
+        live.peak = max(live.peak, peak) if self._entered else live.alive
+        self._count(module, arguments, output)
 
-    def count(module: nn.Module, _: Any, output: Any) -> None:
-        outputs[module] += first_tensor(output).nbytes
-
-    entering = (block.module.register_forward_pre_hook(partial(before, block)) for block in model.blocks)
-    leaving = (block.module.register_forward_hook(after) for block in model.blocks)
-    counting = (module.register_forward_hook(count) for module in head)
-    with hooks(entering), hooks(leaving), hooks(counting):
-        yield peaks
+    def _count(self, module: nn.Module, _: Any, output: Any) -> None:
+        self.outputs[module] += first_tensor(output).nbytes
