@@ -18,7 +18,6 @@ from torch.utils.hooks import RemovableHandle
 
 from ecoflap.blocks.bypass import bypassing, without_head
 from ecoflap.blocks.containers import equal
-from ecoflap.blocks.layer_calls import first_and_count, skip_layers_advice
 from ecoflap.blocks.layer_order import LayerOrder
 from ecoflap.blocks.perturbation import perturbing
 from ecoflap.blocks.recorder import BlockInput, BlockOutput, LearningRecorder
@@ -27,6 +26,7 @@ from ecoflap.console.telemetry import errors_suppressed, out_of_memory
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
 from ecoflap.models.core.hooks import hooks
+from ecoflap.models.core.layer_names import first_and_count, skip_layers_advice
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block, Tower

@@ -11,12 +11,12 @@ from ecoflap.blocks.capture import Flow, flows
 from ecoflap.blocks.dense_twin import DenseTwin
 from ecoflap.blocks.input_statistics import InputsComplete, InputStatistics
 from ecoflap.blocks.layer_by_layer import LayerByLayer, PruneGroups
-from ecoflap.blocks.layer_calls import first_and_count
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.token_choice import Masks, choose_tokens, require_tokens
 from ecoflap.console.progress import track
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
+from ecoflap.models.core.layer_names import first_and_count
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block, Tower
 
