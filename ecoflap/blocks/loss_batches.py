@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ecoflap.blocks.float32_blocks import block_by_block_in_float32
 from ecoflap.console.telemetry import errors_suppressed
 from ecoflap.data.batch import Sample
 from ecoflap.data.calibration_set import CalibrationSet, split, stack
-from ecoflap.models.core.forward_modes import quiet_forward
+from ecoflap.models.core.forward_modes import block_by_block_in_float32, quiet_forward
 from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.prunable import PrunableModel
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.models.core.expert_slices import all_slices, refresh
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.placement import is_placeholder, placeholder
 
 
@@ -45,6 +46,32 @@ def in_float32(module: nn.Module, without: Iterable[nn.Module] = ()) -> Iterator
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor in another dtype; the placeholder of an offloaded weight keeps its single number."""
     return placeholder(tensor.shape, dtype) if is_placeholder(tensor) else tensor.to(dtype)
+
+
+@contextmanager
+def block_by_block_in_float32(model: PrunableModel) -> Iterator[None]:
+    """Hold each block in fp32 while it runs in this context, and what is outside blocks throughout.
+
+    An offloaded model loads its blocks one by one as it is. A model that uses the weights of a block outside
+    its call fails, as they are in half precision there.
+    """
+    stays = model.placement.kind == "none"
+    blocks = dict.fromkeys(block.module for block in model.blocks) if stays else {}
+    wide: dict[nn.Module, ExitStack] = {}
+
+    def enter(module: nn.Module, _: Any) -> None:
+        wide[module].enter_context(in_float32(module))
+
+    def leave(module: nn.Module, _: Any, __: Any) -> None:
+        wide[module].close()
+
+    with ExitStack() as stack:
+        stack.enter_context(in_float32(model.module, blocks))
+        for block in blocks:
+            wide[block] = stack.enter_context(ExitStack())
+            stack.callback(block.register_forward_pre_hook(enter).remove)
+            stack.callback(block.register_forward_hook(leave).remove)
+        yield
 
 
 @contextmanager
