@@ -8,19 +8,23 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
+import torch
 from typing_extensions import override
 
 from ecoflap.allocate.allocation import Allocation, keep_total
 from ecoflap.allocate.choose import CountsAt, Losses, choose
 from ecoflap.allocate.groups import layers_of, parts, split
-from ecoflap.allocate.measure import measure_blocks
 from ecoflap.allocate.options import AUTO, Parameter
 from ecoflap.allocate.protocol import Context, Requires, compute_unstored
 from ecoflap.allocate.uneven import Uneven
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.input_statistics import InputStatistics
+from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.statistics import Statistic
-from ecoflap.errors import UserError, require_choices, require_positive
+from ecoflap.blocks.walk import walk
+from ecoflap.data.batch import Batch
+from ecoflap.errors import NumericalError, UserError, require_choices, require_positive
+from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block, Tower
 from ecoflap.prune.protocol import LayerPruner
@@ -134,8 +138,37 @@ class Parametric(Uneven):
         if not self.reads_weights:
             return {}
         recall = compute_unstored if context is None else context.recall
-        measure = partial(measure_blocks, model, context, self.statistic, self.measure_block)
+        measure = partial(self._measured, model, context)
         found: dict[str, float] = recall({"result": "values"}, measure, dense=True)
+        return found
+
+    @torch.no_grad()
+    def _measured(self, model: PrunableModel, context: Context | None) -> dict[str, float]:
+        """The values of all blocks, or of their layers, in pruning order.
+
+        Raises:
+            UserError: if no sample reaches a layer.
+            NumericalError: if a value is not finite.
+        """
+        batches: Sequence[Batch] = []
+        if self.statistic is not None:
+            assert context is not None
+            batches = context.samples.batches(context.batch_size)
+            require_calls(model, batches, every_layer=True)
+        found: dict[str, float] = {}
+        tokens = "all" if context is None else context.tokens
+        with quiet_forward(model.module):
+            for visit in walk(model, model.towers, batches, "allocate", tokens=tokens):
+                statistics = visit.measure(self.statistic, leave=bool(batches))
+                if visit.block.layers:
+                    with model.placement.using(visit.block):
+                        found |= self.measure_block(visit.block, statistics)
+        for name, value in found.items():
+            if not math.isfinite(value):
+                raise NumericalError(
+                    f"{name}: what the allocation measures there is {value}; check the weights, and the"
+                    " activations on the calibration data"
+                )
         return found
 
     def _counts(

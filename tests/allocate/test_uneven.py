@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from ecoflap.allocate import measure
+from ecoflap.allocate import parametric
 from ecoflap.allocate.alpha_pruning import AlphaPruning
 from ecoflap.allocate.atp import ATP
 from ecoflap.allocate.dlp import DLP
@@ -264,7 +264,7 @@ def test_one_sample_suffices(model: PrunableModel, context: Context) -> None:
 
 
 def test_weights_alone_need_no_samples(model: PrunableModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "require_calls", None)
+    monkeypatch.setattr(parametric, "require_calls", None)
     context = Context(Magnitude(), None, 2, 0)
     check_counts(model, AlphaPruning()(model, None, 0.7, context), 0.7)
 
