@@ -1,13 +1,18 @@
-"""The closing lines of a run: its figures with intervals, where everything is, and what can be done next."""
+"""What a run shows at its end: figures, places and next commands in its log, and tables in a tracker."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import astuple, fields
 from pathlib import Path
 
+from ecoflap.allocate.allocation import Allocation
 from ecoflap.console.pace import seconds_in_words
+from ecoflap.console.tracking import Tracker
+from ecoflap.prune.report import BlockReport
 from ecoflap.run.invocation import sweep_name
+from ecoflap.run.state import RunState
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.files import typed
 from ecoflap.storage.results import Result
@@ -74,3 +79,36 @@ def _figures(result: Result, task: str) -> str | None:
         for when, values in by_state.items()
     ]
     return f"  {task} {metric}: {', '.join(figures)}"
+
+
+def show_in_tracker(tracker: Tracker, result: Result, state: RunState) -> None:
+    """Log one table per step that has run, and the metrics and sparsity of the run as its summary."""
+    if (scores := state.scores) is not None:
+        scored = [(name, value, scores.standard_error.get(name)) for name, value in scores.importance.items()]
+        tracker.log_table("score", [scores.granularity, scores.kind, "standard_error"], scored)
+    if (allocation := state.allocation) is not None:
+        sizes = allocation.sizes
+        kept = [(name, sizes[name], keep, 1 - keep / sizes[name]) for name, keep in allocation.keep.items()]
+        tracker.log_table("allocate", ["layer", "size", "keep", "sparsity"], kept)
+        tracker.log_image("allocation", lambda: _draw_allocation(result, allocation))
+    if state.report is not None:
+        columns = [entry.name for entry in fields(BlockReport)]
+        tracker.log_table("prune", columns, [astuple(block) for block in state.report.blocks])
+    for when, by_task in result.metrics.items():
+        measured = [
+            (task, metric, value) for task, values in by_task.items() for metric, value in values.items()
+        ]
+        tracker.log_table(f"evaluate_{when}", ["task", "metric", "value"], measured)
+    columns = ["seconds", "peak_memory_bytes", "cached"]
+    costs = [(step, *(cost[column] for column in columns)) for step, cost in result.steps.items()]
+    tracker.log_table("cost", ["step", *columns], costs)
+    sparsity = {name: value for name, value in result.sparsity.items() if name != "layers"}
+    headline = {} if (value := result.headline()) is None else {"headline": value}
+    tracker.summary({**headline, "metrics": result.metrics, "sparsity": sparsity, "model": result.model})
+
+
+def _draw_allocation(result: Result, allocation: Allocation) -> bytes:
+    # The plotting library takes a second to import.
+    from ecoflap.sweeps.report.allocation_plot import allocation_png
+
+    return allocation_png(result.model["name"], result.sparsity["layers"], allocation.keep, allocation.target)

@@ -19,10 +19,10 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.offload.load import show_weights
-from ecoflap.run.closing import show_closing
+from ecoflap.run.closing import show_closing, show_in_tracker
 from ecoflap.run.folder import claimed, discard_products
 from ecoflap.run.invocation import given_options, record_command, sweep_name
-from ecoflap.run.outcome import conclude, show_in_tracker
+from ecoflap.run.outcome import conclude
 from ecoflap.run.plan import Plan, make_plan, unused
 from ecoflap.run.plan.automatic import settle
 from ecoflap.run.plan.parts import make
