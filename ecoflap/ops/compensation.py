@@ -30,7 +30,7 @@ def compensate(
     weights: Sequence[Tensor],
     gram: Tensor,
     drift: Tensor,
-    streams: Sequence[Tensor | None],
+    residuals: Sequence[Tensor | None],
 ) -> list[Tensor]:
     """The weights that a pruner should reproduce on the inputs of the pruned model.
 
@@ -38,12 +38,12 @@ def compensate(
         weights: of layers that read the same input, each [rows, cols], any floating dtype.
         gram: mean of x~ x~^T, [cols, cols].
         drift: mean of (x - x~) x~^T over the same tokens, [cols, cols].
-        streams: of each layer the mean of (s - s~) x~^T, [rows, cols]; None if it writes into no residual
+        residuals: of each layer the mean of (s - s~) x~^T, [rows, cols]; None if it writes into no residual
             stream s.
 
     Returns:
-        For each matrix W + SHARE (W drift + stream) inv(gram), [rows, cols] fp32; W where the Gram matrix is
-        zero, as no weight then matters. No argument is modified.
+        For each matrix W + SHARE (W drift + residual) inv(gram), [rows, cols] fp32; W where the Gram matrix
+        is zero, as no weight then matters. No argument is modified.
 
     Raises:
         ValueError: if the Gram matrix is not finite.
@@ -54,9 +54,9 @@ def compensate(
     matrix.diagonal().add_(DAMPING * matrix.diagonal().mean())
     lower = torch.linalg.cholesky(matrix)
     compensated = []
-    for weight, stream in zip(weights, streams, strict=True):
+    for weight, residual in zip(weights, residuals, strict=True):
         wide = weight.detach().to(torch.float32)
-        missing = wide @ drift if stream is None else wide @ drift + stream
+        missing = wide @ drift if residual is None else wide @ drift + residual
         # missing inv(gram) is the transpose of inv(gram) missing^T; inv(gram) = inv(matrix) / (n n^T)
         step = torch.cholesky_solve((missing / norms).t().contiguous(), lower).t() / norms
         compensated.append(torch.add(wide, step, alpha=SHARE))
