@@ -100,7 +100,7 @@ def show(config: DictConfig) -> float | None:
     from ecoflap.cli.plan_times import show_times
     from ecoflap.models.loading.device import resolve_device
     from ecoflap.run.plan import make_plan, unused
-    from ecoflap.run.plan.preflight import skeleton
+    from ecoflap.run.plan.preflight import load_shapes
     from ecoflap.run.show import show_layers, show_model
     from ecoflap.run.steps.devices import wanted_by
     from ecoflap.run.steps.memory import Workload, needs_without_data
@@ -125,7 +125,7 @@ def show(config: DictConfig) -> float | None:
     table(plan.name, ["part", "choice"], rows)
     for line in unused(plan, invocation.given_options()):
         print(f"warning: {line}", file=sys.stderr)
-    model = skeleton(plan)
+    model = load_shapes(plan)
     if model is None:
         print("no towers and layers: a model of this family can't be built without its weights")
     else:

@@ -38,7 +38,7 @@ class Preflight:
             if hasattr(part, "check_data"):
                 self._once(f"{group} {part!r}", partial(part.check_data, group))
         if getattr(plan.loader, "shapes_first", False):
-            model = self._once(f"model {plan.loader!r} {plan.selection!r}", partial(skeleton, plan))
+            model = self._once(f"model {plan.loader!r} {plan.selection!r}", partial(load_shapes, plan))
             if model is not None:
                 check_model(plan, model)
                 self._check_rows(plan, model)
@@ -73,7 +73,7 @@ def data_sets(plan: Plan) -> list[tuple[str, Any]]:
     return [*calibration, *(("task", task) for task in plan.tasks.values() if "evaluate" in plan.steps)]
 
 
-def skeleton(plan: Plan) -> PrunableModel | None:
+def load_shapes(plan: Plan) -> PrunableModel | None:
     """The model without weights; None if its family can't be built without.
 
     Raises:
