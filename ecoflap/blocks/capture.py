@@ -18,10 +18,10 @@ from torch import nn
 
 from ecoflap.blocks.bypass import SubstituteForward, bypassing
 from ecoflap.blocks.finished_towers import FinishedTower
+from ecoflap.blocks.partial_passes import bypass_with_output
 from ecoflap.blocks.recorder import CaptureComplete, Recorder
 from ecoflap.blocks.stream import Stream
 from ecoflap.blocks.structure import Structure, calls_of_first_block, learn_structure
-from ecoflap.blocks.trials import bypass_with_output
 from ecoflap.data.batch import Batch, first_samples, samples_in
 from ecoflap.distributed.collectives import gathered, share_of_samples
 from ecoflap.errors import UserError

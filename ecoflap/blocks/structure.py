@@ -19,11 +19,11 @@ from torch import nn
 from ecoflap.blocks.bypass import Bypass, SubstituteForward, bypassing, without_head
 from ecoflap.blocks.finished_towers import FinishedTower, TowerPasses
 from ecoflap.blocks.layer_order import LayerOrder
+from ecoflap.blocks.partial_passes import PartialPasses, Reference, record_reference
 from ecoflap.blocks.perturbation import perturbed
 from ecoflap.blocks.recorder import LearningRecorder
 from ecoflap.blocks.residual_streams import ResidualStreams
 from ecoflap.blocks.standalone import require_standalone
-from ecoflap.blocks.trials import Reference, Trials, record_reference
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
@@ -118,7 +118,7 @@ def learn_structure(
         reference.plain.outputs.clear()  # as large as the inputs, which alone are compared from here on
     bypasses = _common_bypasses([reference.plain for reference in references])
     shown = [
-        _learn_from(reference, Trials(model, tower, bypasses, reference), finished, dense)
+        _learn_from(reference, PartialPasses(model, tower, bypasses, reference), finished, dense)
         for reference in references
     ]
     from_start = frozenset[int]().union(*(one.from_start for one in shown))
@@ -164,34 +164,34 @@ def _common_bypasses(recorders: Sequence[LearningRecorder]) -> dict[nn.Module, B
 
 
 def _learn_from(
-    reference: Reference, trials: Trials, finished: Sequence[FinishedTower], dense: bool
+    reference: Reference, partial: PartialPasses, finished: Sequence[FinishedTower], dense: bool
 ) -> Shown:
     """What one small batch shows of the structure.
 
     Raises:
         UserError: if inputs of the blocks depend on pruned weights, with ``dense``.
     """
-    looped, recaptured = trials.recaptured()
+    looped, recaptured = partial.recaptured()
     # The contents of a container can be passed to another call; what blocks write into a tensor can't.
     chained = not looped and "other" not in reference.plain.written
-    from_output = {index for index in recaptured if chained and trials.is_from_output(index)}
-    bypassed = _bypassed(trials, finished, reference.passes, whole=bool(recaptured) or looped)
+    from_output = {index for index in recaptured if chained and partial.is_from_output(index)}
+    bypassed = _bypassed(partial, finished, reference.passes, whole=bool(recaptured) or looped)
     if dense:
-        _check_dense(trials, finished, reference.passes, bypassed)
+        _check_dense(partial, finished, reference.passes, bypassed)
     backwards = any(later < earlier for earlier, later in pairwise(reference.plain.order))
     writes = bool(reference.plain.written)
     return Shown(looped, backwards, writes, from_output, recaptured - from_output, bypassed)
 
 
 def _bypassed(
-    trials: Trials, finished: Sequence[FinishedTower], passes: TowerPasses, whole: bool
+    partial: PartialPasses, finished: Sequence[FinishedTower], passes: TowerPasses, whole: bool
 ) -> set[int]:
     """The finished towers that need not run."""
     chosen: set[int] = set()
     for number in passes.independent():
         if not finished[number].outputs:
             continue
-        if trials.can_bypass(_bypass_towers(finished, passes, {*chosen, number}), whole):
+        if partial.can_bypass(_bypass_towers(finished, passes, {*chosen, number}), whole):
             chosen.add(number)
     return chosen
 
@@ -207,16 +207,16 @@ def _bypass_towers(
 
 
 def _check_dense(
-    trials: Trials, finished: Sequence[FinishedTower], passes: TowerPasses, bypassed: Collection[int]
+    partial: PartialPasses, finished: Sequence[FinishedTower], passes: TowerPasses, bypassed: Collection[int]
 ) -> None:
     """Refuse a tower that reads the output of a pruned one.
 
     Raises:
         UserError: if it reads a tower that is pruned before it and can't be bypassed.
     """
-    forwards, tower = _bypass_towers(finished, passes, bypassed), trials.tower
+    forwards, tower = _bypass_towers(finished, passes, bypassed), partial.tower
     for number, finished_tower in enumerate(finished):
-        if number not in bypassed and trials.depends_on(finished_tower.tower, forwards):
+        if number not in bypassed and partial.depends_on(finished_tower.tower, forwards):
             raise UserError(
                 f"propagate=dense prunes tower {finished_tower.tower.name} ({finished_tower.tower.path})"
                 f" before {tower.name} ({tower.path}), which reads what it puts out; use propagate=pruned, or"

@@ -333,12 +333,12 @@ def test_the_output_that_enters_the_next_block_is_copied_once(way: str, shared: 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("trial", [2, 3, 4])
-def test_a_trial_that_runs_out_of_memory_proves_nothing(trial: int) -> None:
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_a_pass_that_runs_out_of_memory_proves_nothing(number: int) -> None:
     model, calls = model_of("deepstack"), count(1)
 
     def loss(module: Any, batch: Batch, _: int) -> Tensor:
-        if next(calls) == trial:
+        if next(calls) == number:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return module(**batch).mean(dim=(1, 2))
 

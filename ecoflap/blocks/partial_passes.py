@@ -1,4 +1,4 @@
-"""Trial forward passes of a small batch that skip blocks, compared with a complete pass."""
+"""Forward passes of a small batch that skip blocks, compared with a complete pass."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Reference:
 def record_reference(
     model: PrunableModel, tower: Tower, batch: Batch, finished: Sequence[FinishedTower]
 ) -> Reference:
-    """Run a small batch through the whole model, and record what the trials are compared with."""
+    """Run a small batch through the whole model, and record what partial passes are compared with."""
     plain, passes = LearningRecorder(tower), TowerPasses([one.tower for one in finished])
     head = without_head(model.module)
     with (
@@ -81,7 +81,7 @@ def bypass_with_output(
     return {**{module: bypass.substitute(change) for module, bypass in bypasses.items()}, block: stored}
 
 
-class Trials:
+class PartialPasses:
     """Forward passes of a small batch that skip something, compared with the complete one."""
 
     def __init__(
