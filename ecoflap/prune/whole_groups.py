@@ -44,10 +44,10 @@ def in_whole_groups(allocation: Allocation, group: int) -> Allocation:
             )
         chosen[lowered] -= 1
         kept -= unit[lowered]
-    for name in sorted(chosen, key=lambda name: chosen[name] - wanted[name]):
-        if chosen[name] < wanted[name] and kept + unit[name] <= budget:
-            chosen[name] += 1
-            kept += unit[name]
+    while room := [name for name in chosen if chosen[name] < wanted[name] and kept + unit[name] <= budget]:
+        raised = min(room, key=lambda name: chosen[name] - wanted[name])
+        chosen[raised] += 1
+        kept += unit[raised]
     keep = {name: count * unit[name] for name, count in chosen.items()}
     total = allocation.total if keep == allocation.keep else GROUPS
     return replace(allocation, keep=keep, total=total)

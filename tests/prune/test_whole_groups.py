@@ -37,6 +37,7 @@ def allocation(keep: list[int], sizes: list[int]) -> Allocation:
         ([99, 100], [100, 100], [75, 100]),  # 3.96 can't go up within the sum
         ([60, 40, 40], [100, 100, 40], [50, 50, 40]),
         ([5, 195], [100, 200], [25, 150]),  # a layer that keeps anything keeps one of four
+        ([13, 137, 32], [16, 160, 400], [16, 40, 100]),  # the last one takes so much that others lose several
         ([0, 100], [100, 100], [0, 100]),
         ([100, 200], [100, 200], [100, 200]),
     ],
@@ -57,9 +58,33 @@ def test_the_sum_is_missed_by_less_than_one_weight_per_group(seed: int) -> None:
     keep = [max(size // 8, int(size * share)) for size, share in zip(sizes, shares, strict=True)]
     rounded = in_whole_groups(allocation(keep, sizes), 8)
     assert all(count * 8 % size == 0 for count, size in zip(rounded.keep.values(), sizes, strict=True))
-    assert 0 <= sum(keep) - sum(rounded.keep.values()) < max(sizes) // 8
+    missing = sum(keep) - sum(rounded.keep.values())
+    below = [
+        size // 8
+        for given, size, kept in zip(keep, sizes, rounded.keep.values(), strict=True)
+        if kept < given
+    ]
+    assert 0 <= missing < min(below, default=1)
     for before, after, size in zip(keep, rounded.keep.values(), sizes, strict=True):
         assert abs(before - after) < size // 8
+
+
+def test_nothing_that_fits_is_left_where_layers_were_below_one_weight_per_group() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        sizes = [int(size) * 4 for size in torch.randint(4, 100, (3,), generator=generator)]
+        keep = [
+            int(size * share)
+            for size, share in zip(sizes, torch.rand(3, generator=generator) ** 2, strict=True)
+        ]
+        if sum(keep) < sum(size // 4 for size, given in zip(sizes, keep, strict=True) if given):
+            continue
+        found = list(in_whole_groups(allocation(keep, sizes), 4).keep.values())
+        missing = sum(keep) - sum(found)
+        assert missing >= 0
+        assert all(
+            kept >= given or size // 4 > missing for kept, given, size in zip(found, keep, sizes, strict=True)
+        )
 
 
 def test_too_little_for_one_weight_per_group() -> None:
