@@ -45,7 +45,7 @@ def save_masks(
     names: Mapping[str, str] | None = None,
     parts: Mapping[str, Sequence[Rows]] | None = None,
 ) -> None:
-    """Write masks to one file atomically.
+    """Write masks to one file atomically; the same masks always make the same bytes.
 
     Args:
         path: The file to write; its folder is created.
@@ -58,7 +58,7 @@ def save_masks(
     Raises:
         TypeError: if a mask is not a bool tensor.
     """
-    from safetensors.torch import save_file
+    from ecoflap.storage.stored_tensor import write_in_parts
 
     names = dict(names or {})
     packed = {names.get(name, name): pack(name, mask) for name, mask in masks.items()}
@@ -67,7 +67,7 @@ def save_masks(
     if parts:
         metadata["parts"] = json.dumps(dict(parts))
     with replacing(Path(path)) as temporary:
-        save_file(packed, temporary, metadata=metadata)
+        write_in_parts(temporary, packed, lambda name: [packed[name]], metadata)
 
 
 def load_masks(path: Path, loaded: bool = False) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ecoflap.storage.masks import MaskFile, load_masks, save_masks
+from ecoflap.storage.masks import MaskFile, Rows, load_masks, save_masks
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (8,), (3, 5), (4, 16), (2, 3, 7), (0, 4)])
@@ -41,6 +41,13 @@ def test_only_bool_masks_are_taken_and_an_old_file_stays(tmp_path: Path) -> None
         save_masks(tmp_path / "masks", {"w": torch.zeros(3)})
     assert load_masks(tmp_path / "masks")["w"].all()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_equal_masks_are_equal_bytes(tmp_path: Path) -> None:
+    masks = {name: torch.ones(3, 5, dtype=torch.bool) for name in ("b", "a")}
+    for number in range(20):
+        save_masks(tmp_path / f"{number}", masks, {"b": "c"}, {"d": [Rows("a", 0, 1)]})
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
 def test_files_that_are_not_masks(tmp_path: Path) -> None:
