@@ -19,7 +19,7 @@ from ecoflap.models.core.shared_memory import share_memory
 from ecoflap.storage.bitmask.forms import DENSE, FORMS
 from ecoflap.storage.checkpoint import write_checkpoint
 from ecoflap.storage.file_names import ALLOCATION, BITMASK_INDEX, CARD, RECIPE, RESULT, SCORES, WEIGHTS_INDEX
-from ecoflap.storage.files import beside, write_json
+from ecoflap.storage.files import beside, remove_abandoned, write_json
 from ecoflap.storage.masks import FILE_NAME as MASKS
 from ecoflap.storage.results.sparsity import read_layers
 from ecoflap.storage.saved_model import foreign_weights, weight_files
@@ -73,6 +73,7 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
     if isinstance(model, PruneResult):
         _require_masked(model)
     final.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(final)
     # In the folder, as that of a link or a mount may be on another disk than its parent.
     partial = beside(final / CARD)
     try:
@@ -87,7 +88,8 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
         _move(partial, final)
     except OSError as error:
         raise UserError(
-            f"the checkpoint in {final} could not be replaced ({error}); the new one is in {partial}"
+            f"the checkpoint in {final} could not be replaced ({error}); the new one is in {partial} until"
+            " another is saved there"
         ) from error
     return final
 

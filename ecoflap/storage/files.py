@@ -9,9 +9,12 @@ import secrets
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from ecoflap.storage.process_ids import machine, runs
 
 JSON: TypeAlias = Any
 """What ``json.dumps`` takes; floats, NaN and infinities are read back bit for bit."""
@@ -78,7 +81,28 @@ def rename(source: Path, target: Path) -> bool:
 
 def beside(path: Path) -> Path:
     """A temporary name next to ``path`` that no other host, process or thread uses."""
-    return path.with_name(f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
+    return path.with_name(f"{_made_here()}{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files and folders that killed processes of this machine left in a folder."""
+    made_here = _made_here()
+    for left in folder.glob(f"{TEMPORARY}*"):
+        if not machine() or not left.name.startswith(made_here):
+            continue
+        if runs(int(left.name.removeprefix(made_here).partition("-")[0])):
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            with suppress(OSError):  # of another user in a shared folder, or gone meanwhile
+                left.unlink()
+
+
+def _made_here() -> str:
+    """How temporary names of this machine begin; other machines and containers may have its host name."""
+    kernel = blake2b(machine().encode(), digest_size=4).hexdigest()
+    return f"{TEMPORARY}{socket.gethostname()}-{kernel}-"
 
 
 TEMPORARY = ".tmp-"

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.errors import UserError
+from ecoflap.storage.process_ids import machine, runs
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class Lease:
         return True
 
     def _text(self, beat: int) -> str:
-        owner = {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid()}
+        owner = {"host": socket.gethostname(), "machine": machine(), "pid": os.getpid()}
         return json.dumps({**owner, "token": self._token, "beat": beat})
 
     def _keep_beating(self) -> None:
@@ -198,29 +199,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _has_ended(owner: Mapping[str, Any]) -> bool:
     """Whether an owner ran on this host and has ended; False where the host is not known to be this one."""
-    here, machine = socket.gethostname(), _machine()
+    here, kernel = socket.gethostname(), machine()
     return (
-        bool(machine)
-        and (owner.get("host"), owner.get("machine")) == (here, machine)
-        and not _runs(int(owner["pid"]))
+        bool(kernel)
+        and (owner.get("host"), owner.get("machine")) == (here, kernel)
+        and not runs(int(owner["pid"]))
     )
-
-
-def _machine() -> str:
-    """Identifies a running kernel and its namespace of process ids; empty where that is unknown."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process exists on this host; zombies don't count."""
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True

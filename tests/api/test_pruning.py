@@ -14,6 +14,7 @@ from torch import nn
 
 import ecoflap
 from ecoflap.storage.masks import MaskFile
+from tests.abandoned import abandoned
 from tests.api.conftest import MODELS, Given, llama
 
 QUICK = {"score": ecoflap.ZerothOrder(samples=4, batch_size=4)}
@@ -104,6 +105,15 @@ def test_a_saved_model_replaces_the_weights_of_an_earlier_one_and_nothing_else(t
     }
     assert list(tmp_path.glob(".tmp-*")) == []
     assert outputs(one.again.from_pretrained(tmp_path), one.inputs()).shape[-1]
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
+    one, left = llama(), abandoned(tmp_path)
+    for folder in (left, left.with_name(f"{left.name}.dense")):
+        folder.mkdir()
+        (folder / "model.safetensors").write_text("half")
+    ecoflap.save(ecoflap.load(one.module, one.processor), tmp_path, "bitmask")
+    assert not list(tmp_path.glob(".tmp-*"))
 
 
 def test_a_dense_model_takes_the_record_of_a_pruned_one_away(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
-"""Files written atomically: what JSON looks like, and that it is read back as it was."""
+"""Files written atomically: what JSON looks like, that it is read back, and what killed writers leave."""
 
 from __future__ import annotations
 
 import math
+import socket
 from pathlib import Path
 
 import pytest
 
-from ecoflap.storage.files import read_json, write_json
+from ecoflap.storage.files import beside, read_json, remove_abandoned, write_json
+from tests.abandoned import abandoned
 
 VALUES = [
     {"rows": {"a.b": [3, 0, 17], "c": []}, "target": 0.6},
@@ -42,3 +44,22 @@ def test_a_list_of_numbers_takes_one_line(tmp_path: Path) -> None:
         "  ]",
         "}",
     ]
+
+
+def test_only_what_killed_processes_of_this_machine_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, folder, mine = abandoned(tmp_path), abandoned(tmp_path), beside(tmp_path / "a")
+    folder.mkdir()
+    for path in (file, folder / "inside", mine, tmp_path / ".tmp-notes", tmp_path / "a"):
+        path.write_text("")
+    kept = {mine.name, ".tmp-notes", "a"}
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: "elsewhere")
+        remove_abandoned(tmp_path)
+    with monkeypatch.context() as in_a_container:
+        in_a_container.setattr("ecoflap.storage.files.machine", lambda: "another kernel or namespace")
+        remove_abandoned(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, file.name, folder.name}
+    remove_abandoned(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept

@@ -134,7 +134,7 @@ def test_a_host_that_only_looks_like_this_one_is_another(
     ended.wait()
     of_this_host(tmp_path / "lease", ended.pid)
     assert not is_held(tmp_path / "lease")
-    monkeypatch.setattr(module, "_machine", lambda: machine)
+    monkeypatch.setattr(module, "machine", lambda: machine)
     monkeypatch.setattr(socket, "gethostname", lambda: "here")
     of_this_host(tmp_path / "lease", ended.pid)
     monkeypatch.setattr(socket, "gethostname", lambda: host)

@@ -17,7 +17,7 @@ from ecoflap.storage.bitmask.index import digest, shard_name, write_index
 from ecoflap.storage.bitmask.shards import ShardReader, found_shard, is_coded, write_shard
 from ecoflap.storage.disk_space import writing
 from ecoflap.storage.file_names import WEIGHTS_FILE, WEIGHTS_INDEX
-from ecoflap.storage.files import flush, replacing, write_json
+from ecoflap.storage.files import TEMPORARY, flush, replacing, write_json
 from ecoflap.storage.lease import held
 from ecoflap.storage.saved_model import LAVIS, foreign_weights, open_checkpoint, weight_files
 from ecoflap.storage.sharing.card import adapt_card
@@ -169,16 +169,18 @@ def _prepare(target: Path, files: set[str]) -> None:
 
 
 def _copy_others(folder: Path, target: Path) -> None:
-    """Copy all but the weights, in whatever format."""
+    """Copy all but temporary files and the weights, in whatever format."""
     weights = weight_files(folder) + foreign_weights(folder)
 
     def left_out(inside: str, names: list[str]) -> list[str]:
-        return [name for name in names if Path(inside, name) in weights]
+        return [name for name in names if Path(inside, name) in weights or name.startswith(TEMPORARY)]
 
     for path in folder.iterdir():
+        if left_out(str(folder), [path.name]):
+            continue
         if path.is_dir():
             shutil.copytree(path, target / path.name, ignore=left_out)
-        elif path not in weights:
+        else:
             shutil.copy(path, target / path.name)
 
 

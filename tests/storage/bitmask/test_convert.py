@@ -193,6 +193,15 @@ def test_shards_of_another_model_or_form_are_written_again(
         assert file.is_dir() or file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
 
 
+def test_what_a_killed_save_left_is_not_copied(dense: Path, tmp_path: Path) -> None:
+    for folder in (dense / ".tmp-a", dense / "inside" / ".tmp-b"):
+        folder.mkdir()
+        (folder / "model.safetensors").write_text("half")
+    convert(dense, tmp_path / "out", "bitmask")
+    assert (tmp_path / "out" / "inside" / "more.txt").is_file()
+    assert not list((tmp_path / "out").rglob(".tmp-*"))
+
+
 def test_an_empty_folder_or_a_link_to_one_is_filled(
     dense: Path, tensors: dict[str, Tensor], tmp_path: Path
 ) -> None:
