@@ -32,7 +32,7 @@ from ecoflap.storage.file_names import (
     STATUS,
     TRAINING,
 )
-from ecoflap.storage.files import read_json, write_json
+from ecoflap.storage.files import read_json, remove_abandoned, write_json
 from ecoflap.storage.lease import held
 from ecoflap.storage.results import Result
 from ecoflap.storage.results.environment import redact, versions
@@ -109,6 +109,8 @@ def claimed(
 ) -> Iterator[Found]:
     """Claim the folder for one run, write its status, and yield what an earlier run left there.
 
+    Temporary files of killed processes are removed.
+
     Args:
         folder: the folder of the run; created if needed.
         config: the resolved config.
@@ -124,6 +126,7 @@ def claimed(
         return f"another run ({owner}) is active in {folder}; wait for it, or choose another hydra.run.dir"
 
     with held(folder / LEASE, refusal, patience):
+        remove_abandoned(folder)
         key, earlier = run_id({**config, "versions": versions()}), read_json(folder / STATUS) or {}
         result = finished(results or folder, config) if resume else None
         unfinished = resume and earlier.get("key") == key

@@ -31,6 +31,7 @@ from ecoflap.run.folder import claimed
 from ecoflap.storage.cache import code
 from ecoflap.storage.file_names import LEASE
 from ecoflap.storage.results import Result
+from tests.abandoned import abandoned
 from tests.cli.conftest import composed
 
 Run = Callable[..., Result]
@@ -162,6 +163,13 @@ def test_two_runs_never_share_a_folder(text_run: list[str], tmp_path: Path) -> N
         claimed(tmp_path, config, resume=True, patience=0.1),
     ):
         pass
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    left = abandoned(tmp_path)
+    left.write_text("half")
+    with claimed(tmp_path, {"sparsity": 0.5}, resume=True):
+        assert not left.exists()
 
 
 class Stop(BaseException):
