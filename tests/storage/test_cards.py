@@ -234,11 +234,28 @@ def test_a_card_in_the_words_of_another_version_is_adapted(tmp_path: Path) -> No
     assert (tmp_path / "small" / "README.md").read_text() == model_card(made, tmp_path / "small")
 
 
-def test_the_card_of_a_dense_form_names_the_ways_to_run_and_store_without_zeros(tmp_path: Path) -> None:
+def test_the_card_of_a_dense_form_names_the_way_to_store_it_without_zeros(tmp_path: Path) -> None:
     card = model_card(record(), tmp_path)
     assert "stored as zeros" in card
     assert "ecoflap convert FOLDER OUT --to coded" in card
-    assert "ecoflap.load_pruned(FOLDER, sparse=True)" in card
+
+
+def test_running_without_zeros_is_named_where_a_layer_is_large_and_sparse_enough(tmp_path: Path) -> None:
+    way = "ecoflap.load_pruned(FOLDER, sparse=True)"
+    assert way in model_card(with_layer(2**15, 10_000), tmp_path)
+    assert way not in model_card(with_layer(2**15, 9_000), tmp_path)
+    assert way not in model_card(with_layer(2**14, 10_000), tmp_path)
+    (dense := tmp_path / "dense").mkdir()
+    save_file({"w": torch.zeros(2, 2)}, dense / "model.safetensors")
+    write_card(dense, with_layer(2**15, 10_000))
+    convert(dense, tmp_path / "small", "bitmask")
+    assert (tmp_path / "small" / "README.md").read_text().count(way) == 1
+
+
+def with_layer(size: int, zeros: int) -> Result:
+    """A record of a model with one more layer."""
+    layer = {**LAYER, "size": size, "kept": size - zeros, "zeros": zeros, "sparsity": zeros / size}
+    return record(sparsity={**record().sparsity, "layers": {"w": LAYER, "v": layer}})
 
 
 def test_a_card_of_someone_else_is_converted_as_it_is(tmp_path: Path) -> None:

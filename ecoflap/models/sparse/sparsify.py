@@ -13,10 +13,7 @@ from torch import nn
 from ecoflap.errors import UserError
 from ecoflap.models.sparse.library import products
 from ecoflap.models.sparse.linear import SparseLinear
-
-LEAST_SPARSITY = 0.3
-LEAST_WEIGHTS = 2**15
-"""Layers with fewer zeros or weights gain little or nothing, and stay dense."""
+from ecoflap.storage.results.sparsity import LEAST_SPARSITY, LEAST_WEIGHTS
 
 log = logging.getLogger(__name__)
 

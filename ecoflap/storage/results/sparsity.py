@@ -8,6 +8,9 @@ from typing import Any
 
 UNCORRELATED = "uncorrelated"
 """The kind of errors that take the columns of a layer's inputs as uncorrelated."""
+LEAST_SPARSITY = 0.3
+LEAST_WEIGHTS = 2**15
+"""Layers with fewer zeros or weights gain little or nothing without their zeros, and are loaded dense."""
 
 
 @dataclass(frozen=True)

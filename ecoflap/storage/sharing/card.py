@@ -12,6 +12,7 @@ from ecoflap.storage.file_names import BITMASK_INDEX, CARD
 from ecoflap.storage.files import replacing
 from ecoflap.storage.markdown import markdown_row
 from ecoflap.storage.results.record import NORMAL, Result, is_count
+from ecoflap.storage.results.sparsity import LEAST_SPARSITY, LEAST_WEIGHTS
 from ecoflap.storage.sharing.base_model import BaseModel, describe_base, model_name, saved_settings
 from ecoflap.storage.sharing.origin import origin
 
@@ -22,13 +23,14 @@ MASKED = """\
 The removed weights are stored as zeros in matrices of the old shape. Loaded as it is, this model takes as
 much disk and memory as the dense one, and runs as fast: zeros are multiplied like other numbers.
 What it gains is what a sparse format or kernel makes of the zeros: `ecoflap convert FOLDER OUT --to coded`
-writes files without them, and on a CPU with AVX2 or AVX-512 `ecoflap.load_pruned(FOLDER, sparse=True)` leaves
-them out of memory and of products."""
+writes files without them."""
 WITHOUT_ZEROS = """\
 The files hold the weights that are not zero and where they belong; `ecoflap.load_pruned(FOLDER)` loads them,
 and `ecoflap convert FOLDER OUT --to dense` writes what plain `from_pretrained` loads. Once loaded, the model
-takes as much memory as the dense one and runs as fast: zeros are multiplied like other numbers. On a CPU with
-AVX2 or AVX-512, `ecoflap.load_pruned(FOLDER, sparse=True)` leaves them out of memory and of products."""
+takes as much memory as the dense one and runs as fast: zeros are multiplied like other numbers."""
+SPARSE = """\
+On a CPU with AVX2 or AVX-512, `ecoflap.load_pruned(FOLDER, sparse=True)` leaves the zeros of large linear
+layers out of memory and of products."""
 N_OF_M = """\
 Its zeros lie in the pattern {pattern}. GPUs with sparse tensor cores can use the pattern 2:4, by
 `torch.sparse.to_sparse_semi_structured`; `ecoflap bench` measures whether that pays for this model."""
@@ -198,6 +200,9 @@ def _gains(result: Result, folder: Path) -> Iterator[str]:
             yield OWN_LOADING
         return
     yield _of_form(folder, MASKED, WITHOUT_ZEROS)
+    layers = result.sparsity["layers"].values()
+    if any(one["size"] >= LEAST_WEIGHTS and one["zeros"] >= LEAST_SPARSITY * one["size"] for one in layers):
+        yield SPARSE
     if pattern := _pattern(result):
         yield N_OF_M.format(pattern=pattern)
 

@@ -15,6 +15,7 @@ import ecoflap
 from ecoflap.errors import UserError
 from ecoflap.models.sparse import library, sparsify
 from ecoflap.models.sparse.linear import SparseLinear
+from ecoflap.storage.results.sparsity import LEAST_WEIGHTS
 from tests import tiny
 
 pytestmark = pytest.mark.long
@@ -86,7 +87,7 @@ def test_small_and_full_layers_and_other_classes_stay_dense(dtype: torch.dtype) 
     class Own(nn.Linear):
         """A layer that may compute something else."""
 
-    rows = sparsify.LEAST_WEIGHTS // 64
+    rows = LEAST_WEIGHTS // 64
     fitting, small, full = nn.Linear(64, rows), nn.Linear(64, rows - 1), nn.Linear(64, rows)
     own = Own(64, rows)
     module = nn.ModuleDict({"fitting": fitting, "small": small, "full": full, "own": own}).to(dtype)
