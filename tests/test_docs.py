@@ -1,4 +1,4 @@
-"""The docs name modules, classes and functions that exist, and the README is short."""
+"""The docs name modules, classes and functions that exist and all fields, and the README is short."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from ecoflap.storage.results import sparsity_section
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,3 +40,8 @@ def test_the_walks_are_checked() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= LONGEST_README
+
+
+def test_every_sparsity_field_of_a_record_is_documented() -> None:
+    page = (ROOT / "docs" / "results.md").read_text()
+    assert not [name for name in sparsity_section({}, None, 1) if f"| `sparsity.{name}` |" not in page]
