@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ecoflap.storage.file_names import WEIGHTS_FILE, WEIGHTS_INDEX
@@ -43,6 +44,13 @@ class TensorFiles(Protocol):
 
         Raises:
             OSError: if a file is missing or damaged, or holds tensors of other dtypes.
+        """
+
+    def damage(self) -> Iterator[str]:
+        """What is damaged in any of the files, as far as it shows without decoding every tensor.
+
+        Raises:
+            FileNotFoundError: if a file is missing.
         """
 
     def close(self) -> None:
@@ -86,6 +94,19 @@ class SafetensorFiles:
         """Each tensor on the meta device, by name, in the order of the files."""
         return {name: tensor.on_meta() for name, tensor in self._stored.items()}
 
+    def damage(self) -> Iterator[str]:
+        """Files that cannot be read, as their headers tell, and tensors that the index places elsewhere."""
+        for file in self._files:
+            try:
+                held = set(self._file(file).keys())
+            except SafetensorError as error:
+                yield f"{file} cannot be read ({error})"
+                continue
+            listed = (name for name, other in self._file_of.items() if other == file)
+            yield from (
+                f"{name}: is not in {file}, where the index has it" for name in listed if name not in held
+            )
+
     def close(self) -> None:
         """Close every file."""
         self._stack.close()
@@ -93,8 +114,13 @@ class SafetensorFiles:
     @cached_property
     def _stored(self) -> dict[str, StoredTensor]:
         """The tensors in the order of the files."""
-        files = sorted(set(self._file_of.values())) or [WEIGHTS_FILE]
-        return {name: one for file in files for name, one in stored_tensors(self._folder / file).items()}
+        found = (stored_tensors(self._folder / file) for file in self._files)
+        return {name: one for stored in found for name, one in stored.items()}
+
+    @property
+    def _files(self) -> list[str]:
+        """The names of the files, sorted."""
+        return sorted(set(self._file_of.values())) or [WEIGHTS_FILE]
 
     def _file(self, file: str) -> Any:
         """The open handle of one file."""
@@ -127,6 +153,10 @@ class LavisFile:
     def shapes(self) -> dict[str, Tensor]:
         """Each tensor on the meta device, by name, in the order of the file."""
         return {name: tensor.to("meta") for name, tensor in self._tensors.items()}
+
+    def damage(self) -> Iterator[str]:
+        """Nothing that shows without decoding: mapping the file has read its directory."""
+        yield from ()
 
     def close(self) -> None:
         """Nothing stays open but the map, which ends with the last tensor."""

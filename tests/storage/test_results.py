@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from ecoflap.cli.verify import main
 from ecoflap.errors import UserError
 from ecoflap.run.folder import finished
+from ecoflap.storage.bitmask import convert as converting
 from ecoflap.storage.masks import load_masks, save_masks
 from ecoflap.storage.results import LayerCount, Result, environment, redact, sparsity_section, verify
 from ecoflap.storage.results.environment import git_state
@@ -333,6 +334,39 @@ def test_damaged_checkpoint_is_a_difference(run: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     assert main([str(run)]) == 1
     assert all("cannot be read" in difference for difference in verify(run))
+
+
+def test_damage_in_files_without_pruned_tensors_is_found(tmp_path: Path) -> None:
+    run = make_run(tmp_path, sharded=True)
+    index = json.loads((run / "checkpoint" / "model.safetensors.index.json").read_text())["weight_map"]
+    pruned = {index[name] for name in Result.read(run / "result.json").sparsity["layers"]}
+    name, file = next((name, file) for name, file in index.items() if file not in pruned)
+    path = run / "checkpoint" / file
+    save_file({"other": load_file(path)[name]}, path)
+    assert verify(run) == [f"{name}: is not in {file}, where the index has it"]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (difference,) = verify(run)
+    assert difference.startswith(f"{file} cannot be read")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=file):
+        verify(run)
+
+
+def test_a_changed_bit_in_a_shard_without_pruned_tensors_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(converting, "SHARD_BYTES", 1000)
+    run = make_run(tmp_path)
+    (run / "checkpoint").rename(run / "dense")
+    converting.convert(run / "dense", run / "checkpoint", "bitmask")
+    assert verify(run) == []
+    shards = json.loads((run / "checkpoint" / "bitmask.index.json").read_text())["shards"]
+    file = next(file for file, shard in shards.items() if "lm_head.weight" in shard["tensors"])
+    content = bytearray((run / "checkpoint" / file).read_bytes())
+    content[-1] ^= 1
+    (run / "checkpoint" / file).write_bytes(content)
+    (difference,) = verify(run)
+    assert f"{file} is damaged" in difference
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -58,6 +59,14 @@ class BitmaskCheckpoint:
             name: torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta")
             for name, entry in self.entries.items()
         }
+
+    def damage(self) -> Iterator[str]:
+        """The shards whose size or checksum is another than in the index."""
+        for file in self._index:
+            try:
+                self._shard(file)
+            except ValueError as error:
+                yield str(error)
 
     def close(self) -> None:
         """Nothing stays open."""

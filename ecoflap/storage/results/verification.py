@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 def verify(run_folder: Path) -> list[str]:
     """Compare a run's record with its saved model and masks, one tensor in memory at a time.
 
+    Files without pruned tensors are checked for damage as far as it shows without their values: a bitmask
+    checkpoint has checksums of its files, safetensors only tell whether they are whole.
+
     Args:
         run_folder: Folder with ``result.json`` and the checkpoint that it names.
 
@@ -30,8 +33,8 @@ def verify(run_folder: Path) -> list[str]:
         One line per difference, naming the layer or figure; empty when everything is equal.
 
     Raises:
-        FileNotFoundError: if the record, the checkpoint or the mask file is missing, or the run saved no
-            checkpoint.
+        FileNotFoundError: if the record, a file of the checkpoint or the mask file is missing, or the run
+            saved no checkpoint.
         ValueError: if the record or the mask file has another format.
     """
     run_folder = Path(run_folder)
@@ -42,6 +45,7 @@ def verify(run_folder: Path) -> list[str]:
     differences = list(_figure_differences(result))
     layers = read_layers(result.sparsity)
     with open_checkpoint(folder) as checkpoint, MaskFile(folder / MASKS) as masks:
+        differences += checkpoint.damage()
         for name, layer in layers.items():
             found = _layer_differences(masks.places(name), layer, checkpoint, masks)
             differences += [f"{name}: {difference}" for difference in found]
