@@ -22,6 +22,7 @@ from ecoflap.console.progress import watching
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import (
     ALLOCATION,
+    BENCH,
     BLOCKS,
     CHECKPOINT,
     FINETUNE,
@@ -41,7 +42,7 @@ from ecoflap.storage.results.record import read_result
 
 log = logging.getLogger(__name__)
 
-PRODUCTS = (RESULT, SCORES, ALLOCATION, FINETUNE, TRAINING, CHECKPOINT, BLOCKS, PREDICTIONS)
+PRODUCTS = (RESULT, SCORES, ALLOCATION, FINETUNE, TRAINING, CHECKPOINT, BLOCKS, PREDICTIONS, BENCH)
 WRITE_EVERY = 2.0  # seconds between two updates of the status
 PATIENCE = 90.0  # seconds to wait for another run to end, as for the last process of a requeued job
 

@@ -17,8 +17,9 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.sparse import sparsify
 from ecoflap.models.sparse.library import products
+from ecoflap.run.folder import discard_products
 from ecoflap.storage.results import Result
-from ecoflap.storage.results.bench import read_bench
+from ecoflap.storage.results.bench import Bench, FormRow, Spread, read_bench
 from ecoflap.storage.saved_model import weight_bytes
 from ecoflap.sweeps.bench import forms, speed
 from ecoflap.sweeps.bench.measure import measure
@@ -26,6 +27,7 @@ from ecoflap.sweeps.report import cost
 from tests.cli import forked
 from tests.cli.conftest import on_text
 from tests.data.caption_folders import one_of_each, shown_at
+from tests.storage.test_results import make_result
 
 QUICK = ("--repeats", "2", "--batch-size", "1", "2", "--tokens", "3")
 
@@ -88,6 +90,12 @@ def test_language_models_side_by_side(
         spreads = [*row.speed.values(), *row.relative.values()]
         assert all(0 < one.low <= one.median <= one.high for one in spreads)
         assert row.name in printed
+    assert [(row.run, row.record) for row in bench.rows] == [
+        (place, Result.read(run / "result.json").digest())
+        for place, run in zip(
+            (".", ".", "../pairs", "../small"), (language_runs[0], *language_runs), strict=True
+        )
+    ]
     assert any("2:4 ran as dense matrices" in note for note in bench.notes) == (not torch.cuda.is_available())
 
 
@@ -108,6 +116,39 @@ def test_the_report_has_a_section(
         "a damaged bench is left out"
     )
     assert "Size and speed" not in page.read_text()
+
+
+def test_rows_of_runs_that_were_run_anew_are_left_out(tmp_path: Path) -> None:
+    spread = {"1": Spread(1.0, 1.0, 1.0)}
+    figures: Any = ("masked", 1, 1, 1.0, spread, spread, 0.5)
+    first, other = make_result(), make_result(metrics={"pruned": {"task": {"accuracy": 0.75}}})
+    for name, result in (("first", first), ("other", other)):
+        result.write(tmp_path / name / "result.json")
+    rows = [
+        FormRow("dense", *figures, ".", first.digest()),
+        FormRow("first", *figures, ".", first.digest()),
+        FormRow("other", *figures, "../other", other.digest()),
+        FormRow("moved", *figures, "../moved", other.digest()),
+        FormRow("older", *figures),
+    ]
+    Bench("tiny", "tokens", "work", None, {}, 1, rows).write(tmp_path / "first" / "bench.json")
+    assert read_bench(tmp_path / "first") == Bench("tiny", "tokens", "work", None, {}, 1, rows)
+    repeated = replace(other, steps={"prune": {"seconds": 3.0, "peak_memory_bytes": 1}})
+    repeated.write(tmp_path / "other" / "result.json")
+    bench = read_bench(tmp_path / "first")
+    assert bench is not None
+    assert bench.rows == rows
+    first.write(tmp_path / "other" / "result.json")
+    bench = read_bench(tmp_path / "first")
+    assert bench is not None
+    assert [row.name for row in bench.rows] == ["dense", "first", "moved", "older"]
+    assert bench.notes == ["other was run anew since and is left out"]
+
+
+def test_a_run_that_replaces_another_removes_its_bench(tmp_path: Path) -> None:
+    (tmp_path / "bench.json").write_text("{}")
+    discard_products(tmp_path)
+    assert not (tmp_path / "bench.json").exists()
 
 
 def test_masked_and_cut_models_that_see(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

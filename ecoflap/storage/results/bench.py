@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ecoflap.storage.file_names import BENCH
 from ecoflap.storage.files import read_json, write_json
+from ecoflap.storage.results.record import read_result
 
 SCHEMA_VERSION = 1
 SPREADS = ("speed", "relative")
@@ -41,6 +42,8 @@ class FormRow:
         speed: {batch size: items per second}.
         relative: {batch size: the speed as a multiple of the dense model's in the same round}.
         metric: the value of the headline metric; None if the run did not measure it.
+        run: the folder of the run, relative to the first run's, which has the bench.
+        record: the digest of the run's record; None in older benches.
     """
 
     name: str
@@ -51,6 +54,8 @@ class FormRow:
     speed: dict[str, Spread]
     relative: dict[str, Spread]
     metric: float | None
+    run: str = "."
+    record: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,10 @@ class Bench:
 
 
 def read_bench(folder: Path) -> Bench | None:
-    """The bench in a run's folder; None if there is none that this version reads."""
+    """The bench in a run's folder, without the rows of runs that were run anew since; its notes name these.
+
+    None if there is none that this version reads, or all its runs were run anew.
+    """
     values = read_json(folder / BENCH)
     if not isinstance(values, dict) or values.get("schema") != SCHEMA_VERSION:
         return None
@@ -91,9 +99,20 @@ def read_bench(folder: Path) -> Bench | None:
         rows = [
             FormRow(**{**row, **{name: _spreads(row[name]) for name in SPREADS}}) for row in values["rows"]
         ]
-        return Bench(**{**{one.name: values[one.name] for one in fields(Bench)}, "rows": rows})
+        bench = Bench(**{**{one.name: values[one.name] for one in fields(Bench)}, "rows": rows})
     except (KeyError, TypeError, AttributeError):
         return None
+    current = [row for row in bench.rows if _is_current(row, folder)]
+    left_out = [f"{row.name} was run anew since and is left out" for row in bench.rows if row not in current]
+    return replace(bench, rows=current, notes=[*bench.notes, *left_out]) if current else None
+
+
+def _is_current(row: FormRow, folder: Path) -> bool:
+    """Whether a row is of the result that its run has now, as far as the run is still there."""
+    run = folder / row.run
+    if row.record is None or not run.is_dir():
+        return True
+    return (result := read_result(run)) is not None and result.digest() == row.record
 
 
 def _spreads(values: dict[str, Any]) -> dict[str, Spread]:

@@ -8,6 +8,7 @@ steps); in the config and elsewhere they stay strings, since a string there may 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -142,6 +143,12 @@ class Result:
         """The record as strict JSON: fields in order, secrets redacted, NaN and infinities as strings."""
         fields = {**vars(self), "config": redact(self.config)}
         return {name: _map_leaves(value, _encode) for name, value in fields.items()}
+
+    def digest(self) -> str:
+        """A hash of all but the costs, which differ whenever a run is repeated."""
+        fields = self.to_json()
+        del fields["steps"]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
     def write(self, path: Path) -> None:
         """Write the record to a file atomically."""

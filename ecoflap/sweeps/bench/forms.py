@@ -34,11 +34,13 @@ class SavedRun:
 
     Attributes:
         name: its name in the table.
+        place: its folder.
         folder: the folder of the saved model.
         record: its record.
     """
 
     name: str
+    place: Path
     folder: Path
     record: Result
 
@@ -63,7 +65,7 @@ class Form:
         kind: what stores or runs the weights.
         load: loads it.
         folder: where its weights lie; None for the dense model, which is not saved.
-        record: the record that has its metric.
+        run: the run whose record has its metric.
         stage: ``dense``, or the last of ``pruned`` and ``finetuned``.
         optional: whether the others are measured without it where it can't be loaded.
     """
@@ -72,7 +74,7 @@ class Form:
     kind: str
     load: Callable[[], PrunableModel]
     folder: Path | None
-    record: Result
+    run: SavedRun
     stage: str
     optional: bool = False
 
@@ -112,13 +114,13 @@ def read_run(folder: Path) -> SavedRun:
             f"{folder} was pruned in Python, and its record does not say how the dense model is loaded; bench"
             " runs of the command line"
         )
-    return SavedRun(folder.resolve().name, folder / record.checkpoint, record)
+    return SavedRun(folder.resolve().name, folder, folder / record.checkpoint, record)
 
 
 def dense(run: SavedRun, device: torch.device) -> Form:
     """The model that a run pruned."""
     node = {**run.record.config["model"], "save": False}
-    return Form("dense", "dense", lambda: _load(node, run, device), None, run.record, "dense")
+    return Form("dense", "dense", lambda: _load(node, run, device), None, run, "dense")
 
 
 def saved(run: SavedRun, device: torch.device) -> Iterator[Form]:
@@ -127,7 +129,7 @@ def saved(run: SavedRun, device: torch.device) -> Iterator[Form]:
     if (run.folder / BITMASK_INDEX).is_file():
         kind += ", stored without zeros"
     node = saved_node(run.record.config["model"], run.folder)
-    yield Form(run.name, kind, lambda: _load(node, run, device), run.folder, run.record, run.record.state)
+    yield Form(run.name, kind, lambda: _load(node, run, device), run.folder, run, run.record.state)
 
 
 def semi_structured(run: SavedRun, device: torch.device) -> Iterator[Form]:
@@ -140,7 +142,7 @@ def semi_structured(run: SavedRun, device: torch.device) -> Iterator[Form]:
         "2:4 semi-structured",
         lambda: to_semi_structured(stored.load()),
         stored.folder,
-        stored.record,
+        run,
         stored.stage,
         optional=True,
     )

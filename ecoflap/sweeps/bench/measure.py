@@ -50,6 +50,8 @@ def measure(runs: Sequence[SavedRun], sizes: Sequence[int], repeats: int, tokens
             {str(size): _speed(times[place], size * workload.items) for size, times in seconds.items()},
             {str(size): _relative(times[0], times[place]) for size, times in seconds.items()},
             _value(form, metric),
+            os.path.relpath(form.run.place.resolve(), runs[0].place.resolve()),
+            form.run.record.digest(),
         )
         for place, (form, model) in enumerate(zip(forms, models, strict=True))
     ]
@@ -157,7 +159,7 @@ def _value(form: Form, metric: tuple[str, str] | None) -> float | None:
     if metric is None:
         return None
     task, name = metric
-    return form.record.metrics.get(form.stage, {}).get(task, {}).get(name)
+    return form.run.record.metrics.get(form.stage, {}).get(task, {}).get(name)
 
 
 def _machine(model: PrunableModel) -> dict[str, Any]:
