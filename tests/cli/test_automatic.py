@@ -39,6 +39,15 @@ def test_parts(overrides: list[str], score: str, allocation: str, propagate: str
     assert settle(settled) == settled
 
 
+@pytest.mark.parametrize("others", [[], ["score=none", "allocation=water_filling", "propagate=pruned"]])
+def test_a_sparsity_of_a_range_is_rounded(others: list[str]) -> None:
+    config = composed_as_given([f"sparsity={0.1 + 0.1 + 0.1}", *others])
+    assert config.sparsity == 0.30000000000000004
+    settled = settle(config)
+    assert settled.sparsity == 0.3
+    assert settle(settled) == settled
+
+
 @pytest.mark.parametrize("option", ["+allocation.cap=1", "+allocation.samples=8", "+score.noises=2"])
 def test_an_option_that_would_be_lost(option: str) -> None:
     with pytest.raises(

@@ -1,4 +1,6 @@
-"""What ``auto`` stands for: the score, the allocation and the inputs of a run that names none.
+"""Settle a config: round its sparsity, and name what ``auto`` stands for.
+
+``auto`` is the score, the allocation and the inputs of a run that names none.
 
 On no embedded model and at no sparsity was in-context allocation worse than the same sparsity everywhere
 beyond noise (docs/in_context_results.md). The published stage is a choice away: ``allocation=water_filling``.
@@ -17,6 +19,7 @@ from ecoflap.prune.protocol import Pruner
 from ecoflap.run import registry
 from ecoflap.run.config import check_merged
 from ecoflap.run.plan.parts import make
+from ecoflap.storage.results.identity import rounded_sparsity
 
 AUTO = "auto"
 ZEROTH_ORDER, IN_CONTEXT, WATER_FILLING = "zeroth_order", "in_context", "water_filling"
@@ -28,7 +31,7 @@ CLASSES = {
 
 
 def settle(config: DictConfig) -> DictConfig:
-    """A run's config that names what ``auto`` stands for; itself where there is none.
+    """A run's config that names what ``auto`` stands for, with a rounded sparsity; itself if it is settled.
 
     A run that scores and doesn't allocate scores for the allocation that goes by scores.
 
@@ -36,6 +39,9 @@ def settle(config: DictConfig) -> DictConfig:
         UserError: if ``auto`` is given an option that it lacks, or pruner or allocation can't be built.
     """
     check_merged()
+    if (sparsity := rounded_sparsity(config.sparsity)) != config.sparsity:
+        config = config.copy()
+        config.sparsity = sparsity
     if not (_is_auto(config.allocation) or _is_auto(config.score) or config.propagate == AUTO):
         return config
     pruner: Pruner = make("pruner", config.pruner)

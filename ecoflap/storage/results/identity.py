@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+SPARSITY_DIGITS = 12
+
 VOLATILE = ("tracking", "cache", "cache_mode", "device", "inspect", "resume", "runtime")
 """Config keys that change where or how a run executes, but not what it computes."""
 
@@ -20,6 +22,11 @@ def run_id(config: Mapping[str, Any]) -> str:
 def stable(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config without its volatile keys."""
     return {name: value for name, value in config.items() if name not in VOLATILE}
+
+
+def rounded_sparsity(sparsity: float) -> float:
+    """A sparsity without rounding errors: 0.3 instead of the 0.30000000000000004 of range(0.1,0.95,0.1)."""
+    return round(float(sparsity), SPARSITY_DIGITS)
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import HYDRA, JOBS, RESULT
+from ecoflap.storage.results.identity import rounded_sparsity
 from ecoflap.storage.results.record import Result, find_copies, find_records
 from ecoflap.sweeps.submitted import submitted_jobs
 
@@ -192,6 +193,7 @@ def _run(path: Path, folder: Path, result: Result) -> Run:
                 f"{path} lacks {key} in its config, which a report needs; run the configuration again or move"
                 " the folder away"
             )
+    result.config["sparsity"] = rounded_sparsity(result.config["sparsity"])  # which older runs did not do
     return Run(_name(path.parent, folder), path.parent, result)
 
 

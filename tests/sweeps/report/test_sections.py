@@ -15,6 +15,7 @@ from ecoflap.cli.command import main
 from ecoflap.errors import UserError
 from ecoflap.storage.files import write_json
 from ecoflap.sweeps.report.blip2_table import collect
+from ecoflap.sweeps.report.methods import differences
 from ecoflap.sweeps.report.metrics import make_tables
 from ecoflap.sweeps.report.runs import read_runs, read_unfinished
 from ecoflap.sweeps.report.sections import make_sections
@@ -76,6 +77,16 @@ def test_seeds_that_draw_nothing_are_told(
     assert (
         "at sparsity 0.5: seeds 0, 1 have the same samples and figures" in capsys.readouterr().err
     ) == told
+
+
+def test_a_sparsity_with_a_rounding_error_is_the_rounded_one(tmp_path: Path) -> None:
+    """Older runs recorded the values of a range as they were."""
+    write_run(tmp_path, "range", 70.0, sparsity=0.1 * 7)
+    write_run(tmp_path, "uniform", 71.0, sparsity=0.7, score={"name": "none"})
+    (table,) = make_tables(make_sections(read_runs(tmp_path)))
+    assert table.sparsities == [0.7]
+    _, varying = differences(table.section.runs)
+    assert "sparsity" not in varying
 
 
 def test_runs_without_a_result_are_known_by_what_hydra_left(tmp_path: Path) -> None:
