@@ -21,7 +21,12 @@ log = logging.getLogger(__name__)
 
 
 def make_record(
-    model: PrunableModel, state: RunState, config: dict[str, Any], pruner: Pruner, coarse: str | None
+    model: PrunableModel,
+    state: RunState,
+    config: dict[str, Any],
+    pruner: Pruner,
+    coarse: str | None,
+    uses_calibration: bool = True,
 ) -> Result:
     """Make the record of a model in its final state; the realised sparsity is counted from the weights.
 
@@ -31,6 +36,7 @@ def make_record(
         config: as plain dicts and lists.
         pruner: of the run or call.
         coarse: what decides the sparsities of layers beside a pruner that does not; None if unknown.
+        uses_calibration: whether a step looked at the calibration set, if there is one.
 
     Raises:
         NumericalError: if a removed weight is not zero.
@@ -40,7 +46,7 @@ def make_record(
         config=config,
         **environment(),
         model=describe_model(model, state.fingerprint),
-        data=describe_data(state),
+        data=describe_data(state, uses_calibration),
         metrics=state.metrics,
         sparsity=_sparsity(counts, model.parameter_count(), state.allocation, pruner, coarse),
         steps=state.costs,
@@ -86,11 +92,12 @@ def describe_model(model: PrunableModel, fingerprint: str) -> dict[str, Any]:
     }
 
 
-def describe_data(state: RunState) -> dict[str, Any]:
+def describe_data(state: RunState, uses_calibration: bool) -> dict[str, Any]:
     """Describe the samples of a run in the words of ``result.json``, and how many reached each expert."""
     data: dict[str, Any] = {}
     if state.calibration is not None:
-        data["calibration"] = describe_calibration(state.calibration)
+        unused = {} if uses_calibration else {"unused": True}
+        data["calibration"] = describe_calibration(state.calibration) | unused
     if state.training is not None:
         data["finetune"] = state.training.data
     if state.tasks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from ecoflap.console.tracking import Wandb
 from ecoflap.data.text.calibration import TokenFile
 from ecoflap.errors import UserError
 from ecoflap.models.families.language.causal_lm import CausalLM
-from ecoflap.run.pipeline import run
+from ecoflap.run import pipeline
+from ecoflap.run.config import STEPS
 from ecoflap.run.plan import Preflight, make_plan
+from ecoflap.storage.results import Result
 from tests.cli.conftest import composed
 
 
@@ -51,6 +54,38 @@ def test_a_model_that_needs_its_weights_is_not_looked_at(
     make_plan(composed(text_run), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "used"),
+    [
+        (["score=none", "pruner=magnitude"], False),
+        (["score=none", "pruner=wanda"], True),
+        (["score=none", "pruner=wanda", "steps=[calibrate,allocate]"], False),
+        (["score=zeroth_order", "pruner=magnitude"], True),
+        (["allocation=in_context", "pruner=magnitude"], True),
+        (["pruner=global_magnitude"], False),
+        (["pruner=global_gradient"], True),
+        (["score=none", "pruner=magnitude", "finetune=reconstruct", f"steps=[{','.join(STEPS)}]"], True),
+        (
+            ["score=none", "pruner=magnitude", "finetune.data=training", f"steps=[{','.join(STEPS)}]"],
+            False,
+        ),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, list) else str(value),
+)
+def test_whether_a_step_looks_at_the_calibration_set(
+    text_run: list[str], tmp_path: Path, overrides: list[str], used: bool
+) -> None:
+    assert make_plan(composed([*text_run, *overrides]), tmp_path).uses_calibration == used
+
+
+def test_a_record_says_that_no_step_looked_at_the_samples(
+    text_run: list[str], run: Callable[..., Result]
+) -> None:
+    unscored = [*text_run, "score=none", "sparsity=0.5"]
+    assert run([*unscored, "pruner=magnitude"], "magnitude").data["calibration"]["unused"] is True
+    assert "unused" not in run([*unscored, "pruner=wanda"], "wanda").data["calibration"]
+
+
 def test_a_folder_that_is_not_there_is_named_before_missing_data(text_run: list[str], tmp_path: Path) -> None:
     missing = [f"model.path={tmp_path / 'none'}", f"calibration.path={tmp_path / 'none.txt'}"]
     with pytest.raises(UserError, match=r"model\.path=.*: there is no such folder"):
@@ -65,4 +100,4 @@ def test_a_device_that_is_not_there_is_refused_before_the_tracker_begins(
 
     monkeypatch.setattr(Wandb, "start", start)
     with pytest.raises(UserError, match="device=tpu9 is not a device"):
-        run(composed([*text_run, "device=tpu9", "tracking=wandb"]), tmp_path)
+        pipeline.run(composed([*text_run, "device=tpu9", "tracking=wandb"]), tmp_path)

@@ -167,6 +167,12 @@ def test_files_are_named_without_their_folders(tmp_path: Path) -> None:
     assert "- Task" not in bare
 
 
+def test_samples_that_no_step_looked_at_are_no_calibration(tmp_path: Path) -> None:
+    data = {"calibration": {"name": "text", "samples": 2000, "fingerprint": "c", "unused": True}}
+    card = model_card(record(data=data), tmp_path)
+    assert "- Calibration: none; 2,000 samples were drawn, and no step looked at them.\n" in card
+
+
 def test_a_card_says_how_inputs_were_measured_and_how_many_samples_were_scored(tmp_path: Path) -> None:
     config = {"pruner": PRUNER, "propagate": "layer", "tokens": "text"}
     data = {"calibration": {"name": "text", "samples": 2000, "fingerprint": "c"}}

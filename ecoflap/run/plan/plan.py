@@ -70,6 +70,13 @@ class Plan:
         return "calibrate" in self.steps or self.pruner_trains or self.finetuner_trains
 
     @property
+    def uses_calibration(self) -> bool:
+        """Whether a step looks at the calibration set itself."""
+        prunes = "prune" in self.steps and self.pruner.requires_calibration and not self.pruner_trains
+        finetunes = self.finetuner is not None and not self.finetuner_trains
+        return self.scoring is not None or self.allocates_from_data or prunes or finetunes
+
+    @property
     def allocates_from_data(self) -> bool:
         """Whether the allocation runs the calibration set through the model."""
         return "allocate" in self.steps and not self.pruner.allocates and self.allocator.requires.calibration

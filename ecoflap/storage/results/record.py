@@ -98,7 +98,7 @@ class Result:
         git: ``{"commit": str, "dirty": bool}`` of the project's checkout, or None outside one.
         model: ``name``, ``fingerprint`` (hash of the dense weights), ``dtype`` (of most weights; older
             records lack it), ``parameters``, ``prunable`` and ``block_weights`` (counts).
-        data: Fingerprints of the calibration set and of other data.
+        data: Fingerprints of the calibration set, ``unused`` if no step looked at it, and of other data.
         metrics: ``{"dense": {task: {metric: float}}, "pruned": {...}, "finetuned": {...}}``; the first metric
             of the first task is the headline.
         sparsity: The figures of ``sparsity_section``, from the zeros counted in the pruned weights.

@@ -24,13 +24,16 @@ def origin(result: Result, folder: Path) -> Iterator[str]:
     details = [*_read_from(result.config.get("model")), f"fingerprint `{result.model['fingerprint']}`"]
     yield f"- Dense model: {', '.join(details)}."
     calibration = result.data.get("calibration")
-    if calibration is not None:
+    if calibration is None:
+        yield "- Calibration: none."
+    elif calibration.get("unused"):
+        count = calibration["samples"]
+        yield f"- Calibration: none; {count:,} samples were drawn, and no step looked at them."
+    else:
         count, name = calibration["samples"], calibration["name"]
         read = _read_from(result.config.get("calibration"))
         details = [*read, f"fingerprint `{calibration['fingerprint']}`"]
         yield f"- Calibration: {count:,} samples of `{name}`, {', '.join(details)}."
-    else:
-        yield "- Calibration: none."
     yield from _measured(result)
     yield from _evaluated(result)
     yield from _repeating(result)

@@ -132,17 +132,11 @@ def _others(run: Run) -> dict[str, str]:
 def _drew_the_same(some: Iterable[Run], others: Iterable[Run]) -> bool:
     """Whether runs of two methods share a sparsity and seed, and wherever they do, their calibration samples.
 
-    A run that drew none, such as one of magnitude with the uniform allocation, agrees with any.
+    A run that used none, such as one of magnitude with the uniform allocation, agrees with any.
     """
-    drawn = {(run.sparsity, run.seed): _samples(run) for run in some}
-    pairs = [(drawn[at], _samples(run)) for run in others if (at := (run.sparsity, run.seed)) in drawn]
+    drawn = {(run.sparsity, run.seed): run.samples for run in some}
+    pairs = [(drawn[at], run.samples) for run in others if (at := (run.sparsity, run.seed)) in drawn]
     return bool(pairs) and all(one == other for one, other in pairs if one and other)
-
-
-def _samples(run: Run) -> str | None:
-    """The fingerprint of a run's calibration samples; None if it drew none."""
-    fingerprint: str | None = run.result.data.get("calibration", {}).get("fingerprint")
-    return fingerprint
 
 
 def _coarse_seconds(runs: Iterable[Run]) -> float | None:

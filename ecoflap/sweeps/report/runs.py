@@ -59,6 +59,12 @@ class Run:
         return None if sparsity.get("total") == "units" else float(sparsity["prunable"])
 
     @property
+    def samples(self) -> str | None:
+        """The fingerprint of the calibration samples that it used; None if it used none."""
+        calibration = self.result.data.get("calibration", {})
+        return None if calibration.get("unused") else calibration.get("fingerprint")
+
+    @property
     def seed(self) -> int:
         """The seed of every random draw."""
         return int(self.config["seed"])

@@ -86,12 +86,13 @@ def _tell_equal_seeds(section: Section) -> None:
             where = f"{section.title}, {method.label}, at sparsity {sparsity:g}"
             seeds = ", ".join(str(run.seed) for run in (first, *others))
             print(
-                f"{where}: seeds {seeds} have the same samples and figures; they are one measurement, as"
-                " nothing is drawn there",
+                f"{where}: seeds {seeds} have the same counts and figures, from the same samples or none;"
+                " they are one measurement, as nothing is drawn there",
                 file=sys.stderr,
             )
 
 
 def _measured(run: Run) -> tuple[Any, ...]:
-    """What a run measured, and on which calibration samples."""
-    return run.metrics, run.result.data.get("calibration")
+    """What a run measured, on which calibration samples, and how many weights its layers keep."""
+    kept = {name: layer["kept"] for name, layer in run.result.sparsity.get("layers", {}).items()}
+    return run.metrics, run.samples, kept

@@ -58,24 +58,35 @@ def test_of_two_like_runs_the_newer_one_counts_and_stderr_says_so(
 
 
 @pytest.mark.parametrize(
-    ("figures", "samples", "told"),
-    [((70.0, 70.0), "aa", True), ((70.0, 70.0), "ab", False), ((70.0, 70.1), "aa", False)],
-    ids=["the same", "other samples", "other figures"],
+    ("figures", "samples", "unused", "blocks", "told"),
+    [
+        ((70.0, 70.0), "aa", False, "aa", True),
+        ((70.0, 70.0), "ab", False, "aa", False),
+        ((70.0, 70.0), "ab", True, "aa", True),
+        ((70.0, 70.0), "ab", True, "ab", False),
+        ((70.0, 70.1), "aa", False, "aa", False),
+    ],
+    ids=["the same", "other samples", "samples that nothing used", "other counts", "other figures"],
 )
 def test_seeds_that_draw_nothing_are_told(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     figures: tuple[float, float],
     samples: str,
+    unused: bool,
+    blocks: str,
     told: bool,
 ) -> None:
-    for seed, (figure, drawn) in enumerate(zip(figures, samples, strict=True)):
-        record = {"data": {"calibration": {"name": "rows", "samples": 4, "fingerprint": drawn}}}
-        write_run(tmp_path, str(seed), figure, seed=seed, record=record)
+    for seed, (figure, drawn, counts) in enumerate(zip(figures, samples, blocks, strict=True)):
+        calibration = {"name": "rows", "samples": 4, "fingerprint": drawn}
+        record = {"data": {"calibration": calibration | ({"unused": True} if unused else {})}}
+        kept = {"text": [0.4, 0.6] if counts == "a" else [0.6, 0.4]}
+        write_run(tmp_path, str(seed), figure, seed=seed, record=record, blocks=kept)
     (section,) = make_sections(read_runs(tmp_path))
     assert len(section.runs) == 2
     assert (
-        "at sparsity 0.5: seeds 0, 1 have the same samples and figures" in capsys.readouterr().err
+        "at sparsity 0.5: seeds 0, 1 have the same counts and figures, from the same samples or none"
+        in capsys.readouterr().err
     ) == told
 
 
