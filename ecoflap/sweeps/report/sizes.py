@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from ecoflap.storage.bitmask.forms import BITMASK
+from ecoflap.storage.bitmask.groups import DIGITS, GROUP, code_bytes
+from ecoflap.storage.saved_model import weight_bytes
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.runs import Run
 from ecoflap.sweeps.report.sections import Section
@@ -20,7 +24,9 @@ class Size(NamedTuple):
         methods: the names of the methods whose model takes as much.
         sparsity: the target.
         dense: all weights, zeros or not: the dense model, and the pruned one as ``from_pretrained`` loads it.
-        bitmask: a bit per prunable weight and the weights that are not zero.
+        bitmask: the weight files of a bitmask checkpoint.
+        measured: whether a run saved one; else it is what the values and their places take, without headers
+            and index.
         saved: the files of a run's checkpoint; None if no run saved one.
     """
 
@@ -28,6 +34,7 @@ class Size(NamedTuple):
     sparsity: float
     dense: float
     bitmask: float
+    measured: bool
     saved: float | None
 
 
@@ -55,16 +62,54 @@ def _size(method: Method, sparsity: float, runs: list[Run]) -> Size | None:
     if width is None:
         return None
     layers = run.result.sparsity["layers"].values()
-    weights, zeros = (sum(layer[key] for layer in layers) for key in ("size", "zeros"))
     dense = width * run.result.model["parameters"]
-    bitmask = dense - width * zeros + weights / 8
+    grouped = str(run.config["pruner"].get("mask")).endswith(f":{GROUP}")
+    computed = dense + sum(_encoded(layer, width, grouped) - width * layer["size"] for layer in layers)
     saved = max((size for one in runs if (size := _on_disk(one)) is not None), default=None)
-    return Size((method.label,), sparsity, dense / 1e6, bitmask / 1e6, None if saved is None else saved / 1e6)
+    measured = max((size for one in runs if (size := _as_bitmask(one)) is not None), default=None)
+    return Size(
+        (method.label,),
+        sparsity,
+        dense / 1e6,
+        (computed if measured is None else measured) / 1e6,
+        measured is not None,
+        None if saved is None else saved / 1e6,
+    )
+
+
+def _encoded(layer: Mapping[str, Any], width: int, grouped: bool) -> int:
+    """Bytes of a layer's values and their places in the smallest encoding of a bitmask checkpoint.
+
+    Args:
+        layer: its counts.
+        width: bytes of a weight.
+        grouped: whether the zeros lie in a pattern N:4.
+    """
+    size, values = layer["size"], layer["size"] - layer["zeros"]
+    sizes = [size * width, -(-size // 8) + values * width]
+    n, groups = -(-GROUP * values // size), size // GROUP
+    if grouped and n in DIGITS:
+        sizes.append(code_bytes(groups, n) + groups * n * width)
+    return int(min(sizes))
 
 
 def _on_disk(run: Run) -> int | None:
     """Bytes of a run's checkpoint; None if it has none."""
-    folder = run.folder / (run.result.checkpoint or "")
-    if run.result.checkpoint is None or not folder.is_dir():
+    folder = _checkpoint(run)
+    if folder is None:
         return None
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _as_bitmask(run: Run) -> int | None:
+    """Bytes of the weight files of a run's bitmask checkpoint; None if it has none."""
+    folder = _checkpoint(run)
+    if folder is None or run.config["model"].get("save") != BITMASK:
+        return None
+    return weight_bytes(folder)
+
+
+def _checkpoint(run: Run) -> Path | None:
+    """The folder of a run's checkpoint; None if it has none."""
+    folder = run.folder / (run.result.checkpoint or "")
+    return folder if run.result.checkpoint is not None and folder.is_dir() else None

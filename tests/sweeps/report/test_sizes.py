@@ -30,8 +30,32 @@ def test_a_bitmask_keeps_a_bit_per_prunable_weight_and_what_is_not_zero(tmp_path
     write_run(tmp_path, "a", 70.0, model__dtype="float32", blocks={"text": [0.5, 0.7]})
     (size,) = sizes(tmp_path)
     assert size.dense == pytest.approx(2000 * 4 / 1e6)  # 400 prunable weights in 4 layers
-    assert size.bitmask == pytest.approx((2000 * 4 - 240 * 4 + 400 / 8) / 1e6)
+    assert size.bitmask == pytest.approx((2000 * 4 - 240 * 4 + 4 * 13) / 1e6)  # 13 bytes have 100 bits
+    assert not size.measured
     assert size.saved is None
+
+
+def test_layers_with_few_zeros_or_a_pattern_take_as_much_as_in_a_file(tmp_path: Path) -> None:
+    """By the rules of the format: dense where a mask does not pay, and fewer bits for N of 4 weights."""
+    write_run(tmp_path, "few", 70.0, blocks={"text": [0.01]}, sparsity=0.01)
+    write_run(
+        tmp_path, "pairs", 70.0, blocks={"text": [0.5]}, pruner__mask="2:4", record=recorded_as("bfloat16")
+    )
+    few, pairs = sizes(tmp_path)
+    assert few.bitmask == few.dense
+    assert pairs.bitmask == pytest.approx((2000 * 2 - 2 * 50 * 2 + 2 * 9) / 1e6)  # three groups in a byte
+
+
+def test_a_saved_bitmask_is_measured(tmp_path: Path) -> None:
+    """Its headers and its index count as well."""
+    write_run(tmp_path, "0", 70.0, seed=0)
+    path = write_run(tmp_path, "1", 70.0, seed=1, record={"checkpoint": "checkpoint"}, model__save="bitmask")
+    weights = {"bitmask.index.json": 100, "bitmask-00001-of-00001.safetensors": 4000}
+    (path.parent / "checkpoint").mkdir()
+    for name, size in {**weights, "config.json": 30}.items():
+        (path.parent / "checkpoint" / name).write_bytes(bytes(size))
+    (found,) = sizes(tmp_path)
+    assert (found.bitmask, found.measured, found.saved) == (0.0041, True, 0.00413)
 
 
 def test_methods_whose_models_take_as_much_share_a_row(tmp_path: Path) -> None:
@@ -63,4 +87,6 @@ def test_a_saved_checkpoint_is_measured(tmp_path: Path) -> None:
     (path.parent / "checkpoint" / "model.safetensors").write_bytes(bytes(1500))
     assert sizes(tmp_path)[0].saved == pytest.approx(0.0015)
     assert main([str(tmp_path)]) == 0
-    assert "measured where a run saved its model" in (tmp_path / "report" / "index.html").read_text()
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "measured where a run saved its model" in page
+    assert "(≥: without headers and index" in page
