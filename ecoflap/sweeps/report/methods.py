@@ -173,7 +173,7 @@ def differences(
 
 
 def settings_of(run: Run) -> dict[str, Any]:
-    """The values that determine what a run measured, by dotted key: of the parts that it used alone."""
+    """The values that determine what a run measured, by dotted key: only of the parts that the run used."""
     done, config = run.result.steps, dict(run.config)
     if "score" not in done:
         config["score"] = {"name": "none"}
