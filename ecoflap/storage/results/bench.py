@@ -43,7 +43,7 @@ class FormRow:
         relative: {batch size: the speed as a multiple of the dense model's in the same round}.
         metric: the value of the headline metric; None if the run did not measure it.
         run: the folder of the run, relative to the first run's, which has the bench.
-        record: the digest of the run's record; None in older benches.
+        record: the digest of the run's record.
     """
 
     name: str
@@ -54,8 +54,8 @@ class FormRow:
     speed: dict[str, Spread]
     relative: dict[str, Spread]
     metric: float | None
-    run: str = "."
-    record: str | None = None
+    run: str
+    record: str
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def read_bench(folder: Path) -> Bench | None:
 def _is_current(row: FormRow, folder: Path) -> bool:
     """Whether a row is of the result that its run has now, as far as the run is still there."""
     run = folder / row.run
-    if row.record is None or not run.is_dir():
+    if not run.is_dir():
         return True
     return (result := read_result(run)) is not None and result.digest() == row.record
 

@@ -199,7 +199,7 @@ def _run(path: Path, folder: Path, result: Result) -> Run:
                 f"{path} lacks {key} in its config, which a report needs; run the configuration again or move"
                 " the folder away"
             )
-    result.config["sparsity"] = rounded_sparsity(result.config["sparsity"])  # which older runs did not do
+    result.config["sparsity"] = rounded_sparsity(result.config["sparsity"])  # as given in a call from Python
     return Run(_name(path.parent, folder), path.parent, result)
 
 
