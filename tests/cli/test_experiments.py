@@ -17,9 +17,10 @@ from ecoflap.data.classification.clip_sets import SETS
 from ecoflap.data.vqa.reading import OKVQA, VQAV2
 from ecoflap.models.core.towers import Selection
 from ecoflap.run.instantiate import build
+from ecoflap.run.plan.automatic import settle
 from ecoflap.storage.results import Result
 from ecoflap.storage.results.verification import verify
-from tests.cli.conftest import ROOT, WORDS, composed
+from tests.cli.conftest import ROOT, WORDS, composed, composed_as_given
 from tests.data import caption_folders, picture_sets
 from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa, write_test_questions
 
@@ -254,6 +255,15 @@ def test_every_value_of_a_sweep_composes(sweep: str) -> None:
         job = max(jobs, key=lambda job: len(left.intersection(job)))
         composed(job)
         left -= set(job)
+
+
+CASES = [file for file in sorted((ROOT / "sweeps/case").glob("*.yaml")) if "by ECoFLaP" in file.read_text()]
+
+
+@pytest.mark.parametrize("case", [file.stem for file in CASES])
+def test_a_case_that_names_ecoflap_uses_its_coarse_stage(case: str) -> None:
+    config = settle(composed_as_given([f"+sweep/case={case}"]))
+    assert (config.score.name, config.allocation.name) == ("zeroth_order", "water_filling")
 
 
 def test_the_table_of_coarse_stages_has_all_of_them() -> None:
