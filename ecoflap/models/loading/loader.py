@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -129,6 +129,21 @@ class Pretrained(PretrainedOptions):
     """A model from a hub id or a saved folder; each family adds its classes and its loss."""
 
     shapes_first: ClassVar[bool] = True  # loading on the meta device reads no weights
+    classes: ClassVar[tuple[str, str, str]]
+    """Names in transformers of the classes of config, model, and tokenizer or processor."""
+    from_module: ClassVar[Callable[..., PrunableModel]]
+    """(module, tokenizer or processor, selection) -> the model that the steps work on."""
+
+    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
+        """Load weights, and the tokenizer or processor.
+
+        Raises:
+            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
+        """
+        import transformers
+
+        config_class, model_class, processor_class = (getattr(transformers, name) for name in self.classes)
+        return self.from_module(*self.read(config_class, model_class, processor_class, device), selection)
 
     def read(
         self, config_class: Any, model_class: Any, processor_class: Any, device: torch.device

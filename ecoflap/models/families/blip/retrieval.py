@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -154,18 +154,9 @@ class RetrievalInterface(DualInterface):
 class BlipRetrieval(BlipRetrievalOptions, Pretrained):
     """BLIP for retrieval of pictures and texts."""
 
-    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
-        """Load weights and processor.
+    classes: ClassVar[tuple[str, str, str]] = ("BlipConfig", "BlipForImageTextRetrieval", "BlipProcessor")
 
-        Raises:
-            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
-        """
-        from transformers import BlipConfig, BlipForImageTextRetrieval, BlipProcessor
-
-        return self.from_module(
-            *self.read(BlipConfig, BlipForImageTextRetrieval, BlipProcessor, device), selection
-        )
-
+    @override
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
         """Wrap a transformers model in memory and its processor, which may be None.
 

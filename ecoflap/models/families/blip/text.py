@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.example import Example, Generation
@@ -194,18 +195,9 @@ def _same_length(texts: Sequence[dict[str, Tensor]]) -> list[tuple[list[int], di
 class BlipVqa(BlipVqaOptions, Pretrained):
     """BLIP that answers questions."""
 
-    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
-        """Load weights and processor.
+    classes: ClassVar[tuple[str, str, str]] = ("BlipConfig", "BlipForQuestionAnswering", "BlipProcessor")
 
-        Raises:
-            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
-        """
-        from transformers import BlipConfig, BlipForQuestionAnswering, BlipProcessor
-
-        return self.from_module(
-            *self.read(BlipConfig, BlipForQuestionAnswering, BlipProcessor, device), selection
-        )
-
+    @override
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
         """Wrap a transformers model in memory and its processor, which may be None.
 
@@ -225,18 +217,9 @@ class BlipVqa(BlipVqaOptions, Pretrained):
 class BlipCaption(BlipCaptionOptions, Pretrained):
     """BLIP that writes captions."""
 
-    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
-        """Load weights and processor.
+    classes: ClassVar[tuple[str, str, str]] = ("BlipConfig", "BlipForConditionalGeneration", "BlipProcessor")
 
-        Raises:
-            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
-        """
-        from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor
-
-        return self.from_module(
-            *self.read(BlipConfig, BlipForConditionalGeneration, BlipProcessor, device), selection
-        )
-
+    @override
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
         """Wrap a transformers model in memory and its processor, which may be None.
 

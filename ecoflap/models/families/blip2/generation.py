@@ -154,6 +154,7 @@ class Blip2(Blip2Options, Pretrained):
         """Whether its checkpoints have a dense file of LAVIS."""
         return self.save_lavis
 
+    @override
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and processor.
 
@@ -172,6 +173,7 @@ class Blip2(Blip2Options, Pretrained):
             transfer_language_model(module, self.language_from)
         return self.from_module(module, processor, selection)
 
+    @override
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
         """Wrap a transformers model in memory and its processor, which may be None.
 

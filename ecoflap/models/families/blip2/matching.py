@@ -154,6 +154,7 @@ LOSSES = {"match_and_contrastive": match_and_contrastive_loss, "match": match_lo
 class Blip2Itm(Blip2ItmOptions, Pretrained):
     """BLIP-2's first stage for retrieval: vision tower and Q-Former."""
 
+    @override
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and processor.
 
@@ -168,6 +169,7 @@ class Blip2Itm(Blip2ItmOptions, Pretrained):
             transfer_vision_tower(module, self.vision_from)
         return self.from_module(module, processor, selection)
 
+    @override
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
         """Wrap a transformers model in memory and its processor, which may be None.
 

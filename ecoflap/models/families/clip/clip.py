@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from typing_extensions import override
 
 from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.example import Classes, Example
@@ -160,16 +161,9 @@ def dual_loss(name: str, interface: DualFeatures | None) -> Loss:
 class Clip(ClipOptions, Pretrained):
     """A CLIP."""
 
-    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
-        """Load weights and processor.
+    classes: ClassVar[tuple[str, str, str]] = ("CLIPConfig", "CLIPModel", "CLIPProcessor")
 
-        Raises:
-            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
-        """
-        from transformers import CLIPConfig, CLIPModel, CLIPProcessor
-
-        return self.from_module(*self.read(CLIPConfig, CLIPModel, CLIPProcessor, device), selection)
-
+    @override
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
         """Wrap a transformers model in memory and its processor; None if its inputs are ready.
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ecoflap.data.batch import Batch
 from ecoflap.models.core.losses import IGNORED, find_loss, next_token_loss
@@ -33,18 +33,9 @@ def language_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
 class CausalLM(CausalLMOptions, Pretrained):
     """A decoder LM."""
 
-    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
-        """Load weights and tokenizer.
+    classes: ClassVar[tuple[str, str, str]] = ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")
 
-        Raises:
-            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
-        """
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-        return self.from_module(
-            *self.read(AutoConfig, AutoModelForCausalLM, AutoTokenizer, device), selection
-        )
-
+    @override
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
         """Wrap a transformers model in memory and its tokenizer, which may be None.
 

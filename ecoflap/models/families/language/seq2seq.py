@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.example import Example, Generation
@@ -81,18 +82,9 @@ class Seq2SeqInterface:
 class Seq2Seq(Seq2SeqOptions, Pretrained):
     """An encoder-decoder LM."""
 
-    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
-        """Load weights and tokenizer.
+    classes: ClassVar[tuple[str, str, str]] = ("AutoConfig", "AutoModelForSeq2SeqLM", "AutoTokenizer")
 
-        Raises:
-            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
-        """
-        from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
-
-        return self.from_module(
-            *self.read(AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, device), selection
-        )
-
+    @override
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
         """Wrap a transformers model in memory and its tokenizer, which may be None.
 

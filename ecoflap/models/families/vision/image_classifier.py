@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.example import Classes, Example
@@ -80,18 +81,13 @@ class ClassifierInterface:
 class ImageClassifier(ImageClassifierOptions, Pretrained):
     """An image classifier."""
 
-    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
-        """Load weights and image processor.
+    classes: ClassVar[tuple[str, str, str]] = (
+        "AutoConfig",
+        "AutoModelForImageClassification",
+        "AutoImageProcessor",
+    )
 
-        Raises:
-            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
-        """
-        from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
-
-        return self.from_module(
-            *self.read(AutoConfig, AutoModelForImageClassification, AutoImageProcessor, device), selection
-        )
-
+    @override
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
         """Wrap a transformers model in memory and its image processor, which may be None.
 

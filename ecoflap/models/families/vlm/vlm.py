@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
@@ -65,22 +65,13 @@ def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
 class VisionLanguage(VisionLanguageOptions, Pretrained):
     """A vision-language model."""
 
+    classes: ClassVar[tuple[str, str, str]] = ("AutoConfig", "AutoModelForImageTextToText", "AutoProcessor")
+
     def __post_init__(self) -> None:
         if self.prompt is not None:
             check_prompt(self.prompt)
 
-    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
-        """Load weights and processor.
-
-        Raises:
-            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
-        """
-        from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-
-        return self.from_module(
-            *self.read(AutoConfig, AutoModelForImageTextToText, AutoProcessor, device), selection
-        )
-
+    @override
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
         """Wrap a transformers model in memory and its processor, which may be None.
 
