@@ -1,7 +1,8 @@
-"""Scores of single examples that the harnesses report: which metrics are means of them, with what error."""
+"""Examples that the harnesses report: what the log stores, and which metrics are means of their scores."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from math import isclose
 from statistics import fmean
@@ -77,3 +78,12 @@ def noted(metrics: Mapping[str, float], found: Scores) -> Items | None:
     if values is None:
         return None
     return Items(name, [value / 100 for value in values.values()])  # a mean of items is taken for percent
+
+
+def logged(samples: Mapping[str, Sequence[Mapping[str, Any]]], *fields: str) -> dict[str, Any]:
+    """The fields of each task's examples that the prediction log stores, as plain JSON values."""
+    values = {
+        task: [{name: one.get(name) for name in fields} for one in of_it] for task, of_it in samples.items()
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return plain

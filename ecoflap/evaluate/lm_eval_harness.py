@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.errors import NumericalError, UserError, require_positive
-from ecoflap.evaluate.harness_scores import directions, errors, noted, reported, scores
+from ecoflap.evaluate.harness_scores import directions, errors, logged, noted, reported, scores
 from ecoflap.evaluate.lm_eval_tasks import code_below, fingerprint, read_task, task_manager
 from ecoflap.evaluate.options import LmEvalOptions
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
@@ -163,7 +162,7 @@ class LmEvalEvaluation:
             bootstrap_iters=0,
             log_samples=True,
         )
-        samples = {task: [logged(sample) for sample in of_it] for task, of_it in found["samples"].items()}
+        samples = logged(found["samples"], "doc_id", "filter", "target", "filtered_resps")
         if any(has_nan(sample["filtered_resps"]) for of_it in samples.values() for sample in of_it):
             raise NumericalError(
                 f"task.harness_tasks: {name}: the model gives likelihoods that are NaN; use"
@@ -187,13 +186,6 @@ def by_filter(
         if metric in (each := scores(filtered, {metric: value})):
             found[name] = each[metric]
     return found
-
-
-def logged(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of one example that the prediction log stores, as plain JSON values."""
-    values = {name: sample.get(name) for name in ("doc_id", "filter", "target", "filtered_resps")}
-    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
-    return plain
 
 
 def has_nan(answers: Any) -> bool:

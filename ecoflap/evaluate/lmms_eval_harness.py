@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ecoflap.errors import UserError, require_positive
-from ecoflap.evaluate.harness_scores import Scores, directions, errors, noted, reported, scores
+from ecoflap.evaluate.harness_scores import Scores, directions, errors, logged, noted, reported, scores
 from ecoflap.evaluate.inputs import interface_settings
 from ecoflap.evaluate.lm_eval_harness import flatten
 from ecoflap.evaluate.lm_eval_tasks import code_below
@@ -143,15 +142,8 @@ class LmmsEvalEvaluation:
         return {
             "metrics": {name: value for name, value in values.items() if "_stderr" not in name} | counts,
             "scores": {task: scores(of_it, reported(values, task)) for task, of_it in samples.items()},
-            "samples": {task: [_logged(sample) for sample in of_it] for task, of_it in samples.items()},
+            "samples": logged(samples, "doc_id", "target", "filtered_resps"),
         }
-
-
-def _logged(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of one example that the prediction log stores, as plain JSON values."""
-    values = {name: sample.get(name) for name in ("doc_id", "target", "filtered_resps")}
-    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
-    return plain
 
 
 def dense_scores(file: Path | None) -> Scores:
