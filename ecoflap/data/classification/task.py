@@ -8,24 +8,21 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from ecoflap.data.classification.class_names import OPENAI, own_labels
 from ecoflap.data.classification.options import TaskOptions
 from ecoflap.data.classification.reading import Pictures, PictureSource
-from ecoflap.data.easy_vqa.picture_tasks import similarity
+from ecoflap.data.easy_vqa.picture_tasks import five_best
 from ecoflap.data.easy_vqa.pictures import check_templates
-from ecoflap.data.example import Classes, Example
+from ecoflap.data.example import Classes
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import require_positive
 from ecoflap.evaluate.inputs import commonest, error_of_mean, fingerprint_of, parts, percent, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
-from ecoflap.models.core.logits import finite
 from ecoflap.models.core.protocols import Classifies, Embeds, require
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.families.clip.clip import class_features
 
 
 @dataclass(frozen=True)
@@ -51,17 +48,17 @@ class Classification(TaskOptions, PictureSource):
         Raises:
             UserError: if the model classifies no pictures, or its own classes are others.
         """
-        if not isinstance(model.interface, Classifies):
-            require(model, Embeds, f"task={self.name}")
         self.named(model)
 
     def named(self, model: PrunableModel) -> tuple[Pictures, list[int]]:
         """All pictures, with the class names that the model needs, and the index of each class in the model.
 
         Raises:
-            UserError: if the classes have no names, or the model has other classes.
+            UserError: if the model classifies no pictures or has other classes, or these have no names.
         """
         own, facts = isinstance(model.interface, Classifies), self.facts("task")
+        if not own:
+            require(model, Embeds, f"task={self.name}")
         pictures = self.read("task", named=not (own and facts.indexed))
         if not own:
             return pictures, list(range(len(pictures.names)))
@@ -74,8 +71,6 @@ class Classification(TaskOptions, PictureSource):
             UserError: if the model classifies no pictures, pictures are missing, or the limit is out of
                 range.
         """
-        if not isinstance(model.interface, Classifies):
-            require(model, Embeds, f"task={self.name}")
         everything, labels = self.named(model)
         pictures = replace(everything, examples=spread(everything.examples, self.limit, "pictures"))
         right = [labels[one.label or 0] for one in pictures.examples]
@@ -129,13 +124,8 @@ class ClassificationEvaluation:
             NumericalError: if a logit or a feature is not finite.
         """
         model.module.eval()
-        texts = None if self.classes is None else class_features(self.interface, model, self.classes)
-
-        def five_best(batch: list[Example]) -> list[list[int]]:
-            logits = self._logits(model, batch, texts)
-            return finite(logits).topk(min(5, logits.shape[1]), dim=-1).indices.tolist()
-
-        best = prediction_log.run(parts(self.pictures.examples, self.task.batch_size), five_best)
+        batches = parts(self.pictures.examples, self.task.batch_size)
+        best = prediction_log.run(batches, five_best(model, self.interface, self.classes))
         first = [row[0] for row in best]
         hits = [one == right for one, right in zip(first, self.right, strict=True)]
         prediction_log.note(self._items(first, hits))
@@ -154,13 +144,6 @@ class ClassificationEvaluation:
             for one, right in zip(self.pictures.examples, self.right, strict=True)
         ]
         return Items("accuracy", hits, answers=[names[one] for one in found], examples=examples)
-
-    def _logits(self, model: PrunableModel, batch: list[Example], texts: Tensor | None) -> Tensor:
-        """Logits of the classes, [pictures, classes]."""
-        if texts is None:
-            logits: Tensor = self.interface.classify(model, batch)
-            return logits
-        return similarity(self.interface.embed_images(model, [one.image or "" for one in batch]), texts)
 
 
 def macro_f1(found: Sequence[int], right: Sequence[int]) -> float:

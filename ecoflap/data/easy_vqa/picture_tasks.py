@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -117,18 +117,9 @@ class EasyClassification(EasyClassificationOptions, PictureTask):
         """Accuracy in percent."""
         batches, own = parts(pictures, self.batch_size), isinstance(interface, Classifies)
         names = list(interface.names if own else NAMES)
-        texts = None if own else class_features(interface, model, Classes(NAMES, tuple(self.templates)))
-
-        def best_five(batch: list[Example]) -> list[list[int]]:
-            paths = [one.image or "" for one in batch]
-            if texts is None:
-                logits = interface.classify(model, batch)
-            else:
-                logits = similarity(interface.embed_images(model, paths), texts)
-            return finite(logits).topk(5, dim=-1).indices.tolist()
-
+        classes = None if own else Classes(NAMES, tuple(self.templates))
+        found = prediction_log.run(batches, five_best(model, interface, classes))
         right = torch.tensor([names.index(one.target) for one in pictures])
-        found = prediction_log.run(batches, best_five)
         best = torch.tensor(found) == right[:, None]
         first, answers = best[:, 0].tolist(), [names[row[0]] for row in found]
         prediction_log.note(Items("accuracy", first, answers=answers, examples=pictures))
@@ -216,6 +207,28 @@ class EasyRetrieval(EasyRetrievalOptions, PictureTask):
         """(pictures, captions) of the pairs to match: the best captions of each picture."""
         columns = scores.topk(self.rerank, dim=1).indices
         return [row for row in range(len(scores)) for _ in range(self.rerank)], columns.flatten().tolist()
+
+
+def five_best(
+    model: PrunableModel, interface: Any, classes: Classes | None
+) -> Callable[[list[Example]], list[list[int]]]:
+    """A function that finds the five likeliest classes of each picture of a batch, the likeliest first.
+
+    Args:
+        model: the model.
+        interface: its interface.
+        classes: prompts that the text tower reads; None for a classifier's own classes.
+    """
+    texts = None if classes is None else class_features(interface, model, classes)
+
+    def best(batch: list[Example]) -> list[list[int]]:
+        if texts is None:
+            logits = interface.classify(model, batch)
+        else:
+            logits = similarity(interface.embed_images(model, [one.image or "" for one in batch]), texts)
+        return finite(logits).topk(min(5, logits.shape[1]), dim=-1).indices.tolist()
+
+    return best
 
 
 def similarity(images: Tensor, texts: Tensor) -> Tensor:
