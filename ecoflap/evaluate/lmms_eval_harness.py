@@ -109,10 +109,8 @@ class LmmsEvalEvaluation:
             [[name] for name in names], lambda batch: [self._measure(model, name) for name in batch]
         )
         every = {name: value for measured in found for name, value in measured["metrics"].items()}
-        dense = dense_scores(prediction_log.file)
-        for measured in found if dense else ():
-            every |= changes(dense, measured["scores"])
         by_task = {task: of_it for measured in found for task, of_it in measured["scores"].items()}
+        every |= changes(dense_scores(prediction_log.file), by_task)
         if (items := noted(every, by_task)) is not None:
             prediction_log.note(items)
         return every | errors(by_task)
