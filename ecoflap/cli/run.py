@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def job(config: DictConfig) -> float | None:
-    """Do one run; returns the headline metric of the pruned model, for sweepers that optimise it."""
+    """Do one run; returns its headline metric, of the fine-tuned model if there is one, for sweepers."""
     from ecoflap.console.logs import install_logging
     from ecoflap.run import pipeline
 
