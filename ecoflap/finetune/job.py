@@ -63,9 +63,9 @@ class Training:
 
 
 def masks_fingerprint(masks: Mapping[str, Tensor]) -> str:
-    """A hash of every mask and its name."""
+    """A hash of every mask, its name and its shape."""
     digest = hashlib.blake2b(digest_size=16)
     for name, mask in masks.items():
-        digest.update(name.encode())
+        digest.update(f"{name} {tuple(mask.shape)}".encode())
         digest.update(mask.contiguous().numpy().data)
     return digest.hexdigest()

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.finetune.full import Full
 from ecoflap.finetune.job import Job, Training
+from ecoflap.storage.cache import code
 from ecoflap.storage.masks import load_masks
 from ecoflap.storage.results import Result
 from ecoflap.storage.results.verification import verify
@@ -227,6 +228,45 @@ def test_checkpoints_of_other_data_are_not_resumed(training: list[str], run: Run
     run(overrides)
     (tmp_path / "run" / "result.json").unlink()
     save_file({name: rows.flip(0, 1).contiguous() for name, rows in tokens.items()}, file)
+    run(overrides)
+    run(overrides, "fresh")
+    assert curve(tmp_path / "run") == curve(tmp_path / "fresh")
+
+
+PRUNER = """
+from dataclasses import dataclass
+
+from typing_extensions import override
+
+from ecoflap.prune.magnitude import Magnitude
+from ecoflap.prune.protocol import Pruned
+
+
+@dataclass(frozen=True)
+class Scaled(Magnitude):
+    mask: str = "row"
+    name: str = "scaled"
+
+    @override
+    def __call__(self, weight, statistic, keep):
+        pruned = super().__call__(weight, statistic, keep)
+        return Pruned(pruned.weight * FACTOR, pruned.mask)
+"""
+
+
+def test_checkpoints_of_other_kept_weights_are_not_resumed(
+    training: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pruner was edited after the run stopped, and its masks are the same."""
+    monkeypatch.syspath_prepend(tmp_path)
+    part = tmp_path / "scaled_pruner.py"
+    overrides = [*training, "finetune.steps=4", "~pruner", "+pruner._target_=scaled_pruner.Scaled"]
+    part.write_text(PRUNER.replace("FACTOR", "1.0"))
+    run(overrides)
+    (tmp_path / "run" / "result.json").unlink()
+    part.write_text(PRUNER.replace("FACTOR", "0.25"))
+    monkeypatch.delitem(sys.modules, "scaled_pruner")
+    code._read.cache_clear()  # as in a new process
     run(overrides)
     run(overrides, "fresh")
     assert curve(tmp_path / "run") == curve(tmp_path / "fresh")

@@ -40,6 +40,7 @@ def finetune(plan: Plan, model: PrunableModel, state: RunState, tracker: Tracker
         identity={
             **computed_by(plan, "finetune"),
             "model": state.fingerprint,
+            "pruned": model.fingerprint(),
             "method": plan.finetuner.name,
             "masks": masks_fingerprint(masks),
             "calibration": None if state.calibration is None else state.calibration.fingerprint(),
