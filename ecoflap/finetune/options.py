@@ -32,7 +32,7 @@ class ScheduleOptions:
             copy in each (DDP).
         every: steps between two checkpoints, each with a held-out loss; null for one per epoch.
         patience: stop after this many checkpoints without a better held-out loss; null never stops early.
-        log_every: steps between two points of the curve.
+        log_every: steps between two points of the curve, which has points of the first and the last step too.
         workers: processes that read samples; 0 reads in the training process.
     """
 

@@ -103,6 +103,7 @@ class Schedule(ScheduleOptions):
             "use_cpu": device.type == "cpu",
             "seed": seed,
             "logging_steps": self.log_every,
+            "logging_first_step": True,
             **saving,
             **evaluation,
             "save_total_limit": 2 if self.held_out else 1,

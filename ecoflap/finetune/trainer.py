@@ -138,8 +138,10 @@ class Curve(TrainerCallback):
             next(self._line, None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Advance the line of progress by a step."""
+        """Advance the line of progress by a step; let the curve end with the last one."""
         next(self._line, None)
+        if state.global_step >= state.max_steps:
+            control.should_log = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Finish the line of progress."""

@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import ecoflap
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.finetune.full import Full
-from ecoflap.finetune.job import Job, Point
+from ecoflap.finetune.job import Job, Point, masks_fingerprint
 from ecoflap.finetune.lora import Lora
 from ecoflap.models.core.prunable import PrunableModel
 from tests.finetune.test_masked_parameters import pruned
@@ -108,6 +108,29 @@ def test_lora_leaves_the_running_means(tmp_path: Path) -> None:
         Job(model, masks, None, pictures, lambda: model, 4, 0, tmp_path)
     )
     torch.testing.assert_close(buffers(model), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "found"), [(1, 50, [1]), (3, 50, [1, 3]), (4, 2, [1, 2, 4]), (5, 2, [1, 2, 4, 5])]
+)
+def test_the_curve_has_the_first_and_the_last_step(
+    tmp_path: Path, steps: int, every: int, found: list[int]
+) -> None:
+    model, masks = pruned("llama")
+    shown: list[Point] = []
+    schedule = Full(data="calibration", steps=steps, batch_size=2, log_every=every, precision="float32")
+    training = schedule.finetune(
+        Job(model, masks, None, samples("llama"), lambda: model, 2, 0, tmp_path, show=shown.append)
+    )
+    assert [point["step"] for point in training.curve] == found
+    assert all(point["loss"] > 0 for point in training.curve)
+    assert shown == training.curve
+
+
+def test_masks_of_other_shapes_are_others() -> None:
+    wide, tall = torch.ones(2, 3, dtype=torch.bool), torch.ones(3, 2, dtype=torch.bool)
+    assert masks_fingerprint({"layer": wide}) == masks_fingerprint({"layer": wide.clone()})
+    assert masks_fingerprint({"layer": wide}) != masks_fingerprint({"layer": tall})
 
 
 class Killed(Exception):
