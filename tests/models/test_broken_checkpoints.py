@@ -382,3 +382,9 @@ def test_a_full_disk_for_pruned_blocks(folder: Path, small_disk: Path) -> None:
         model.placement.changed(model.blocks[0])
     with pytest.raises(UserError, match="no space left for pruned blocks"):
         list(model.placement.tensors(model.module))
+
+
+def test_a_release_without_the_class_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CausalLM, "classes", ("AutoConfig", "AutoModelForThoughts", "AutoTokenizer"))
+    with pytest.raises(UserError, match=r"model=causal_lm needs AutoModelForThoughts, which transformers \d"):
+        CausalLM("somewhere").load(torch.device("cpu"), Selection())

@@ -138,10 +138,17 @@ class Pretrained(PretrainedOptions):
         """Load weights, and the tokenizer or processor.
 
         Raises:
-            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
+            UserError: if there is nothing to load, it does not fit on the device, a tower is unknown, or the
+                installed transformers has no such models.
         """
         import transformers
 
+        for name in self.classes:
+            if not hasattr(transformers, name):
+                raise UserError(
+                    f"model={self.name} needs {name}, which transformers {transformers.__version__} doesn't"
+                    " have; install a newer release"
+                )
         config_class, model_class, processor_class = (getattr(transformers, name) for name in self.classes)
         return self.from_module(*self.read(config_class, model_class, processor_class, device), selection)
 
