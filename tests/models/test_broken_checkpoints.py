@@ -238,6 +238,10 @@ WITH_WEIGHTS: dict[str, tuple[Break, str]] = {
         weights(lambda tensors: tensors[LAYER].__setitem__((0, 0), float("nan"))),
         rf"{LAYER}.* holds NaN or infinite weights",
     ),
+    "an infinity": (
+        weights(lambda tensors: tensors[LAYER].__setitem__((0, 0), float("inf"))),
+        rf"{LAYER}.* holds NaN or infinite weights",
+    ),
     "more blocks in the config": (
         config(num_hidden_layers=3, layer_types=None),
         r"lacks 9 weights of its model, such as model\.layers\.2\.input_layernorm\.weight",

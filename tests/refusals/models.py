@@ -232,6 +232,7 @@ CASES: list[Case] = [
         ("task=quiz needs a model that chooses", "vit_mini only", "choose another"),
     ),
     Case(("model.prompt=hello",), ("model.prompt='hello' must hold {} once",)),
+    Case(("model.prompt='{} {}'",), ("model.prompt='{} {}' must hold {} once",)),
     Case(("model.prompt='{name}'",), ("model.prompt='{name}' must hold {} once",)),
     Case(("model.dtype=half",), ("model.dtype=half", "float16")),
 ]

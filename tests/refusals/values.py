@@ -43,6 +43,7 @@ RUN: list[Case] = [
     Case(
         ("cache_mode=of",), ("cache_mode=of is not known", "did you mean off?", "use, refresh, readonly, off")
     ),
+    Case(("cache_mode=sometimes",), ("cache_mode=sometimes is not known", "readonly")),
     Case(("cache=",), ("cache= is not a folder", "cache=outputs/cache")),
     Case(("cache={tmp}/file",), ("cache={tmp}/file is not a folder", "another place"), taken),
     Case(("propagate=sparse",), ("propagate=sparse is not known", "auto, pruned, layer, compensated, dense")),
@@ -217,6 +218,7 @@ PARTS: list[Case] = [
     Case(("allocation=in_context", "sparsity=0.99"), ("0.98", "allocation=water_filling")),
     Case(("allocation=file",), ("allocation.path is required", "allocation.path=VALUE")),
     Case(("calibration.samples=0",), ("calibration.samples=0 must be at least 1",)),
+    Case(("calibration.samples=-1",), ("calibration.samples=-1 must be at least 1",)),
     Case(("calibration.samples=few",), ("calibration.samples=few is not a whole number",)),
     Case(("task.limit=0",), ("task.limit=0 must be at least 1",)),
     Case(("task.batch_size=0",), ("task.batch_size=0 must be at least 1",)),
@@ -234,7 +236,10 @@ PARTS: list[Case] = [
         ("score=zeroth_order", "pruner.mask=2:4", "sparsity=0.5"),
         ("pruner.mask=2:4 fixes every layer's sparsity", "use allocation=auto score=auto"),
     ),
-    Case(("pruner.mask=3:5", "sparsity=0.4", "score=none"), ("pruner.mask=3:5", "32 columns", "skip_layers")),
+    Case(
+        ("pruner.mask=3:5", "sparsity=0.4", "score=none"),
+        ("pruner.mask=3:5", "32 columns, which 5 does not divide", "skip_layers"),
+    ),
     Case(("pruner=sparsegpt", "pruner.mask=row"), ("pruner.mask=row is not known", "matrix")),
     Case(("pruner=sparsegpt", "pruner.block=0"), ("pruner.block=0",)),
     Case(("pruner.mask=n:4", "sparsity=0.8"), ("pruner.mask=n:4 keeps at least one", "sparsity=0.75")),
