@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from ecoflap.data.vqa.reading import VQAV2
 from ecoflap.errors import UserError
 from ecoflap.run import pipeline
 from tests.cli.conftest import composed
 from tests.data import caption_folders
-from tests.data.vqa_folders import write_coco_questions
 
 SHORT = ["score=none", "tracking=none", "device=cpu", "cache_mode=off", "calibration.samples=4"]
 EASY = ["calibration=easy_pictures"]
@@ -84,24 +81,6 @@ def test_mmlu_says_how_it_is_got(tmp_path: Path) -> None:
         r"has no dev/\*_dev\.csv.*github\.com/hendrycks/test",
         tmp_path,
     )
-
-
-@pytest.mark.parametrize(
-    ("file", "key", "value", "words"),
-    [
-        ("annotations", "answers", [], "12 questions have no answers, such as 0"),
-        ("questions", None, [], "the data hold no questions"),
-    ],
-)
-def test_questions_without_answers_and_no_questions(
-    tmp_path: Path, file: str, key: str | None, value: list, words: str
-) -> None:
-    write_coco_questions(tmp_path, VQAV2, "val")
-    place = tmp_path / getattr(VQAV2, file).format(split="val")
-    content = json.loads(place.read_text())
-    content[file] = [entry | {key: value} for entry in content[file]] if key else value
-    place.write_text(json.dumps(content))
-    refused(["model=blip2_mini", "task=vqav2", f"task.path={tmp_path}"], words, tmp_path)
 
 
 @pytest.mark.parametrize(

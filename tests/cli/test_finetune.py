@@ -275,16 +275,11 @@ def test_checkpoints_of_other_kept_weights_are_not_resumed(
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["steps=[finetune]"], ["finetune needs prune"]),
-        (["finetune.patience=1"], ["finetune.patience=1", "held_out"]),
         (["finetune.precision=half"], ["finetune.precision=half", "bfloat16"]),
         (["finetune.data=test"], ["finetune.data=test", "calibration"]),
         (["finetune.held_out=6"], ["finetune.held_out=6", "6 samples"]),
-        (["finetune.precision=float16"], ["finetune.precision=float16", "accelerator"]),
-        (["finetune.batch_size=0"], ["finetune.batch_size=0"]),
         (["device=cuda:1"], ["device=cuda:1", "CUDA_VISIBLE_DEVICES=1"]),
         (["finetune.learning_rate=0"], ["finetune.learning_rate"]),
-        (["pruner=magnitude", "steps=[allocate,prune,finetune]", "finetune.data=calibration"], ["calibrate"]),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_computed(

@@ -42,23 +42,6 @@ def test_help_lists_the_groups_without_loading_torch() -> None:
     assert " torch\n" not in probe.stderr
 
 
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("pruner=wnda", ["no pruner 'wnda'", "magnitude", "sparsegpt", "wanda"]),
-        ("sparsit=0.5", ["sparsit", "sparsity"]),
-        ("sparsity=half", ["half", "number"]),
-        ("score.samplez=3", ["samplez"]),
-    ],
-)
-def test_a_typo_fails_at_composition(override: str, words: list[str]) -> None:
-    finished = main(override)
-    assert finished.returncode != 0
-    for word in words:
-        assert word in finished.stderr + finished.stdout
-    assert "towers" not in finished.stdout
-
-
 def test_a_user_error_is_a_message_and_exit_code_2(tmp_path: Path) -> None:
     finished = main("sparsity=1.5", f"hydra.run.dir={tmp_path}")
     assert finished.returncode == 2

@@ -201,7 +201,6 @@ CHOICES: list[Case] = [
     Case(("cluster=sluurm",), ("no cluster 'sluurm'", "did you mean slurm?")),
     Case(("cluster=slurm",), ("cluster=slurm submits sweeps", "add -m")),
     Case(("cluster=local",), ("cluster=local submits sweeps", "add -m")),
-    Case(("experiment=blip2/wanda",), ("experiment=blip2/wanda", "+experiment=blip2/wanda")),
     Case(
         ("+experiment=blip2/ecoflap_zerot",),
         ("no experiment 'blip2/ecoflap_zerot'", "did you mean blip2/ecoflap_zeroth"),

@@ -233,10 +233,6 @@ PARTS: list[Case] = [
     Case(("pruner.mask=[row]",), ("pruner.mask=[row] is not a single text",)),
     Case(("pruner.mask=2:4",), ("pruner.mask=2:4 removes 0.5", "set sparsity=0.5")),
     Case(
-        ("score=zeroth_order", "pruner.mask=2:4", "sparsity=0.5"),
-        ("pruner.mask=2:4 fixes every layer's sparsity", "use allocation=auto score=auto"),
-    ),
-    Case(
         ("pruner.mask=3:5", "sparsity=0.4", "score=none"),
         ("pruner.mask=3:5", "32 columns, which 5 does not divide", "skip_layers"),
     ),
@@ -258,11 +254,11 @@ PARTS: list[Case] = [
     Case(("pruner=sparsegpt", "pruner.damping=-1"), ("pruner.damping=-1",)),
     Case(
         ("pruner=global_magnitude", "score=none", "runtime.offload=cpu"),
-        ("pruner=global_magnitude", "runtime.offload=none"),
+        ("pruner=global_magnitude compares all weights at once", "runtime.offload=none"),
     ),
     Case(
         ("pruner=global_gradient", "score=none", "steps=[prune]"),
-        ("looks at data", "prune needs calibrate", "add it"),
+        ("looks at data, so prune needs calibrate", "add it"),
     ),
     Case(("pruner=upop", "pruner.steps=5"), ("pruner.interval=10 is more than pruner.steps=5",)),
     Case(("pruner=upop", "pruner.learning_rate=0"), ("pruner.learning_rate=0",)),
