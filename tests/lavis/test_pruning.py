@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ecoflap.prune.driver import prune
 from ecoflap.score.first_order import FirstOrder
 from ecoflap.score.zeroth_order import ZerothOrder
 from tests.lavis import tiny
 from tests.prune import reference
-from tests.prune.test_families import PRUNERS, uneven, uniform
+from tests.prune.test_families import PRUNERS, assert_equals_by_hand
 from tests.score.test_zeroth_order import LARGE, two_forward_passes_per_probe
 
 TOWERS = {"blip2": ["vision", "qformer", "encoder", "decoder"], "nlvr": ["vision", "text"]}
@@ -19,19 +18,9 @@ TOWERS = {"blip2": ["vision", "qformer", "encoder", "decoder"], "nlvr": ["vision
 @pytest.mark.parametrize("name", PRUNERS)
 @pytest.mark.parametrize("family", tiny.MODULES)
 def test_equals_pruning_layer_by_layer_with_full_forward_passes(family: str, name: str) -> None:
-    pruner, by_hand = PRUNERS[name]
     calibration = tiny.samples(family, lengths=(7, 9, 7))
     model, other = (tiny.build(family, TOWERS[family]) for _ in range(2))
-    allocation = uniform(model) if ":" in pruner.rule.name else uneven(model)
-    report = prune(model, calibration, pruner, allocation, batch_size=2)
-    masks = reference.prune(other, calibration, by_hand, allocation.keep)
-    assert list(report.masks) == list(masks) == [layer.name for layer in model.layers]
-    for layer, expected in zip(model.layers, other.layers, strict=True):
-        mask = report.masks[layer.name]
-        assert torch.equal(mask, masks[layer.name]), layer.name
-        assert not layer.weight[~mask].any()
-        assert int(mask.sum()) == allocation.keep[layer.name]
-        torch.testing.assert_close(layer.matrix(), expected.matrix(), rtol=1e-3, atol=1e-4)
+    assert_equals_by_hand(name, model, other, calibration)
 
 
 @pytest.mark.parametrize("family", tiny.MODULES)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from easy_vqa import get_test_questions
 
 from ecoflap.run import pipeline
@@ -13,16 +12,6 @@ from ecoflap.run.config import package_file
 from tests.cli.conftest import composed
 
 FOLDER = Path(package_file("mini/blip2"))
-
-
-def test_it_is_small_half_precision_and_has_a_card() -> None:
-    from safetensors.torch import load_file
-
-    assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 8e6
-    assert {tensor.dtype for tensor in load_file(FOLDER / "model.safetensors").values()} == {torch.float16}
-    card = (FOLDER / "README.md").read_text()
-    for word in ("Easy-VQA", "seed", "held-out", "license: mit", "tools.train_mini.blip2"):
-        assert word in card
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from safetensors.torch import load_file
 from transformers import AutoProcessor, ViTImageProcessor
 
 from ecoflap.run.config import package_file
@@ -64,16 +63,6 @@ MINIS = {
 
 def folder_of(name: str) -> Path:
     return Path(package_file(f"mini/{name}"))
-
-
-@pytest.mark.parametrize("name", MINIS)
-def test_it_is_small_half_precision_and_has_a_card(name: str) -> None:
-    folder = folder_of(name)
-    assert sum(file.stat().st_size for file in folder.iterdir()) < 1e6
-    assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.float16}
-    card = (folder / "README.md").read_text()
-    for word in ("Easy-VQA", "seed", "held-out", "guesser", "license: mit", f"tools.train_mini.{name}"):
-        assert word in card
 
 
 @pytest.mark.parametrize("name", MINIS)

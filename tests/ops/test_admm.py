@@ -5,6 +5,7 @@ from torch import Tensor
 from ecoflap.ops import Pattern, admm_repair, admm_solve, normalised_inverse
 
 from . import reference
+from .problem import problem
 
 # Of fmfi-compbio/admm-pruning 8039208 (lib/admm.py, defaults) on `published_layer`: the relative squared
 # output error, the sum of all |w|, and the mask, each row as a binary number.
@@ -44,13 +45,6 @@ def published_layer(rows: int, cols: int, tokens: int) -> tuple[Tensor, Tensor]:
     inputs = torch.randn(tokens, cols, generator=generator) @ torch.randn(cols, cols, generator=generator)
     inputs = inputs * torch.linspace(0.1, 3, cols)
     return torch.randn(rows, cols, generator=generator), inputs
-
-
-def problem(rows: int, cols: int, tokens: int = 300, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A weight [rows, cols] and the Gram matrix [cols, cols] of correlated inputs."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(tokens, cols, generator=generator) + torch.randn(tokens, 1, generator=generator)
-    return torch.randn(rows, cols, generator=generator), inputs.T @ inputs / tokens
 
 
 def loss(weight: Tensor, pruned: Tensor, gram: Tensor) -> float:

@@ -4,12 +4,7 @@ from torch import Tensor
 
 from ecoflap.ops.greedy_removal import greedy_removal_error
 
-
-def drawn(rows: int, cols: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A weight and a Gram matrix of correlated inputs."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(50, cols, generator=generator) @ torch.randn(cols, cols, generator=generator)
-    return torch.randn(rows, cols, generator=generator), inputs.t() @ inputs / 50
+from .problem import problem
 
 
 def row_by_row(weight: Tensor, gram: Tensor, share: float, columns: int) -> float:
@@ -35,20 +30,20 @@ def row_by_row(weight: Tensor, gram: Tensor, share: float, columns: int) -> floa
 @pytest.mark.parametrize("columns", [1, 3, 4, 5, 12, 100])
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
 def test_equals_trying_every_weight(columns: int, share: float) -> None:
-    weight, gram = drawn(5, 12)
+    weight, gram = problem(5, 12)
     expected = row_by_row(weight, gram, share, columns)
     assert greedy_removal_error(weight, gram, share, columns) == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 def test_removing_everything_leaves_the_outputs_energy() -> None:
-    weight, gram = drawn(4, 8)
+    weight, gram = problem(4, 8)
     expected = float(((weight @ gram) * weight).sum())
     assert greedy_removal_error(weight, gram, 1.0, 8) == pytest.approx(expected, rel=1e-5)
     assert greedy_removal_error(weight, gram, 1.0, 3) == pytest.approx(expected, rel=1e-5)
 
 
 def test_dead_columns_go_for_nothing() -> None:
-    weight, gram = drawn(4, 8)
+    weight, gram = problem(4, 8)
     gram[::2], gram[:, ::2] = 0, 0
     assert greedy_removal_error(weight, gram, 0.5, 8) == 0
     assert greedy_removal_error(torch.zeros(4, 8), gram, 0.5, 8) == 0
@@ -56,13 +51,13 @@ def test_dead_columns_go_for_nothing() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_widened(dtype: torch.dtype) -> None:
-    weight, gram = drawn(4, 8)
+    weight, gram = problem(4, 8)
     weight = weight.to(dtype)
     assert greedy_removal_error(weight, gram, 0.5, 4) == greedy_removal_error(weight.float(), gram, 0.5, 4)
 
 
 def test_what_is_given_stays_as_it_is() -> None:
-    weight, gram = drawn(4, 8)
+    weight, gram = problem(4, 8)
     before = weight.clone(), gram.clone()
     greedy_removal_error(weight, gram, 0.5, 4)
     assert torch.equal(weight, before[0])

@@ -9,13 +9,7 @@ from ecoflap.ops.selection import Pattern
 from ecoflap.ops.sparsegpt import Solution, eliminate, solve_batched, sparsegpt_solve
 
 from . import golden, reference
-
-
-def problem(rows: int, cols: int, tokens: int = 300, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A weight [rows, cols] and the Hessian [cols, cols] of correlated inputs."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(tokens, cols, generator=generator) + torch.randn(tokens, 1, generator=generator)
-    return torch.randn(rows, cols, generator=generator), 2 / tokens * inputs.T @ inputs
+from .problem import problem
 
 
 def pruned_per_block(rows: int, cols: int, keep: int, block: int) -> list[int]:

@@ -5,14 +5,7 @@ from torch import Tensor
 from ecoflap.ops import select_in_rows, select_n_of_m, swap_masks, wanda_metric
 
 from . import reference
-
-
-def problem(rows: int, cols: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A weight [rows, cols] and the Gram matrix [cols, cols] of correlated inputs."""
-    generator = torch.Generator().manual_seed(seed)
-    mixing = torch.randn(cols, cols, generator=generator)
-    inputs = torch.randn(300, cols, generator=generator) @ mixing + torch.randn(300, 1, generator=generator)
-    return torch.randn(rows, cols, generator=generator), inputs.T @ inputs / 300
+from .problem import problem
 
 
 def wanda_mask(weight: Tensor, gram: Tensor, keep: int) -> Tensor:

@@ -30,7 +30,7 @@ from ecoflap.prune.wanda import Wanda
 from tests import handing, tiny, unchained
 
 from . import reference
-from .test_families import EVERY_TOWER, PRUNERS, uneven, uniform
+from .test_families import EVERY_TOWER, PRUNERS, assert_batch_size_changes_nothing, uneven, uniform
 from .test_layer_by_layer import CALLED_ONCE, assert_equal
 
 Writers = dict[str, str | None]
@@ -207,15 +207,7 @@ def test_blocks_at_which_errors_are_not_known_are_named(
 
 @pytest.mark.parametrize("family", [family for family in CALLED_ONCE if family not in tiny.MATCHING])
 def test_batch_size_changes_nothing(family: str) -> None:
-    models = [tiny.build(family) for _ in range(3)]
-    first, *others = (
-        prune(model, tiny.samples(family), SparseGPT(), uneven(model), size, propagate="compensated")
-        for model, size in zip(models, (1, 2, 100), strict=True)
-    )
-    for report, model in zip(others, models[1:], strict=True):
-        assert all(torch.equal(report.masks[name], mask) for name, mask in first.masks.items())
-        for layer, expected in zip(model.layers, models[0].layers, strict=True):
-            torch.testing.assert_close(layer.weight, expected.weight, rtol=1e-3, atol=1e-4)
+    assert_batch_size_changes_nothing(family, SparseGPT(), propagate="compensated")
 
 
 def test_one_sample_and_a_target_of_nothing() -> None:

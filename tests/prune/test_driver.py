@@ -15,8 +15,6 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.towers import Selection
-from ecoflap.models.loading.loader import prunable
 from ecoflap.ops import Keep
 from ecoflap.prune.driver import prune
 from ecoflap.prune.finished_blocks import FinishedBlocks
@@ -27,6 +25,7 @@ from ecoflap.prune.report import BlockReport
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from tests import tiny
+from tests.stack import stack
 
 from . import reference
 from .test_families import uniform
@@ -46,18 +45,7 @@ class Mlp(nn.Module):
 
 
 def toy(hidden: int = 6, spare: bool = False) -> PrunableModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = nn.Module()
-        module.blocks = nn.ModuleList([Mlp(hidden), Mlp(hidden, spare)])
-
-    def loss(module: nn.Module, batch: dict[str, Tensor], copies: int = 1) -> Tensor:
-        hidden = batch["x"]
-        for block in module.blocks:
-            hidden = block(hidden)
-        return hidden.square().mean(dim=(1, 2))
-
-    return prunable("toy", module, None, loss, Selection())
+    return stack(lambda: Mlp(hidden), lambda: Mlp(hidden, spare))
 
 
 def data(samples: int = 4, tokens: int = 10, dead: int = 0) -> CalibrationSet:

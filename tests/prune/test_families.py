@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ import torch
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.blocks.statistics import MeanSquare
+from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import gaussian
@@ -53,16 +55,18 @@ def uniform(model: PrunableModel) -> Allocation:
     return WaterFilling()(model, None, 0.5)
 
 
-@pytest.mark.parametrize(("family", "name"), PAIRS)
-def test_equals_pruning_layer_by_layer_with_full_forward_passes(family: str, name: str) -> None:
+def assert_equals_by_hand(
+    name: str,
+    model: PrunableModel,
+    other: PrunableModel,
+    calibration: CalibrationSet,
+    batches: list[Batch] | None = None,
+) -> None:
+    """Masks, and weights up to rounding, of two equal models, one of which the slow reference prunes."""
     pruner, by_hand = PRUNERS[name]
-    calibration = tiny.samples(family, lengths=tiny.UNPADDED.get(family, (7, 9, 7)))
-    model, other = (tiny.build(family, towers=EVERY_TOWER[family]) for _ in range(2))
     allocation = uniform(model) if ":" in pruner.rule.name else uneven(model)
     report = prune(model, calibration, pruner, allocation, batch_size=2)
-    masks = reference.prune(
-        other, calibration, by_hand, allocation.keep, tiny.one_by_one(family, calibration, 2)
-    )
+    masks = reference.prune(other, calibration, by_hand, allocation.keep, batches)
     assert list(report.masks) == list(masks) == [layer.name for layer in model.layers]
     for layer, expected in zip(model.layers, other.layers, strict=True):
         mask = report.masks[layer.name]
@@ -73,13 +77,11 @@ def test_equals_pruning_layer_by_layer_with_full_forward_passes(family: str, nam
         torch.testing.assert_close(layer.matrix(), expected.matrix(), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", [family for family in tiny.FAMILIES if family not in tiny.MATCHING])
-@pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
-def test_batch_size_changes_nothing(family: str, name: str) -> None:
-    pruner, _ = PRUNERS[name]
+def assert_batch_size_changes_nothing(family: str, pruner: LayerPruner, **options: Any) -> None:
+    """The samples one by one, in pairs, and all at once; the options are those of ``prune``."""
     models = [tiny.build(family) for _ in range(3)]
     first, *others = (
-        prune(model, tiny.samples(family), pruner, uneven(model), batch_size)
+        prune(model, tiny.samples(family), pruner, uneven(model), batch_size, **options)
         for model, batch_size in zip(models, (1, 2, 100), strict=True)
     )
     for report, model in zip(others, models[1:], strict=True):
@@ -87,6 +89,19 @@ def test_batch_size_changes_nothing(family: str, name: str) -> None:
         assert report.errors == pytest.approx(first.errors, rel=1e-3, abs=1e-5)
         for layer, expected in zip(model.layers, models[0].layers, strict=True):
             torch.testing.assert_close(layer.weight, expected.weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "name"), PAIRS)
+def test_equals_pruning_layer_by_layer_with_full_forward_passes(family: str, name: str) -> None:
+    calibration = tiny.samples(family, lengths=tiny.UNPADDED.get(family, (7, 9, 7)))
+    model, other = (tiny.build(family, towers=EVERY_TOWER[family]) for _ in range(2))
+    assert_equals_by_hand(name, model, other, calibration, tiny.one_by_one(family, calibration, 2))
+
+
+@pytest.mark.parametrize("family", [family for family in tiny.FAMILIES if family not in tiny.MATCHING])
+@pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
+def test_batch_size_changes_nothing(family: str, name: str) -> None:
+    assert_batch_size_changes_nothing(family, PRUNERS[name][0])
 
 
 @pytest.mark.parametrize("family", tiny.COMPARING)

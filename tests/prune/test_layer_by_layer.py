@@ -18,8 +18,6 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.towers import Selection
-from ecoflap.models.loading.loader import prunable
 from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
 from ecoflap.prune.finished_blocks import FinishedBlocks
@@ -27,10 +25,11 @@ from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from tests import hybrids, tiny, unchained
+from tests.stack import stack
 from tests.zoo.compare import LAYER_BY_LAYER
 
 from . import reference
-from .test_families import EVERY_TOWER, PAIRS, PRUNERS, uneven, uniform
+from .test_families import EVERY_TOWER, PAIRS, PRUNERS, assert_batch_size_changes_nothing, uneven, uniform
 
 # The oldest transformers computes BLIP's qkv twice in each call, which propagate=layer refuses.
 TWICE = (
@@ -80,17 +79,7 @@ def test_blocks_that_are_no_plain_chain(family: str, name: str) -> None:
 @pytest.mark.parametrize("family", [family for family in CALLED_ONCE if family not in tiny.MATCHING])
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
 def test_batch_size_changes_nothing(family: str, name: str) -> None:
-    pruner, _ = PRUNERS[name]
-    models = [tiny.build(family) for _ in range(3)]
-    first, *others = (
-        prune(model, tiny.samples(family), pruner, uneven(model), size, propagate="layer")
-        for model, size in zip(models, (1, 2, 100), strict=True)
-    )
-    for report, model in zip(others, models[1:], strict=True):
-        assert all(torch.equal(report.masks[name], mask) for name, mask in first.masks.items())
-        assert report.errors == pytest.approx(first.errors, rel=1e-3, abs=1e-5)
-        for layer, expected in zip(model.layers, models[0].layers, strict=True):
-            torch.testing.assert_close(layer.weight, expected.weight, rtol=1e-3, atol=1e-4)
+    assert_batch_size_changes_nothing(family, PRUNERS[name][0], propagate="layer")
 
 
 @pytest.mark.parametrize("family", ["gpt2", "blip2_t5"])
@@ -186,22 +175,6 @@ class Split(nn.Module):
         return hidden + self.one(hidden) + self.other(read)
 
 
-def stack(block: Callable[[], nn.Module]) -> PrunableModel:
-    """Three blocks of a kind, the same each time."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = nn.Module()
-        module.blocks = nn.ModuleList(block() for _ in range(3))
-
-    def loss(module: nn.Module, batch: dict[str, Tensor], copies: int = 1) -> Tensor:
-        hidden = batch["x"]
-        for block in module.blocks:
-            hidden = block(hidden)
-        return hidden.square().mean(dim=(1, 2))
-
-    return prunable("stack", module, None, loss, Selection())
-
-
 def rows(lengths: Sequence[int] = (5, 7, 5, 7, 5, 5, 7, 5)) -> CalibrationSet:
     """Texts, each for another expert than the one before."""
     generator = torch.Generator().manual_seed(1)
@@ -215,7 +188,7 @@ def rows(lengths: Sequence[int] = (5, 7, 5, 7, 5, 5, 7, 5)) -> CalibrationSet:
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
 @pytest.mark.parametrize("block", [Parallel, Experts])
 def test_branches_and_experts(block: Callable[[], nn.Module], name: str, size: int) -> None:
-    (pruner, by_hand), model, other = PRUNERS[name], stack(block), stack(block)
+    (pruner, by_hand), model, other = PRUNERS[name], stack(*[block] * 3), stack(*[block] * 3)
     allocation = uneven(model)
     report = prune(model, rows(), pruner, allocation, size, propagate="layer")
     masks = reference.prune_layer_by_layer(other, rows(), by_hand, allocation.keep)
@@ -230,7 +203,10 @@ def test_layers_that_read_the_same_tensor_are_pruned_together() -> None:
             together.append(len(weights))
             return super().together(weights, statistic, keeps)
 
-    for model, calibration in ((tiny.build("llama"), tiny.samples("llama")), (stack(Parallel), rows())):
+    for model, calibration in (
+        (tiny.build("llama"), tiny.samples("llama")),
+        (stack(*[Parallel] * 3), rows()),
+    ):
         prune(model, calibration, Recording(), uniform(model), 2, propagate="layer")
     assert together == [3, 1, 2, 1] * 2 + [2, 1, 1] * 3
 
@@ -246,7 +222,7 @@ def test_layers_that_read_the_same_tensor_are_pruned_together() -> None:
 def test_layers_whose_input_is_not_known_in_time_are_refused(
     block: Callable[[], nn.Module], message: str
 ) -> None:
-    model = stack(block)
+    model = stack(*[block] * 3)
     with pytest.raises(UserError, match=message):
         prune(model, rows([5] * 4 + [7] * 4), Wanda(), uniform(model), 4, propagate="layer")
     assert not any(module._forward_pre_hooks for module in model.module.modules())

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
-from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.towers import Selection
-from ecoflap.models.loading.loader import prunable
+from ecoflap.models.core.prunable import Loss
 from ecoflap.score.zeroth_order import ZerothOrder
 from tests.score.test_zeroth_order import two_forward_passes_per_probe
+from tests.stack import mean_square, stack
 
 
 class TokensFirst(nn.Module):
@@ -55,40 +54,26 @@ class Residual(nn.Module):
         return hidden + self.last(self.first(hidden).relu())
 
 
-def in_a_strip(blocks: nn.ModuleList, rows: Tensor) -> Tensor:
+def in_a_strip(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     """The tokens of all samples as one, [1, tokens of all, features], whose places are looked up, as in
     MiniCPM-V.
     """
+    rows = batch["x"]
     hidden = rows.reshape(1, -1, 8)
-    for block in blocks:
+    for block in module.blocks:  # type: ignore[union-attr]
         hidden = block(hidden)
-    return hidden[:, torch.arange(rows.shape[:-1].numel())].view_as(rows)
+    return hidden[:, torch.arange(rows.shape[:-1].numel())].view_as(rows).square().mean(dim=(1, 2))
 
 
-def stacked(kind: type[nn.Module]) -> PrunableModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = nn.Module()
-        module.blocks = nn.ModuleList([kind(), kind()])
-
-    def loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
-        hidden = batch["x"]
-        if kind is Residual:
-            return in_a_strip(module.blocks, hidden).square().mean(dim=(1, 2))  # type: ignore[arg-type]
-        for block in module.blocks:  # type: ignore[union-attr]
-            hidden = block(hidden)
-        return hidden.square().mean(dim=(1, 2))
-
-    return prunable("stacked", module, None, loss, Selection())
-
-
-@pytest.mark.parametrize("kind", [TokensFirst, Routed, Residual])
-def test_equals_really_moving_the_weights(kind: type[nn.Module]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "loss"), [(TokensFirst, mean_square), (Routed, mean_square), (Residual, in_a_strip)]
+)
+def test_equals_really_moving_the_weights(kind: type[nn.Module], loss: Loss) -> None:
     rows = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(1))
     calibration = CalibrationSet("random", tuple({"x": row} for row in rows))
     scorer = ZerothOrder(samples=4, batch_size=2, eps=0.05, noises=2)
-    scores = scorer(stacked(kind), calibration, seed=3)
-    expected = two_forward_passes_per_probe(stacked(kind), calibration, scorer, 3)
+    scores = scorer(stack(kind, kind, loss=loss), calibration, seed=3)
+    expected = two_forward_passes_per_probe(stack(kind, kind, loss=loss), calibration, scorer, 3)
     assert scores.importance == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
@@ -108,7 +93,7 @@ def test_each_kind_of_batch_is_tried() -> None:
     generator = torch.Generator().manual_seed(1)
     samples = [{"x": torch.randn(count, 5, 8, generator=generator)} for count in (1, 1, 2, 2)]
     calibration = CalibrationSet("random", tuple(samples))
-    model = prunable("pictures", stacked(Residual).module, None, pictures_first, Selection())
+    model = stack(Residual, Residual, loss=pictures_first)
     scorer = ZerothOrder(samples=4, batch_size=2, eps=0.05, noises=2)
     scores = scorer(model, calibration, seed=3)
     expected = two_forward_passes_per_probe(model, calibration, scorer, 3)
