@@ -20,18 +20,15 @@ from ecoflap.models.core.pictures import Pixels, load_image
 pytestmark = pytest.mark.long
 
 
-def test_sixteen_bits_of_grey_become_eight(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[0, 1000, 30000, 65535]], dtype=np.uint16)).save(tmp_path / "grey.png")
-    assert np.asarray(load_image(str(tmp_path / "grey.png"))).tolist() == [
-        [[value] * 3 for value in (0, 3, 117, 255)]
-    ]
-
-
-def test_eight_bits_in_thirty_two_stay_what_they_are(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[0, 3, 117, 255]], dtype=np.int32)).save(tmp_path / "grey.tiff")
-    assert np.asarray(load_image(str(tmp_path / "grey.tiff"))).tolist() == [
-        [[value] * 3 for value in (0, 3, 117, 255)]
-    ]
+@pytest.mark.parametrize(
+    ("row", "dtype", "kind"),
+    [((0, 1000, 30000, 65535), np.uint16, "png"), ((0, 3, 117, 255), np.int32, "tiff")],
+    ids=["sixteen bits", "eight bits in thirty-two"],
+)
+def test_grey_has_eight_bits(tmp_path: Path, row: tuple[int, ...], dtype: type, kind: str) -> None:
+    file = tmp_path / f"grey.{kind}"
+    Image.fromarray(np.array([row], dtype=dtype)).save(file)
+    assert np.asarray(load_image(str(file))).tolist() == [[[value] * 3 for value in (0, 3, 117, 255)]]
 
 
 def damaged(folder: Path) -> dict[str, Path]:
