@@ -23,14 +23,9 @@ from torch.nn.functional import linear
 from typing_extensions import override
 
 from ecoflap.errors import UserError, require_positive
-from ecoflap.finetune.job import Job, Training
-from ecoflap.finetune.masked_parameters import count_trained
+from ecoflap.finetune.job import Job
 from ecoflap.finetune.options import LoraOptions
-from ecoflap.finetune.protocol import Finetuner
-from ecoflap.finetune.schedule import Schedule
-from ecoflap.finetune.training import train
-from ecoflap.finetune.training_set import split_of
-from ecoflap.models.core.forward_modes import in_float32
+from ecoflap.finetune.training import Supervised
 from ecoflap.models.core.layers import Layer, is_layer, read_by
 from ecoflap.models.core.prunable import PrunableModel
 
@@ -55,7 +50,7 @@ class MaskedLinear(Linear):
 
 
 @dataclass(frozen=True)
-class Lora(LoraOptions, Schedule, Finetuner):
+class Lora(LoraOptions, Supervised):
     """Low-rank updates of the pruned weights, merged under their masks."""
 
     def __post_init__(self) -> None:
@@ -63,27 +58,14 @@ class Lora(LoraOptions, Schedule, Finetuner):
         require_positive("finetune", self, "rank", "alpha")
 
     @override
-    def finetune(self, job: Job) -> Training:
-        """Train the updates and merge them; refuse a layer that peft can't place one in."""
-        split = split_of(self, job.calibration, job.read)
-        with in_float32(job.model.module), self._updates(job):
-            trained = count_trained(job.model.module)
-            curve = train(self, job, split)
-        return Training(
-            self.name,
-            {"name": split.name, "samples": len(split.train), "held_out": len(split.held_out)},
-            trained,
-            curve,
-        )
-
-    @override
     def check_model(self, model: PrunableModel) -> None:
         """Refuse a model with a layer that can't get an update, by placing empty ones for a moment."""
         with self._placed(model.module, model.layers):
             pass
 
+    @override
     @contextmanager
-    def _updates(self, job: Job) -> Iterator[None]:
+    def trainable(self, job: Job) -> Iterator[None]:
         """Train only updates of all masked layers in a context; merge them, or drop them after an error."""
         layers = [layer for layer in job.model.layers if layer.name in job.masks]
         with self._placed(job.model.module, layers, job.seed) as updates:

@@ -6,9 +6,10 @@ import json
 import logging
 import os
 import shutil
+from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,20 @@ from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
+from typing_extensions import override
 
 from ecoflap.distributed.collectives import from_process
 from ecoflap.distributed.processes import is_first, naming_the_failed, size
 from ecoflap.errors import UserError
-from ecoflap.finetune.job import Job, Point
+from ecoflap.finetune.job import Job, Point, Training
 from ecoflap.finetune.learner import Learner
+from ecoflap.finetune.masked_parameters import count_trained
+from ecoflap.finetune.protocol import Finetuner
 from ecoflap.finetune.schedule import Schedule
 from ecoflap.finetune.sharding import sharded
 from ecoflap.finetune.trainer import Curve, PrunedTrainer, to_point
-from ecoflap.finetune.training_set import Collator, Split
+from ecoflap.finetune.training_set import Collator, Split, split_of
+from ecoflap.models.core.forward_modes import in_float32
 from ecoflap.models.core.losses import find_loss
 from ecoflap.storage.files import write_json
 
@@ -35,6 +40,24 @@ log = logging.getLogger(__name__)
 
 IDENTITY = "identity.json"
 DEVICE = "ACCELERATE_TORCH_DEVICE"
+
+
+@dataclass(frozen=True)
+class Supervised(Schedule, Finetuner):
+    """Training with labels; a method of it chooses the values to train."""
+
+    @abstractmethod
+    def trainable(self, job: Job) -> AbstractContextManager[None]:
+        """A context in which only the values to train require gradients; the model keeps them after it."""
+
+    @override
+    def finetune(self, job: Job) -> Training:
+        split = split_of(self, job.calibration, job.read)
+        with in_float32(job.model.module), self.trainable(job):
+            trained = count_trained(job.model.module)
+            curve = train(self, job, split)
+        data = {"name": split.name, "samples": len(split.train), "held_out": len(split.held_out)}
+        return Training(self.name, data, trained, curve)
 
 
 def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:

@@ -58,7 +58,7 @@ def test_the_merged_model_is_the_trained_one(tmp_path: Path) -> None:
     task = job("llama", tmp_path)
     assert isinstance(task.calibration, CalibrationSet)
     batch = task.calibration.batches(4)[0]
-    with LORA._updates(task), torch.no_grad():
+    with LORA.trainable(task), torch.no_grad():
         for name, parameter in task.model.module.named_parameters():
             if f"lora_B.{ADAPTER}" in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(len(name)))
@@ -69,7 +69,7 @@ def test_the_merged_model_is_the_trained_one(tmp_path: Path) -> None:
 def test_a_failed_training_leaves_the_pruned_model(tmp_path: Path) -> None:
     task = job("llama", tmp_path)
     fingerprint, attributes = task.model.fingerprint(), set(vars(task.model.module))
-    with pytest.raises(RuntimeError), LORA._updates(task):
+    with pytest.raises(RuntimeError), LORA.trainable(task):
         raise RuntimeError
     assert task.model.fingerprint() == fingerprint
     assert set(vars(task.model.module)) == attributes
