@@ -43,7 +43,7 @@ def closing(result: Result, folder: Path) -> Iterator[str]:
     if any("±" in line for line in figures):
         yield "  (±: 95 % intervals over the items of a task)"
     prunable, whole = result.sparsity.get("prunable"), result.sparsity.get("model")
-    if result.sparsity.get("total") == "units":
+    if result.is_structured:
         yield f"  whole units were removed; {result.model['parameters']:,} parameters remain"
     elif prunable is not None and whole is not None:
         yield f"  sparsity: {100 * prunable:.2f} % of the prunable weights, {100 * whole:.2f} % of all"

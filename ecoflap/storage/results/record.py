@@ -166,6 +166,17 @@ class Result:
         """Whether a run wrote it, and not ``ecoflap.save``, whose models come from elsewhere."""
         return "model" in self.config
 
+    @property
+    def is_structured(self) -> bool:
+        """Whether whole units or experts were removed, instead of weights set to zero."""
+        return self.sparsity.get("total") == "units"
+
+    @property
+    def pattern(self) -> str | None:
+        """N:M, if the zeros lie in such a pattern."""
+        mask = (self.config.get("pruner") or {}).get("mask")
+        return mask if isinstance(mask, str) and ":" in mask else None
+
     @classmethod
     def read(cls, path: Path) -> Result:
         """Read a record.

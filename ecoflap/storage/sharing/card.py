@@ -105,14 +105,14 @@ def model_card(result: Result, folder: Path) -> str:
 
 
 def _front_matter(result: Result, base: BaseModel) -> str:
-    structured = result.sparsity.get("total") == "units"
-    tags = ["ecoflap", "pruned", "structured" if structured else "sparse", _name(result.config, "pruner")]
+    kind = "structured" if result.is_structured else "sparse"
+    tags = ["ecoflap", "pruned", kind, _name(result.config, "pruner"), result.pattern]
     known = {
         **base.license,
         "base_model": base.id,
         "library_name": base.library,
         "pipeline_tag": base.pipeline_tag,
-        "tags": [tag for tag in dict.fromkeys([*tags, _pattern(result)]) if tag],
+        "tags": [tag for tag in dict.fromkeys(tags) if tag],
     }
     kept = {name: value for name, value in known.items() if value}
     return f"---\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)}---"
@@ -123,8 +123,8 @@ def _about(result: Result, base: BaseModel, name: str) -> str:
     target, coarse = result.sparsity.get("target"), result.sparsity.get("coarse")
     origin = f"[{base.id}](https://huggingface.co/{base.id})" if base.id else f"`{name}`"
     lines = [f"{origin}, pruned in one shot by `{_name(result.config, 'pruner') or 'an unnamed pruner'}`"]
-    if pattern := _mask(result):
-        lines[0] += f" (mask: {pattern})"
+    if mask := (result.config.get("pruner") or {}).get("mask"):
+        lines[0] += f" (mask: {mask})"
     lines[0] += "."
     if target is not None:
         lines.append(f"Target: {100 * target:g} % of the prunable weights.")
@@ -141,11 +141,10 @@ def _about(result: Result, base: BaseModel, name: str) -> str:
 
 
 def _sparsity(result: Result) -> Iterator[str]:
-    section = result.sparsity
-    if section.get("total") == "units":
+    if result.is_structured:
         yield f"Whole units were removed; {result.model['parameters']:,} parameters remain."
         return
-    yield from _table(["part", "weights", "zeros", "sparsity"], _parts(section, result.model))
+    yield from _table(["part", "weights", "zeros", "sparsity"], _parts(result.sparsity, result.model))
 
 
 def _parts(section: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -194,7 +193,7 @@ def _figure(metric: str, value: Any, error: float | None) -> str:
 
 
 def _gains(result: Result, folder: Path) -> Iterator[str]:
-    if result.sparsity.get("total") == "units":
+    if result.is_structured:
         yield _of_form(folder, SMALLER, SMALLER_WITHOUT_ZEROS)
         if "kept_units" in saved_settings(folder):
             yield OWN_LOADING
@@ -203,7 +202,7 @@ def _gains(result: Result, folder: Path) -> Iterator[str]:
     layers = result.sparsity["layers"].values()
     if any(one["size"] >= LEAST_WEIGHTS and one["zeros"] >= LEAST_SPARSITY * one["size"] for one in layers):
         yield SPARSE
-    if pattern := _pattern(result):
+    if pattern := result.pattern:
         yield N_OF_M.format(pattern=pattern)
 
 
@@ -214,19 +213,9 @@ def _of_form(folder: Path, dense: str, without_zeros: str) -> str:
 
 def _extent(result: Result) -> str:
     """How much is gone, for the title."""
-    if result.sparsity.get("total") == "units":
+    if result.is_structured:
         return "whole units removed"
     return f"{100 * result.sparsity['prunable']:.4g} % sparse"
-
-
-def _mask(result: Result) -> str | None:
-    mask = (result.config.get("pruner") or {}).get("mask")
-    return str(mask) if mask is not None else None
-
-
-def _pattern(result: Result) -> str | None:
-    """N:M, if the zeros lie in such a pattern."""
-    return mask if (mask := _mask(result)) is not None and ":" in mask else None
 
 
 def _name(config: Mapping[str, Any], group: str) -> str | None:

@@ -44,17 +44,6 @@ class SavedRun:
     folder: Path
     record: Result
 
-    @property
-    def pattern(self) -> str | None:
-        """N:M, if its zeros lie in such a pattern."""
-        mask = (self.record.config.get("pruner") or {}).get("mask")
-        return mask if isinstance(mask, str) and ":" in mask else None
-
-    @property
-    def is_structured(self) -> bool:
-        """Whether whole units or experts were removed, instead of weights set to zero."""
-        return self.record.sparsity.get("total") == "units"
-
 
 @dataclass(frozen=True)
 class Form:
@@ -125,7 +114,7 @@ def dense(run: SavedRun, device: torch.device) -> Form:
 
 def saved(run: SavedRun, device: torch.device) -> Iterator[Form]:
     """A saved model as it lies there."""
-    kind = "structured" if run.is_structured else run.pattern or "masked"
+    kind = "structured" if run.record.is_structured else run.record.pattern or "masked"
     if (run.folder / BITMASK_INDEX).is_file():
         kind += ", stored without zeros"
     node = saved_node(run.record.config["model"], run.folder)
@@ -134,7 +123,7 @@ def saved(run: SavedRun, device: torch.device) -> Iterator[Form]:
 
 def semi_structured(run: SavedRun, device: torch.device) -> Iterator[Form]:
     """A model of 2:4 sparsity on the sparse tensor cores of a GPU."""
-    if run.pattern != "2:4" or device.type != "cuda":
+    if run.record.pattern != "2:4" or device.type != "cuda":
         return
     (stored,) = saved(run, device)
     yield Form(
@@ -150,7 +139,7 @@ def semi_structured(run: SavedRun, device: torch.device) -> Iterator[Form]:
 
 def without_zeros(run: SavedRun, device: torch.device) -> Iterator[Form]:
     """A model whose zeros are left out in memory, and multiplied without, on the CPU."""
-    if run.is_structured or device.type != "cpu":
+    if run.record.is_structured or device.type != "cpu":
         return
     (stored,) = saved(run, device)
     yield replace(

@@ -177,5 +177,5 @@ def _machine(model: PrunableModel) -> dict[str, Any]:
 
 def _notes(runs: Sequence[SavedRun]) -> Iterator[str]:
     """What is not in the table, and why."""
-    if any(run.pattern == "2:4" for run in runs) and resolve_device("auto").type != "cuda":
+    if any(run.record.pattern == "2:4" for run in runs) and resolve_device("auto").type != "cuda":
         yield "2:4 ran as dense matrices: its kernel is for CUDA GPUs with sparse tensor cores"

@@ -55,8 +55,7 @@ class Run:
     @property
     def realised(self) -> float | None:
         """The share of zeros; None for structured pruning, which removes whole units."""
-        sparsity = self.result.sparsity
-        return None if sparsity.get("total") == "units" else float(sparsity["prunable"])
+        return None if self.result.is_structured else float(self.result.sparsity["prunable"])
 
     @property
     def samples(self) -> str | None:
