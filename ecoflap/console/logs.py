@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ecoflap.console.progress import shared_console
 from ecoflap.console.wrapping import wrapped
@@ -26,6 +28,17 @@ def install_logging(level: int | str = logging.INFO) -> None:
     root.addHandler(console)
     # Never raised, because a file handler may log more than the console.
     root.setLevel(min(root.level, console.level))
+
+
+@contextmanager
+def silenced(level: int) -> Iterator[None]:
+    """Drop log lines of this level and below in a context, those of libraries too."""
+    before = logging.root.manager.disable
+    logging.disable(level)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 class ConsoleHandler(logging.Handler):

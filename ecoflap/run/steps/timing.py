@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +18,7 @@ from typing_extensions import override
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.protocol import Context, checked_allocation
 from ecoflap.allocate.water_filling import WaterFilling
+from ecoflap.console.logs import silenced
 from ecoflap.console.progress import watching
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
@@ -74,7 +74,7 @@ def step_times(
         NumericalError: if a NaN or an infinity appears.
     """
     times: dict[str, float] = {}
-    with _quiet():
+    with silenced(logging.INFO):
         if "evaluate" in plan.steps:
             each = sum(_seconds(partial(evaluation, model, FirstBatch())) for evaluation in evaluations)
             times["evaluate_dense"] = each
@@ -230,14 +230,3 @@ class _Stopwatch:
         if total and done > 1 and loop == outermost and now - self._start > LONGEST:
             first = self._first[loop]
             raise _Enough(first - self._start + (now - first) * (total - 1) / (done - 1))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Log warnings only."""
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from typing_extensions import override
 
+from ecoflap.console.logs import silenced
 from ecoflap.data.batch import Sample
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.models.core.losses import counting
@@ -76,7 +76,7 @@ class OpenClip(OpenClipOptions):
                 f"model.architecture={self.architecture} is not known to open_clip;"
                 f" {did_you_mean(self.architecture, open_clip.list_models())}"
             )
-        with torch.device("meta"), quiet(logging.WARNING):  # it would warn that no weights are loaded
+        with torch.device("meta"), silenced(logging.WARNING):  # it would warn that no weights are loaded
             shape = open_clip.create_model(
                 self.architecture, pretrained=None, load_weights=False, device="meta"
             )
@@ -88,7 +88,7 @@ class OpenClip(OpenClipOptions):
         check_fits(sum(parameter.numel() for parameter in shape.parameters()), dtype, device)
         file = Path(self.pretrained).expanduser()
         source = str(file) if file.is_file() else self.pretrained
-        with quiet(logging.INFO):
+        with silenced(logging.INFO):
             module, _, transform = from_hub(
                 lambda: open_clip.create_model_and_transforms(self.architecture, pretrained=source), source
             )
@@ -106,17 +106,6 @@ class OpenClip(OpenClipOptions):
             interface,
         )
         return SavesStateDict(**vars(model))
-
-
-@contextmanager
-def quiet(level: int) -> Iterator[None]:
-    """Keep open_clip, which logs through the root logger, from saying anything of this level or below."""
-    before = logging.root.manager.disable
-    logging.disable(level)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _towers(module: Any) -> dict[str, str]:
