@@ -26,9 +26,9 @@ from omegaconf.errors import (
 from yaml import MarkedYAMLError, YAMLError
 
 from ecoflap.errors import NumericalError, UserError, typed_command
+from ecoflap.storage.disk_space import is_full
 from ecoflap.storage.file_names import BLOCKS, CHECKPOINT, FINETUNE, LEASE, PREDICTIONS, RESULT, TRAINING
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 ADVICE = {
     errno.EACCES: "it may not be written or read by you; choose another place, or change its permissions",
     errno.EPERM: "it may not be written or read by you; choose another place, or change its permissions",
@@ -117,8 +117,7 @@ def describe(error: BaseException) -> str | None:
 def _describe(error: BaseException) -> str | None:
     if isinstance(error, UserError | NumericalError):
         return str(error)
-    full = re.search(r"No space left on device|StorageFull|Disk quota exceeded", str(error))
-    if full or getattr(error, "errno", None) in FULL:
+    if is_full(error):
         return _disk_full(error)
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return _operating_system(error)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from ecoflap.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+QUOTED = ("No space left on device", "Disk quota exceeded", "StorageFull", *(f"os error {n}" for n in FULL))
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def writing(what: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if not _is_full(error):
+        if not is_full(error):
             raise
         there = next(parent for parent in (folder, *folder.parents) if parent.exists())
         raise UserError(
@@ -38,6 +39,6 @@ def writing(what: str, folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_full(error: Exception) -> bool:
-    """Whether an error is about space: the system's, or one of safetensors that quotes the system's."""
-    return getattr(error, "errno", None) in FULL or any(f"os error {number}" in str(error) for number in FULL)
+def is_full(error: BaseException) -> bool:
+    """Whether an error is about space: the system's, or one of a library that quotes the system's."""
+    return getattr(error, "errno", None) in FULL or any(text in str(error) for text in QUOTED)
