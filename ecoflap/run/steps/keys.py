@@ -132,7 +132,6 @@ def _measured(
     if calibration is not None and samples is not None:
         calibration = calibration.take(samples)
     return {
-        "version": 3,
         **computed_by(plan, *parts),
         "model": state.fingerprint,
         "loss": model.loss_identity(plan.config.model.get("loss")),
