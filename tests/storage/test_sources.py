@@ -54,7 +54,7 @@ def test_what_has_changed_is_named(config: dict[str, Any], tmp_path: Path) -> No
     assert "model.loss own_task_source.loss: " in other
     assert "task.tasks.one own_task_source.Outer.Inner: " in other
     assert files == "files that it was made from have changed since (model.path=lm)"
-    assert outdated(make_result(config=config), config) == [], "an older record says nothing of them"
+    assert outdated(make_result(config=config), config) == [], "the record names none"
 
 
 def test_a_file_in_a_folder_below_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,6 @@ from ecoflap.storage.results.environment import redact
 SCHEMA_VERSION = 1
 
 _NUMERIC_FIELDS = ("metrics", "standard_errors", "sparsity", "steps")
-# which the first records of this schema lack
-_LATER_FIELDS = ("scores", "allocation", "standard_errors", "sources")
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 COUNTS = ("questions", "pictures", "images", "captions", "sentences", "rows")
@@ -96,8 +94,8 @@ class Result:
         config: The resolved config, as plain dicts and lists. Secrets are redacted when it is written.
         versions: Library -> version, from ``environment()``.
         git: ``{"commit": str, "dirty": bool}`` of the project's checkout, or None outside one.
-        model: ``name``, ``fingerprint`` (hash of the dense weights), ``dtype`` (of most weights; older
-            records lack it), ``parameters``, ``prunable`` and ``block_weights`` (counts).
+        model: ``name``, ``fingerprint`` (hash of the dense weights), ``dtype`` (of most weights),
+            ``parameters``, ``prunable`` and ``block_weights`` (counts).
         data: Fingerprints of the calibration set, ``unused`` if no step looked at it, and of other data.
         metrics: ``{"dense": {task: {metric: float}}, "pruned": {...}, "finetuned": {...}}``; the first metric
             of the first task is the headline.
@@ -109,9 +107,8 @@ class Result:
         scores: The scores of the coarse stage with their standard errors, or None without scores.
         allocation: ``granularity`` and ``details`` of the allocation, or None without one; its counts are in
             ``sparsity``.
-        standard_errors: Of the metrics that have one, laid out as they are; None in older records.
-        sources: The user's own code and the files that it was made from, see ``sources_of``; None in older
-            records.
+        standard_errors: Of the metrics that have one, laid out as they are; None for ``ecoflap.save``.
+        sources: The user's own code and the files that it was made from, see ``sources_of``.
     """
 
     schema: int = SCHEMA_VERSION
@@ -128,7 +125,7 @@ class Result:
     scores: dict[str, Any] | None = None
     allocation: dict[str, Any] | None = None
     standard_errors: dict[str, dict[str, dict[str, float]]] | None = None
-    sources: dict[str, Any] | None = None
+    sources: dict[str, Any] = field(default_factory=lambda: {"parts": {}, "files": {}})
 
     def headline(self) -> float | None:
         """The first metric of the first task, of the fine-tuned, else the pruned, else the dense model."""
@@ -191,7 +188,6 @@ class Result:
                 f"no result record at {path}: give the folder of a finished run, which holds a {RESULT}"
             )
         record = _parse(path)
-        record = {**dict.fromkeys(_LATER_FIELDS), **record}
         missing = [field.name for field in dataclasses.fields(cls) if field.name not in record]
         if missing:
             raise ValueError(

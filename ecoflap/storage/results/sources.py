@@ -58,7 +58,7 @@ def own_parts(config: Mapping[str, Any]) -> dict[str, str]:
 
 def outdated(result: Result, config: Mapping[str, Any]) -> list[str]:
     """What has changed since a result was made from a config, a sentence each; empty if nothing has."""
-    recorded, now = result.sources or {"parts": {}, "files": {}}, sources_of(config)
+    recorded, now = result.sources, sources_of(config)
     code = other_versions(result.versions) + [
         f"{key} {part['name']}: {part['hash']} -> {now['parts'][key]['hash']}"
         for key, part in recorded["parts"].items()

@@ -79,7 +79,7 @@ def _repeating(result: Result) -> Iterator[str]:
     command, asked = f"ecoflap run --config {RECIPE}", missing_groups(recipe)
     given = "".join(f" {group}=CHOICE" for group in asked)
     yield f"- To repeat it: `{command}{given}`{', as these were objects in Python' if asked else ''}."
-    hashes = {key: part["hash"] for key, part in (result.sources or {"parts": {}})["parts"].items()}
+    hashes = {key: part["hash"] for key, part in result.sources["parts"].items()}
     if own := own_parts(recipe):
         named = [
             f"`{name}`{f' (source `{hashes[key]}`)' if hashes.get(key) else ''}" for key, name in own.items()

@@ -108,8 +108,8 @@ def _steps(runs: Sequence[Run]) -> list[str]:
 
 
 def _computed(run: Run) -> dict[str, dict[str, Any]]:
-    """The steps that a run did not read from the cache; records of old versions don't say, and count."""
-    return {step: cost for step, cost in run.result.steps.items() if not cost.get("cached", False)}
+    """The steps that a run did not read from the cache."""
+    return {step: cost for step, cost in run.result.steps.items() if not cost["cached"]}
 
 
 def _in_order(steps: dict[str, Cost] | set[str]) -> list[str]:

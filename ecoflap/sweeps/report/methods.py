@@ -201,7 +201,7 @@ def is_path(key: str, value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A config value as on the command line; 1.0 is shown as 1, which earlier configs wrote."""
+    """A config value as on the command line; 1.0 is shown as 1."""
     whole = isinstance(value, float) and value.is_integer()
     return value if isinstance(value, str) else json.dumps(int(value) if whole else value)
 

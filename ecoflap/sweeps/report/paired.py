@@ -96,8 +96,8 @@ def uniform_beside(method: Method, table: MetricTable) -> Method | None:
     """The uniform allocation that was run as the method was; None for itself, or if there is none.
 
     Nothing may differ but score and allocation, and ``propagate``, which ``auto`` chooses by the allocation;
-    one with the same ``propagate`` comes before others. Keys that older records lack are not compared. Paths
-    may differ, but not the calibration samples that each seed drew.
+    one with the same ``propagate`` comes before others. Only keys that both have are compared. Paths may
+    differ, but not the calibration samples that each seed drew.
     """
     if method.score in ("none", "global"):
         return None
@@ -141,12 +141,9 @@ def _drew_the_same(some: Iterable[Run], others: Iterable[Run]) -> bool:
 
 def _coarse_seconds(runs: Iterable[Run]) -> float | None:
     """The most seconds that the coarse stage took in a run that did not read it from the cache."""
-    computed = [
-        sum(float(run.result.steps[step]["seconds"]) for step in COARSE_STEPS if step in run.result.steps)
-        for run in runs
-        if not any(run.result.steps.get(step, {}).get("cached") for step in COARSE_STEPS)
-    ]
-    return max(computed, default=None)
+    coarse = ([cost for step, cost in run.result.steps.items() if step in COARSE_STEPS] for run in runs)
+    computed = (costs for costs in coarse if not any(cost["cached"] for cost in costs))
+    return max((sum(float(cost["seconds"]) for cost in costs) for costs in computed), default=None)
 
 
 def interval(differences: Sequence[float]) -> float | None:

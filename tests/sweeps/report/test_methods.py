@@ -224,7 +224,7 @@ def test_constant_and_varying_keys(tmp_path: Path) -> None:
 )
 def test_options_of_steps_that_a_run_did_not_take_do_not_count(tmp_path: Path, key: str, step: str) -> None:
     changes = [{key: {"rate": value} if key == "finetune" else value} for value in (0.1, 0.2)]
-    cost = {"seconds": 1.0, "peak_memory_bytes": 0}
+    cost = {"seconds": 1.0, "peak_memory_bytes": 0, "cached": False}
     others = dict.fromkeys(one for one in STEPS if one != step)
     for done, count in (({step}, 2), (set(), 1)):
         steps = dict.fromkeys([*others, *done], cost)

@@ -204,13 +204,8 @@ def test_one_run_as_a_picture() -> None:
 
 def test_the_cost_of_a_step_is_the_largest_over_the_runs(tmp_path: Path) -> None:
     for seed, seconds in enumerate((0.01, 9.0, 4.0)):
-        write_run(
-            tmp_path,
-            str(seed),
-            70.0,
-            seed=seed,
-            record={"steps": {"score": {"seconds": seconds, "peak_memory_bytes": (3 - seed) * 2**30}}},
-        )
+        cost = {"seconds": seconds, "peak_memory_bytes": (3 - seed) * 2**30, "cached": False}
+        write_run(tmp_path, str(seed), 70.0, seed=seed, record={"steps": {"score": cost}})
     costs = costs_of(section_of(tmp_path))
     assert [(step, *cost) for row in costs.values() for step, cost in row.items()] == [("score", 9.0, 3.0)]
 
@@ -245,7 +240,7 @@ def test_shared_steps_stand_apart_whichever_run_came_first(tmp_path: Path) -> No
 
 
 def test_steps_stand_in_their_order_and_unknown_ones_at_the_end(tmp_path: Path) -> None:
-    cost: dict[str, Any] = {"seconds": 1.0, "peak_memory_bytes": 2**30}
+    cost: dict[str, Any] = {"seconds": 1.0, "peak_memory_bytes": 2**30, "cached": False}
     write_run(tmp_path, "a", 70.0, record={"steps": {step: cost for step in ("finetune", *reversed(STEPS))}})
     figure = plot_costs(costs_of(section_of(tmp_path)))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [*STEPS, "finetune"]
