@@ -17,7 +17,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.lavis.blip2 import LavisBlip2
 from ecoflap.models.families.lavis.nlvr import LavisNlvr
-from ecoflap.models.families.lavis.parts import FILE
+from ecoflap.storage.saved_model import LAVIS
 from tests.lavis import tiny
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def test_lavis_reads_what_we_write(family: str, tmp_path: Path) -> None:
             layer.weight[::2] = 0
     model.save(tmp_path)
     other: Any = tiny.module(family, seed=5)
-    report = other.load_checkpoint(str(tmp_path / FILE))  # LAVIS' own
+    report = other.load_checkpoint(str(tmp_path / LAVIS))  # LAVIS' own
     assert not report.missing_keys
     assert not report.unexpected_keys
     for name, tensor in model.module.state_dict().items():
@@ -69,7 +69,7 @@ def test_we_read_what_lavis_holds(family: str, tmp_path: Path) -> None:
     batch = tiny.samples(family).batches(2)[0]
     assert torch.equal(model.loss(batch), tiny.build(family).loss(batch))
     model.save(tmp_path / "again")
-    again = loader(family, tmp_path, checkpoint=str(tmp_path / "again" / FILE)).load(CPU, Selection())
+    again = loader(family, tmp_path, checkpoint=str(tmp_path / "again" / LAVIS)).load(CPU, Selection())
     assert again.fingerprint() == model.fingerprint()
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from ecoflap.models.families.lavis.keys import read_lavis_checkpoint
-from ecoflap.models.families.lavis.parts import FILE
 from ecoflap.storage.masks import load_masks
 from ecoflap.storage.results import Result, verify
+from ecoflap.storage.saved_model import LAVIS
 from tests.cli.conftest import run  # noqa: F401 - a fixture
 from tests.lavis import tiny
 
@@ -59,9 +59,9 @@ def test_from_checkpoint_to_checkpoint(
     assert set(result.metrics) == {"dense", "pruned"}
     assert verify(tmp_path / "run") == []
     folder = tmp_path / "run" / "checkpoint"
-    state = read_lavis_checkpoint(folder / FILE)
+    state = read_lavis_checkpoint(folder / LAVIS)
     for name, mask in load_masks(folder / "masks.safetensors").items():
         assert not state[name][~mask].any()
         assert int((state[name] == 0).sum()) == result.sparsity["layers"][name]["zeros"]
-    again = run([*overrides, f"model.checkpoint={folder / FILE}", "steps=[evaluate]"], "again")
+    again = run([*overrides, f"model.checkpoint={folder / LAVIS}", "steps=[evaluate]"], "again")
     assert again.metrics["dense"] == result.metrics["pruned"]

@@ -1,7 +1,7 @@
 """LAVIS' BLIP-2 and BLIP-NLVR, built from sizes alone: no downloads, and on the meta device no weights.
 
 Parameters, names and computations are LAVIS' own, so its checkpoints fit. Only to be imported where LAVIS is;
-see ``lavis_parts.require_lavis``.
+see ``parts.require_lavis``.
 """
 
 from __future__ import annotations

@@ -22,10 +22,9 @@ from ecoflap.models.families.lavis.keys import read_lavis_checkpoint
 from ecoflap.models.families.lavis.options import LavisPretrainedOptions
 from ecoflap.models.loading.device import check_fits, resolve_dtype
 from ecoflap.models.loading.hub import require_folder
+from ecoflap.storage.saved_model import LAVIS
 
 log = logging.getLogger(__name__)
-
-FILE = "model.pth"
 
 
 def require_lavis() -> None:
@@ -49,7 +48,8 @@ def write_checkpoint(module: nn.Module, folder: Path) -> None:
     """Write what LAVIS' ``load_checkpoint`` reads, and the model's sizes beside it."""
     config: Any = module.config
     config.save_pretrained(folder)
-    torch.save({"model": {name: tensor.cpu() for name, tensor in module.state_dict().items()}}, folder / FILE)
+    state = {name: tensor.cpu() for name, tensor in module.state_dict().items()}
+    torch.save({"model": state}, folder / LAVIS)
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
