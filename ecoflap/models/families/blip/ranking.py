@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ecoflap.models.core.logits import finite
+from ecoflap.models.core.losses import IGNORED
 
 SMOOTHING = 0.1  # BLIP ranks by the loss that it was trained with
 
@@ -57,7 +58,7 @@ def _losses(decoder: Any, states: Tensor, mask: Tensor, input_ids: Tensor, atten
         "encoder_attention_mask": mask.expand(len(input_ids), -1),
     }
     logits = decoder(input_ids=input_ids, attention_mask=attention_mask, **seen).logits[:, :-1].float()
-    targets = input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, -100)
+    targets = input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, IGNORED)
     return cross_entropy(logits.transpose(1, 2), targets, reduction="none", label_smoothing=SMOOTHING).sum(
         dim=1
     )

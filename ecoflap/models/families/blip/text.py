@@ -13,7 +13,7 @@ from typing_extensions import override
 from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.example import Example, Generation
 from ecoflap.errors import UserError
-from ecoflap.models.core.losses import find_loss, next_token_loss
+from ecoflap.models.core.losses import IGNORED, find_loss, next_token_loss
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
@@ -159,7 +159,7 @@ class CaptionInterface:
         input_ids = tokens["input_ids"][0].clone()
         input_ids[0] = self.module.config.text_config.bos_token_id
         labels = input_ids.clone()
-        labels[: len(self.processor.tokenizer(self.prompt)["input_ids"]) - 1] = -100
+        labels[: len(self.processor.tokenizer(self.prompt)["input_ids"]) - 1] = IGNORED
         written = {"input_ids": input_ids, "attention_mask": tokens["attention_mask"][0], "labels": labels}
         return {"pixel_values": self.pixels([example.image or ""])[0], **written}
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.example import Example, Generation
 from ecoflap.errors import UserError
-from ecoflap.models.core.losses import find_loss, next_token_loss, token_loss
+from ecoflap.models.core.losses import IGNORED, find_loss, next_token_loss, token_loss
 from ecoflap.models.core.pictures import Pixels, load_image
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.token_kinds import TokenKinds, declaring, placeholder_kinds, prepended_kinds
@@ -84,7 +84,7 @@ class Blip2Interface:
         # A word of its own, and the line end that BLIP-2 was taught to stop with.
         target = torch.tensor(tokenizer(f" {example.target}\n", add_special_tokens=False)["input_ids"])
         input_ids = torch.cat([sample["input_ids"], target])
-        labels = torch.cat([torch.full_like(sample["input_ids"], -100), target])
+        labels = torch.cat([torch.full_like(sample["input_ids"], IGNORED), target])
         return {
             **sample,
             "input_ids": input_ids,

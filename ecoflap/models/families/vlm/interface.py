@@ -15,6 +15,7 @@ from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Example, Generation
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.models.core.chats import appended, templated, written
+from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.pictures import load_image
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.vlm.chat import around_answer, chat_prompt
@@ -166,7 +167,7 @@ class VlmInterface:
         }
         if (seen := question.get(SEEN)) is not None:  # the answer sees what the question's last token sees
             longer[SEEN] = torch.cat([seen, seen[:, -1:].expand(-1, answer.shape[1], -1, -1)], dim=1)
-        labels = torch.cat([torch.full_like(asked, -100), answer], dim=1)
+        labels = torch.cat([torch.full_like(asked, IGNORED), answer], dim=1)
         return {**question, **longer, "input_ids": torch.cat([asked, answer], dim=1), "labels": labels}
 
     @property
