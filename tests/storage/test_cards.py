@@ -17,7 +17,7 @@ from ecoflap.run import config as run_config
 from ecoflap.storage.bitmask.convert import convert
 from ecoflap.storage.installation import PACKAGE
 from ecoflap.storage.results import Result
-from ecoflap.storage.sharing.base_model import describe_base
+from ecoflap.storage.sharing.base_model import describe_base, model_name
 from ecoflap.storage.sharing.card import MASKED, model_card, write_card
 from ecoflap.storage.sharing.recipe import read_recipe, recipe_of, write_recipe
 
@@ -165,6 +165,20 @@ def test_files_are_named_without_their_folders(tmp_path: Path) -> None:
     assert "- Dense model: fingerprint `f`." in bare
     assert "- Calibration: 32 samples of `text`, fingerprint `c`." in bare
     assert "- Task" not in bare
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (None, "choice"),
+        ("/elsewhere/site-packages/ecoflap/mini/blip_vqa", "choice"),  # embedded in another installation
+        ("Salesforce/blip-vqa-base", "Salesforce/blip-vqa-base"),
+        ("/models/my-blip", "my-blip"),
+        ("/runs/first/checkpoint", "first/checkpoint"),
+    ],
+)
+def test_a_model_is_named_by_its_path_unless_it_is_embedded(path: str | None, name: str) -> None:
+    assert model_name({"path": path}, "choice") == name
 
 
 def test_samples_that_no_step_looked_at_are_no_calibration(tmp_path: Path) -> None:

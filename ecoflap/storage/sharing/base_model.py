@@ -11,7 +11,6 @@ import yaml
 
 from ecoflap.storage.file_names import CARD, CHECKPOINT
 from ecoflap.storage.files import read_json
-from ecoflap.storage.installation import package_origin
 
 TASKS = {
     "ForCausalLM": "text-generation",
@@ -21,6 +20,8 @@ TASKS = {
 }
 """{end of an architecture's name: what models of this kind do, in the hub's words}, where that is certain."""
 LICENSE = ("license", "license_name", "license_link")
+EMBEDDED = ("ecoflap", "mini")
+"""The last folders above the weights that come with the package, of whatever installation."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def model_name(model: Mapping[str, Any], choice: str) -> str:
         choice: the name of the choice, which a model without a path has.
     """
     path = model.get("path")
-    if path is None or PurePath(path).is_relative_to(package_origin()):
+    if path is None or PurePath(path).parts[-3:-1] == EMBEDDED:
         return choice
     return shown_path(path)
 
