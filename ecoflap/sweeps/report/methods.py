@@ -108,22 +108,25 @@ def name_models(runs: Sequence[Run]) -> list[str]:
     """The model of each run, with what else tells its weights from others of that name.
 
     The name is that on the model's card; equal weights have that of the first run. What else tells them is
-    the end of the path if the paths differ, and the start of the fingerprint if one path held several
-    weights, such as of a checkpoint that was trained again. Settings such as the dtype, which change the
-    fingerprint too, are left to the methods.
+    the choice of ``model`` if several read one path, the end of the path if the paths differ, and the start
+    of the fingerprint if one path held several weights, such as of a checkpoint that was trained again.
+    Settings such as the dtype, which change the fingerprint too, are left to the methods.
     """
     of_weights: dict[tuple[str, str], str] = {}
-    weights, paths, places = defaultdict(set), defaultdict(set), defaultdict(set)
+    choices, weights, paths, places = (defaultdict[str, set[str]](set) for _ in range(4))
     names = []
     for run in runs:
         choice = run.config["model"]["name"]
         same = (choice, _fingerprint(run) or _weights(run))
         names.append(name := of_weights.setdefault(same, model_name(run.config["model"], choice)))
+        choices[name].add(choice)
         weights[name].add(_fingerprint(run))
         paths[name].add(_weights(run))
         places[_place(run)].add(_fingerprint(run))
     for index, (name, run) in enumerate(zip(names, runs, strict=True)):
         path, apart = _weights(run), []
+        if len(choices[name]) > 1:
+            apart.append(run.config["model"]["name"])
         if min(len(weights[name]), len(paths[name])) > 1:
             apart.append(short_paths(paths[name])[path])
         if len(places[_place(run)] - {""}) > 1:
@@ -181,6 +184,11 @@ def settings_of(run: Run) -> dict[str, Any]:
         config.pop("allocation", None)
     if run.finetuner is None and "finetune" not in done:
         config.pop("finetune", None)
+    data = run.result.data
+    if (
+        data.get("calibration", {}).get("unused") and "finetune" not in data
+    ):  # which its training split is from
+        config.pop("calibration", None)
     return flatten(config)
 
 

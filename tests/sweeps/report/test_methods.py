@@ -202,6 +202,16 @@ def test_a_path_and_its_several_weights_are_both_named(tmp_path: Path) -> None:
     assert name_models(runs) == ["a (111111)", "a (222222)", "b"]
 
 
+@pytest.mark.parametrize("weights", ["other", "f"])
+def test_two_choices_that_read_one_path_are_named(tmp_path: Path, weights: str) -> None:
+    """Each may prune other layers, or read its inputs in another way."""
+    record = {"model": {"name": "vlm", "fingerprint": weights, "parameters": 1, "prunable": 1}}
+    other = {"model": {"name": "vlm", "path": "/models/tiny"}, "record": record}
+    runs = runs_of(tmp_path, {"model__path": "/models/tiny"}, other)
+    assert name_models(runs) == ["tiny (tiny)", "tiny (vlm)"]
+    assert len(make_sections(runs)) == 2
+
+
 def test_the_same_weights_in_another_place_are_the_same_model(tmp_path: Path) -> None:
     places = {}, {"model__path": "/moved/tiny"}, {"model__path": "/moved/renamed"}
     assert name_models(runs_of(tmp_path, *places)) == ["tiny"] * 3
@@ -235,6 +245,15 @@ def test_options_of_steps_that_a_run_did_not_take_do_not_count(tmp_path: Path, k
             [key.replace("__", ".") if key != "finetune" else "finetune.rate"] if done else []
         )
         assert done or not any(name.startswith(key.replace("__", ".")) for name in constant)
+
+
+@pytest.mark.parametrize("unused", [True, False])
+def test_options_of_samples_that_no_step_looked_at_do_not_count(tmp_path: Path, unused: bool) -> None:
+    drawn = {"name": "easy_vqa", "samples": 1, "fingerprint": "c"}
+    data = {"calibration": {**drawn, **({"unused": True} if unused else {})}}
+    changes = ({"calibration__samples": count, "record": {"data": data}} for count in (64, 128))
+    runs = runs_of(tmp_path, *changes)
+    assert len(set(name_methods(runs))) == (1 if unused else 2)
 
 
 def test_methods_sort_as_people_do() -> None:
