@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -134,8 +135,17 @@ class LavisFile:
     """``model.pth`` in LAVIS' format, mapped; only tensors are read from it."""
 
     def __init__(self, file: Path) -> None:
-        """Map a file."""
-        state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        """Map a file.
+
+        Raises:
+            OSError: if it is missing or damaged.
+        """
+        try:
+            state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        except FileNotFoundError:
+            raise
+        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+            raise OSError(f"{file} cannot be read ({error}); copy or save it again") from error
         self._tensors: dict[str, Tensor] = state["model"]
 
     def names(self) -> list[str]:

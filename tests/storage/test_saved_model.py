@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import ecoflap
 from ecoflap.cli.command import main
 from ecoflap.storage.bitmask.forms import FORMS
 from ecoflap.storage.saved_model import usual_dtype, weight_bytes, weight_files
+from ecoflap.storage.tensor_files import LavisFile
 from tests.api.conftest import llama
 from tests.api.test_forms_of_checkpoints import check_same
 
@@ -119,3 +121,14 @@ def test_the_dtype_of_a_model_is_that_of_most_of_its_numbers() -> None:
 def test_a_damaged_index_names_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
     assert weight_bytes(tmp_path) == len(text)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5])
+def test_a_cut_file_of_lavis_is_named(tmp_path: Path, share: float) -> None:
+    file = tmp_path / "model.pth"
+    torch.save({"model": {"w": torch.ones(64, 64)}}, file)
+    os.truncate(file, int(share * file.stat().st_size))
+    with pytest.raises(OSError, match=r"model\.pth cannot be read \(.+\); copy or save it again"):
+        LavisFile(file)
+    with pytest.raises(FileNotFoundError):
+        LavisFile(tmp_path / "missing.pth")
