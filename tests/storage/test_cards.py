@@ -174,6 +174,9 @@ def test_files_are_named_without_their_folders(tmp_path: Path) -> None:
         ("/elsewhere/site-packages/ecoflap/mini/blip_vqa", "choice"),  # embedded in another installation
         ("Salesforce/blip-vqa-base", "Salesforce/blip-vqa-base"),
         ("/models/my-blip", "my-blip"),
+        ("../my-blip", "my-blip"),
+        ("~/my-blip", "my-blip"),
+        ("../checkpoint", "checkpoint"),
         ("/runs/first/checkpoint", "first/checkpoint"),
     ],
 )

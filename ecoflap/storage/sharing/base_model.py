@@ -82,8 +82,8 @@ def shown_path(path: str) -> str:
 
     The folder of a run's model has that of the run before it.
     """
-    parts = PurePath(path).parts
-    whole = len(parts) == 2 and not PurePath(path).is_absolute()
+    parts = tuple(part for part in PurePath(path).parts if part not in ("..", "~"))
+    whole = PurePath(path).parts == parts and len(parts) == 2 and not PurePath(path).is_absolute()
     return "/".join(parts[-2:] if whole or parts[-1:] == (CHECKPOINT,) else parts[-1:])
 
 
