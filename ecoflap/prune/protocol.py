@@ -207,7 +207,9 @@ class ModelPruner(Protocol):
             seed: the run's seed, for a pruner that draws random numbers.
 
         Returns:
-            How many weights each layer keeps, and what was removed.
+            How many weights each layer keeps, in all ``keep_total`` of the sizes or with ``total=UNITS``; and
+            a report with a bool mask in the shape of each layer's weight, True where it is kept. What the
+            masks remove is zero. ``prune_whole`` checks this.
 
         Raises:
             UserError: if it can't prune the model.
