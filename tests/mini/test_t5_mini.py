@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast, T5ForConditionalGeneration
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5ForConditionalGeneration
 
 from ecoflap.data.mmlu.calibration import LETTERS, Question, prompt
 from ecoflap.run.config import package_file
@@ -24,6 +24,11 @@ QUESTIONS = {
 @pytest.fixture
 def model() -> T5ForConditionalGeneration:
     return T5ForConditionalGeneration.from_pretrained(FOLDER, torch_dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(FOLDER)
 
 
 @pytest.mark.parametrize("shots", [0, 2])
