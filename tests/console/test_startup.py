@@ -11,6 +11,8 @@ import pytest
 
 from ecoflap.console.startup import ALLOCATIONS, SET_UP
 
+pytestmark = pytest.mark.long
+
 CODE = """
 import atexit, gc, sys, types
 from ecoflap.cli import command

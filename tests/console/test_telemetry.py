@@ -15,6 +15,8 @@ import torch
 from ecoflap.console import telemetry
 from ecoflap.console.telemetry import measure
 
+pytestmark = pytest.mark.long
+
 MEGABYTE = 2**20
 HOST_PEAK_CAN_BE_RESET = Path("/proc/self/clear_refs").exists() and not torch.accelerator.is_available()
 

@@ -19,6 +19,8 @@ from ecoflap.console.tracking import Nothing, Tracker, Wandb, WandbTracker, run_
 from ecoflap.errors import UserError
 from tests.scripts import loaded
 
+pytestmark = pytest.mark.long
+
 READER = Path(__file__).parents[3] / "shared" / "tools" / "wandb_read.py"
 CONFIG = {"model": {"name": "tiny"}, "sparsity": 0.5, "seed": 0, "data": {"hf_token": "hf_private"}}
 

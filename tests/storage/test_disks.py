@@ -19,6 +19,8 @@ from ecoflap.storage.cache.store import Store
 from ecoflap.storage.results import Result
 from tests.cli.conftest import run, text_run, tiny_llama, token_file  # noqa: F401 - fixtures
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:

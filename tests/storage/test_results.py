@@ -22,6 +22,8 @@ from ecoflap.storage.masks import load_masks, save_masks
 from ecoflap.storage.results import LayerCount, Result, environment, redact, sparsity_section, verify
 from ecoflap.storage.results.environment import git_state
 
+pytestmark = pytest.mark.long
+
 LAYER = "model.layers.0.self_attn.q_proj.weight"
 
 

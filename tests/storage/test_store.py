@@ -17,6 +17,8 @@ from ecoflap.storage.cache.entries import AS_JSON, key_hash, write_entry
 from ecoflap.storage.cache.store import Store
 from ecoflap.storage.files import replacing
 
+pytestmark = pytest.mark.long
+
 KEY = {"model": "tiny", "seed": 0, "eps": 1e-3}
 
 

@@ -14,6 +14,8 @@ from ecoflap.storage.installation import conf_folder
 from ecoflap.sweeps.jobs import Job
 from ecoflap.sweeps.scoring import scoring_jobs
 
+pytestmark = pytest.mark.long
+
 LEAST = ["model=t5_mini", "device=cpu", "tracking=none"]
 
 

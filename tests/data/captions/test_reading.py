@@ -21,6 +21,8 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from tests.data import caption_folders as folders
 
+pytestmark = pytest.mark.long
+
 COCO_MINI = Path(__file__).parents[4] / "shared" / "data" / "coco_mini"
 
 

@@ -25,6 +25,8 @@ from tests import tiny
 from tests.api.conftest import clip, llama, llava, texts, word_tokenizer
 from tests.data.files import rows as given
 
+pytestmark = pytest.mark.long
+
 if not hasattr(transformers, "LlavaForConditionalGeneration"):
     pytest.skip(f"transformers {transformers.__version__} has no LLaVA", allow_module_level=True)
 

@@ -16,6 +16,8 @@ from ecoflap.storage.bitmask.index import digest
 from ecoflap.storage.saved_model import open_checkpoint
 from tests.storage.bitmask.conftest import check_equal, read_all
 
+pytestmark = pytest.mark.long
+
 INDEX = "bitmask.index.json"
 SPARSE = "layers.0.weight"
 

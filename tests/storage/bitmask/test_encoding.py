@@ -20,7 +20,7 @@ from ecoflap.storage.bitmask.encoding import Encoded, bits_of, decode, encode
 from ecoflap.storage.saved_model import open_checkpoint
 from tests.storage.bitmask.by_hand import FLOATS, INTEGERS, decode_by_hand, pruned, raw, same
 
-pytestmark = pytest.mark.any_release
+pytestmark = [pytest.mark.any_release, pytest.mark.long]
 
 
 def decoded(one: Encoded, like: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from ecoflap.storage.results import Result
 from ecoflap.sweeps.report.cost import main, measure
 from tests.cli.conftest import run, text_file, text_run, tiny_llama, token_file  # noqa: F401
 
+pytestmark = pytest.mark.long
+
 Run = Callable[..., Result]
 
 

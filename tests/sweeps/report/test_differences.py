@@ -17,6 +17,8 @@ from ecoflap.sweeps.report.runs import read_runs
 from ecoflap.sweeps.report.sections import make_sections
 from tests.sweeps.report.conftest import write_run
 
+pytestmark = pytest.mark.long
+
 UNIFORM = {"score": {"name": "none"}}
 RANDOM = np.random.default_rng(1)
 DENSE = [1.0] * 400

@@ -13,6 +13,8 @@ from ecoflap.sweeps.report.sections import make_sections
 from ecoflap.sweeps.report.sizes import Size, sizes_of
 from tests.sweeps.report.conftest import write_run
 
+pytestmark = pytest.mark.long
+
 
 def sizes(folder: Path) -> list[Size]:
     (section,) = make_sections(read_runs(folder))

@@ -16,6 +16,8 @@ from ecoflap.sweeps.report.sections import make_sections
 from ecoflap.sweeps.report.table import figure, markdown, with_deviation, write_csv
 from tests.sweeps.report.conftest import write_run
 
+pytestmark = pytest.mark.long
+
 
 def lines(folder: Path) -> list[str]:
     return list(markdown(make_tables(make_sections(read_runs(folder)))))

@@ -14,6 +14,8 @@ from ecoflap.sweeps.report.runs import read_sweeps, short_paths
 from ecoflap.sweeps.report.sections import make_sections
 from tests.sweeps.report.conftest import write_run
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def sweeps(tmp_path: Path) -> list[Path]:
