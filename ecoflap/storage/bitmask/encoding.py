@@ -56,12 +56,11 @@ def encode(tensor: Tensor) -> Encoded:
     bits = bits_of(tensor)
     if tensor.dim() < 2 or not len(bits):
         return Encoded(DENSE, bits)
-    mask, width = bits != 0, bits.itemsize
-    sizes = {DENSE: bits.nbytes - LEAST, BITMASK: -(-len(bits) // 8) + int(mask.sum()) * width}
+    mask = bits != 0
     nibbles = groups.nibbles_of(mask) if tensor.shape[-1] % groups.GROUP == 0 else None
     n = 0 if nibbles is None else int(groups.SIZES[nibbles].max())
-    if n in groups.DIGITS and nibbles is not None:
-        sizes[f"{n}:4"] = groups.code_bytes(len(nibbles), n) + len(nibbles) * n * width
+    sizes = encoded_bytes(len(bits), int(mask.sum()), bits.itemsize, n)
+    sizes[DENSE] -= LEAST
     encoding = min(sizes, key=sizes.__getitem__)
     if encoding == DENSE:
         return Encoded(DENSE, bits)
@@ -69,6 +68,22 @@ def encode(tensor: Tensor) -> Encoded:
         return Encoded(BITMASK, np.compress(mask, bits), {"mask": np.packbits(mask)})
     chosen = groups.filled(nibbles, n)
     return Encoded(encoding, np.compress(groups.mask_of(chosen), bits), {"codes": groups.pack(chosen, n)})
+
+
+def encoded_bytes(weights: int, values: int, width: int, n: int) -> dict[str, int]:
+    """The bytes that the values of a tensor and their places take, by encoding.
+
+    Args:
+        weights: of the tensor, zeros or not.
+        values: how many are not zero.
+        width: bytes of a weight.
+        n: the most values in any group of four; 0 if it has no such groups.
+    """
+    found = {DENSE: weights * width, BITMASK: -(-weights // 8) + values * width}
+    if n in groups.DIGITS:
+        number = weights // groups.GROUP
+        found[f"{n}:4"] = groups.code_bytes(number, n) + number * n * width
+    return found
 
 
 def decode(encoding: str, coded: bool, shape: tuple[int, ...], dtype: torch.dtype, read: Read) -> Tensor:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ecoflap.storage.bitmask.encoding import encoded_bytes
 from ecoflap.storage.bitmask.forms import BITMASK
-from ecoflap.storage.bitmask.groups import DIGITS, GROUP, code_bytes
+from ecoflap.storage.bitmask.groups import GROUP
 from ecoflap.storage.saved_model import weight_bytes
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.runs import Run
@@ -63,7 +64,7 @@ def _size(method: Method, sparsity: float, runs: list[Run]) -> Size | None:
         return None
     layers = run.result.sparsity["layers"].values()
     dense = width * run.result.model["parameters"]
-    grouped = str(run.config["pruner"].get("mask")).endswith(f":{GROUP}")
+    grouped = (run.result.pattern or "").endswith(f":{GROUP}")
     computed = dense + sum(_encoded(layer, width, grouped) - width * layer["size"] for layer in layers)
     saved = max((size for one in runs if (size := _on_disk(one)) is not None), default=None)
     measured = max((size for one in runs if (size := _as_bitmask(one)) is not None), default=None)
@@ -86,11 +87,8 @@ def _encoded(layer: Mapping[str, Any], width: int, grouped: bool) -> int:
         grouped: whether the zeros lie in a pattern N:4.
     """
     size, values = layer["size"], layer["size"] - layer["zeros"]
-    sizes = [size * width, -(-size // 8) + values * width]
-    n, groups = -(-GROUP * values // size), size // GROUP
-    if grouped and n in DIGITS:
-        sizes.append(code_bytes(groups, n) + groups * n * width)
-    return int(min(sizes))
+    n = -(-GROUP * values // size) if grouped else 0
+    return min(encoded_bytes(size, values, width, n).values())
 
 
 def _on_disk(run: Run) -> int | None:
