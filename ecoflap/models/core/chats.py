@@ -95,11 +95,12 @@ def end_token(tokenizer: Any, closing: str) -> int | None:
     return int(tokens[0])
 
 
-def appended(tokenizer: Any) -> int:
-    """How many tokens a tokenizer puts behind each text, such as the ``</s>`` of a T5's."""
+def appended(tokenizer: Any) -> list[int]:
+    """The tokens that a tokenizer puts behind each text, such as the ``</s>`` of a T5's."""
     whole, plain = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
-    behind = range(len(whole) - len(plain) + 1 if plain else 0)
-    return next((count for count in behind if whole[: len(whole) - count][-len(plain) :] == plain), 0)
+    ends = range(len(whole), len(plain) - 1, -1) if plain else ()
+    end = next((end for end in ends if whole[:end][-len(plain) :] == plain), len(whole))
+    return list(whole[end:])
 
 
 def as_lines(conversation: Conversation) -> str:

@@ -29,10 +29,10 @@ class LanguageInterface:
     def tokens(self, text: str) -> list[int]:
         """The ids that the model reads and writes on from: without what the tokenizer puts behind a text."""
         ids: list[int] = self.tokenizer(text)["input_ids"]
-        return ids[: len(ids) - self._appended]
+        return ids[: len(ids) - len(self._appended)]
 
     @cached_property
-    def _appended(self) -> int:
+    def _appended(self) -> list[int]:
         return appended(self.tokenizer)
 
     def length(self, text: str) -> int:

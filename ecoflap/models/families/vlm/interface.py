@@ -223,18 +223,16 @@ class VlmInterface:
 
     def _unended(self, inputs: Any) -> Any:
         """Inputs without what the tokenizer puts behind each text, such as ``</s>``; answers stand there."""
-        ids, count = inputs["input_ids"], len(self._behind)
-        if count and writes_after_prompt(self.module) and bool((ids[:, -count:] == self._behind).all()):
+        ids, count = inputs["input_ids"], len(self._appended)
+        if count and writes_after_prompt(self.module) and bool((ids[:, -count:] == self._appended).all()):
             for name in (*WRITTEN, "input_ids", "token_type_ids", SEEN):
                 if name in inputs:
                     inputs[name] = inputs[name][:, :-count]
         return inputs
 
     @cached_property
-    def _behind(self) -> Tensor:
-        """The tokens that the tokenizer puts behind each text."""
-        ids = self.processor.tokenizer("a")["input_ids"]
-        return torch.tensor(ids[len(ids) - appended(self.processor.tokenizer) :])
+    def _appended(self) -> Tensor:
+        return torch.tensor(appended(self.processor.tokenizer))
 
 
 def check_image_options(processor: Any, options: Mapping[str, Any]) -> None:
