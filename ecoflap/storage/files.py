@@ -86,10 +86,10 @@ def beside(path: Path) -> Path:
 
 def remove_abandoned(folder: Path) -> None:
     """Remove the temporary files and folders that killed processes of this machine left in a folder."""
+    if not machine():  # nor is it known which processes run
+        return
     made_here = _made_here()
-    for left in folder.glob(f"{TEMPORARY}*"):
-        if not machine() or not left.name.startswith(made_here):
-            continue
+    for left in folder.glob(f"{made_here}*"):
         if runs(int(left.name.removeprefix(made_here).partition("-")[0])):
             continue
         if left.is_dir():
