@@ -68,9 +68,8 @@ def test_a_file_in_a_folder_below_counts(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "set" / "dog" / "1.png").write_text("22")
     assert len(outdated(result, config)) == 1
 
-    monkeypatch.setattr(
-        sources, "MOST", 4
-    )  # the folder, its two and the first one's file: dog counts by its time
+    # The folder, its two and the first one's file: dog counts by its time.
+    monkeypatch.setattr(sources, "MOST", 4)
     result = make_result(config=config, sources=sources_of(config))
     (tmp_path / "set" / "dog" / "1.png").write_text("333")
     assert outdated(result, config) == []

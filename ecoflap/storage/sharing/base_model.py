@@ -82,9 +82,10 @@ def shown_path(path: str) -> str:
 
     The folder of a run's model has that of the run before it.
     """
-    parts = tuple(part for part in PurePath(path).parts if part not in ("..", "~"))
-    whole = PurePath(path).parts == parts and len(parts) == 2 and not PurePath(path).is_absolute()
-    return "/".join(parts[-2:] if whole or parts[-1:] == (CHECKPOINT,) else parts[-1:])
+    given = PurePath(path)
+    parts = [part for part in given.parts if part not in ("..", "~")]
+    whole = len(given.parts) == len(parts) == 2 and not given.is_absolute()
+    return "/".join(parts[-2:] if whole or parts[-1:] == [CHECKPOINT] else parts[-1:])
 
 
 def saved_settings(folder: Path) -> dict[str, Any]:

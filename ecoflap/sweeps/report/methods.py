@@ -185,9 +185,7 @@ def settings_of(run: Run) -> dict[str, Any]:
     if run.finetuner is None and "finetune" not in done:
         config.pop("finetune", None)
     data = run.result.data
-    if (
-        data.get("calibration", {}).get("unused") and "finetune" not in data
-    ):  # which its training split is from
+    if data.get("calibration", {}).get("unused") and "finetune" not in data:  # no training on its split
         config.pop("calibration", None)
     return flatten(config)
 
