@@ -4,10 +4,10 @@ Two streams of the same calibration samples run through the tower side by side: 
 one through the pruned one, whose blocks before the current one are already trained. A block B with weights W
 learns to undo what its predecessors and its own mask have changed,
 
-    min over the kept W:  sum over samples of ||B(x'; W) - y||^2 / ||y||^2,
+    min over the kept W:  sum over batches of ||B(x'; W) - y||^2 / ||y||^2,
 
-where y is the dense block's output on the dense stream and x' the pruned stream. Biases and norms of the
-block are trained too. The other arguments of later blocks (such as position biases from a table in a block)
+where y is the dense block's output of a batch of the dense stream, and x' that batch of the pruned stream.
+Biases and norms of the block are trained too. The other arguments of later blocks (such as position biases from a table in a block)
 are not, as they were computed before.
 """
 
