@@ -11,6 +11,7 @@ import math
 import shutil
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -266,6 +267,8 @@ def test_identity_changes_with_what_the_numbers_depend_on(tmp_path: Path) -> Non
     assert identity == nocaps(tmp_path, batch_size=3).load(writes).identity()
     for changed in ({"limit": 20}, {"beams": 1}, {"prompt": "this is"}, {"min_new_tokens": 4}):
         assert nocaps(tmp_path, **changed).load(writes).identity() != identity
+    with_java = CaptionMetrics(java=True, spice=False)
+    assert replace(nocaps(tmp_path).load(writes), metrics=with_java).identity() != identity
 
 
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ecoflap.data.classification.calibration import Classification as Calibration
 from ecoflap.data.classification.calibration import draw_over_classes
+from ecoflap.data.classification.class_names import own_labels
 from ecoflap.data.classification.task import Classification, macro_f1
 from ecoflap.data.easy_vqa.pictures import NAMES
 from ecoflap.data.example import Classes, Example
@@ -190,6 +191,13 @@ def test_identity_changes_with_what_the_numbers_depend_on(dtd: Path, tmp_path: P
     changed = identity(elsewhere)
     picture.write_bytes(b"shorter")
     assert first != identity(elsewhere) != changed != first
+
+
+def test_other_right_classes_are_another_identity(dtd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = task(dtd).load(model(Classifier())).identity()
+    swapped = lambda *arguments: own_labels(*arguments)[::-1]
+    monkeypatch.setattr("ecoflap.data.classification.task.own_labels", swapped)
+    assert task(dtd).load(model(Classifier())).identity() != first
 
 
 def test_calibration_takes_training_pictures_of_all_classes(dtd: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from ecoflap.data.easy_vqa.calibration import read_questions
 from ecoflap.data.easy_vqa.picture_tasks import EasyCaptions, EasyClassification, EasyRetrieval
 from ecoflap.data.easy_vqa.pictures import NAMES, EasyPictures, read_pictures
-from ecoflap.data.easy_vqa.task import EasyVqa
+from ecoflap.data.easy_vqa.task import EasyVqa, EasyVqaEvaluation
 from ecoflap.data.example import Example, Generation
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
@@ -140,6 +141,10 @@ def test_identity_changes_with_what_the_numbers_depend_on() -> None:
     other = Captioner()
     other.prompt = "this is"
     assert identity != EasyCaptions(limit=20).load(model(other)).identity()
+    questions = EasyVqa(limit=5).chosen()
+    ways: list[dict[str, Any]] = [{}, {"beams": 2}, {"max_new_tokens": 5}, {"length_penalty": 0.5}]
+    asked = [EasyVqaEvaluation(EasyVqa(limit=5, **one), questions, None).identity() for one in ways]
+    assert len({str(one) for one in asked}) == len(ways)
     pictures = read_pictures("test")[:3]
     assert fingerprint(pictures, None) != fingerprint(pictures[:2], None)
 

@@ -125,6 +125,17 @@ def test_accuracy_over_questions_and_per_subject(folder: Path) -> None:
     assert knows.interface.asked[1].count("Answer:") == 2
 
 
+def test_identity_changes_with_what_the_numbers_depend_on(folder: Path) -> None:
+    def identity(**options: Any) -> dict[str, Any]:
+        return Mmlu(str(folder), **options).load(model({})).identity()
+
+    first = identity(shots=1)
+    assert first == identity(shots=1, batch_size=3)
+    assert first not in (identity(shots=0), identity(shots=1, limit=1))
+    (folder / "test" / "law_test.csv").write_text("Who rules?,w,x,y,z,D\n")
+    assert first != identity(shots=1)
+
+
 def test_every_subject_has_one_place() -> None:
     assert (
         len(GROUPS)

@@ -111,6 +111,8 @@ def test_limit_and_identity(model: PrunableModel, path: str) -> None:
     ]
     assert identities[0] == identities[3]
     assert identities[0] not in identities[1:3]
+    Path(path).write_text(" ".join(str(token) for token in TOKENS.flip(0).tolist()))
+    assert TextPerplexity(path=path, sequence_length=8).load(model).identity() != identities[0]
 
 
 def test_journal_goes_on(model: PrunableModel, path: str, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,13 @@ def test_identity_changes_with_what_the_numbers_depend_on(folder: Path) -> None:
     picture = next((moved / "val2014").iterdir())
     picture.write_bytes(picture.read_bytes()[::-1])  # of the same size
     assert identity != VqaV2(str(moved)).load(asks).identity()
+
+
+def test_other_right_answers_are_another_identity(folder: Path) -> None:
+    evaluation = VqaV2(str(folder)).load(model(Answerer()))
+    first, *others = evaluation.questions
+    changed = replace(evaluation, questions=[replace(first, answers=(*first.answers[1:], "x")), *others])
+    assert changed.identity() != evaluation.identity()
 
 
 class Ranker(Answerer):
