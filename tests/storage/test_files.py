@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import socket
+import stat
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,18 @@ def test_infinities_and_nan_are_read_back(tmp_path: Path) -> None:
     one, nan, infinite = read_json(tmp_path / "value.json")
     assert (one, infinite) == (1.0, -math.inf)
     assert math.isnan(nan)
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a crash of the machine could leave an empty file under the name."""
+    done, put = [], os.replace
+    kind = lambda descriptor: "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+    monkeypatch.setattr(os, "fsync", lambda descriptor: done.append(kind(descriptor)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("name"), put(*paths)))
+    write_json(tmp_path / "value.json", 1)
+    assert done == ["file", "name", "folder"]
 
 
 def test_a_list_of_numbers_takes_one_line(tmp_path: Path) -> None:

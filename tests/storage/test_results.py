@@ -258,9 +258,10 @@ def test_one_flipped_weight_is_found_from_the_command_line(tmp_path: Path, shard
     assert all(LAYER in line for line in differences)
 
 
-def test_a_kept_weight_that_became_nan_is_found(run: Path) -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_kept_weight_that_is_not_finite_is_found(run: Path, value: float) -> None:
     mask = load_masks(run / "checkpoint" / "masks.safetensors")[LAYER]
-    change_weights(run, LAYER, lambda weight: weight.masked_fill(mask & (mask.cumsum(1) == 1), math.nan))
+    change_weights(run, LAYER, lambda weight: weight.masked_fill(mask & (mask.cumsum(1) == 1), value))
     assert verify(run) == [f"{LAYER}: has 16 weights that are NaN or infinite"]
 
 

@@ -68,6 +68,12 @@ def test_a_file_in_a_folder_below_counts(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "set" / "dog" / "1.png").write_text("22")
     assert len(outdated(result, config)) == 1
 
+    before = (tmp_path / "set" / "cat" / "1.png").stat().st_mtime_ns
+    result = make_result(config=config, sources=sources_of(config))
+    (tmp_path / "set" / "cat" / "1.png").write_text("a copy that keeps its time")
+    os.utime(tmp_path / "set" / "cat" / "1.png", ns=(before, before))
+    assert len(outdated(result, config)) == 1
+
     # The folder, its two and the first one's file: dog counts by its time.
     monkeypatch.setattr(sources, "MOST", 4)
     result = make_result(config=config, sources=sources_of(config))
