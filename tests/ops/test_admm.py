@@ -200,10 +200,11 @@ def test_repair_equals_the_reference(relaxation: float) -> None:
     assert torch.equal(repaired[0], weight[0])
 
 
-def test_repair_converges_to_least_squares_on_the_mask() -> None:
+@pytest.mark.parametrize("penalty", [0.5, 1.0, 2.0])
+def test_repair_converges_to_least_squares_on_the_mask(penalty: float) -> None:
     weight, gram = problem(6, 16)
     mask = torch.rand(6, 16, generator=torch.Generator().manual_seed(5)) < 0.5
-    (repaired,) = admm_repair([weight], normalised_inverse(gram, damping=0), [mask], 3000, 1.0)
+    (repaired,) = admm_repair([weight], normalised_inverse(gram, 0, penalty), [mask], 6000, 1.0)
     for row, kept, dense in zip(repaired, mask, weight, strict=True):
         exact = torch.linalg.solve(gram[kept][:, kept], gram[kept] @ dense)
         torch.testing.assert_close(row[kept], exact, rtol=1e-3, atol=1e-3)

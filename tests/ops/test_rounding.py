@@ -19,6 +19,11 @@ def test_rounding_moves_the_largest_remainders_by_less_than_one() -> None:
     assert round_to_total([0.5, 0.5], [1, 1], 1) == [1, 0]  # ties: the lowest index
 
 
+def test_rounding_below_the_whole_parts_takes_from_the_smallest_remainders() -> None:
+    assert round_to_total([3.2, 4.7, 5.0], [9, 9, 9], 10) == [2, 4, 4]
+    assert round_to_total([3.2, 4.7], [9, 9], 6) == [2, 4]
+
+
 def test_an_impossible_total_is_refused() -> None:
     with pytest.raises(ValueError, match="total of 4 from sizes that add up to 3; valid totals are 0 to 3"):
         round_to_total([1.0, 2.0], [1, 2], 4)

@@ -70,6 +70,11 @@ def test_ends_where_no_swap_helps() -> None:
     assert torch.equal(swapped, swap_masks(weight, gram, swapped, swaps=1000))
 
 
+def test_a_swap_that_gains_no_more_than_rounding_is_not_made() -> None:
+    weight, mask = torch.tensor([[1.0, 1.000002], [1.0, 1.0001]]), torch.tensor([[True, False]] * 2)
+    assert swap_masks(weight, torch.eye(2), mask, swaps=1).tolist() == [[True, False], [False, True]]
+
+
 def test_uncorrelated_inputs_leave_wanda_as_it_is() -> None:
     weight = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
     gram = torch.rand(20, generator=torch.Generator().manual_seed(1)).diag()
