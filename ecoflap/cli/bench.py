@@ -1,4 +1,4 @@
-"""Measure the dense model and pruned ones side by side: bytes, load time, speed, and the metric of each run.
+"""Measure the dense model and pruned ones side by side: size, operations, load time, speed, and the metric.
 
     ecoflap bench RUN [RUN ...] [--json FILE] [--batch-size 1 8] [--repeats 10] [--tokens 32]
 

@@ -2,7 +2,6 @@
 
     ecoflap report outputs/sweeps/SWEEP [--metric TASK/METRIC] [--output FOLDER] [--csv FILE] [--title TITLE]
     ecoflap report SWEEP OTHER [OTHER ...]        the others against the first
-    ecoflap report cost RUN [RUN ...]             cost beside the dense model
     ecoflap report paired SWEEP                   against uniform, seed by seed
     ecoflap report recovery SWEEP                 what fine-tuning recovers
     ecoflap report blip2-table SWEEP [SWEEP ...]  table 1 of the paper
@@ -26,7 +25,6 @@ from ecoflap.console.tracking import WandbTracker
 from ecoflap.errors import UserError
 
 OTHERS = {
-    "cost": "ecoflap.sweeps.report.cost",
     "paired": "ecoflap.sweeps.report.paired",
     "recovery": "ecoflap.sweeps.report.recovery",
     "blip2-table": "ecoflap.sweeps.report.blip2_table",

@@ -23,7 +23,6 @@ from ecoflap.storage.results.bench import Bench, FormRow, Spread, read_bench
 from ecoflap.storage.saved_model import weight_bytes
 from ecoflap.sweeps.bench import forms, speed
 from ecoflap.sweeps.bench.measure import measure
-from ecoflap.sweeps.report import cost
 from tests.cli import forked
 from tests.cli.conftest import on_text
 from tests.data.caption_folders import one_of_each, shown_at
@@ -70,10 +69,12 @@ def test_language_models_side_by_side(
         ("small", "masked, stored without zeros"),
     ]
     assert bench.unit == "tokens"
+    assert len({(row.parameters, row.operations) for row in bench.rows}) == 1, "zeros count as other numbers"
     assert {(one.low, one.high) for one in bench.rows[0].relative.values()} == {(1.0, 1.0)}
     assert bench.machine["threads"] == torch.get_num_threads()
     result = Result.read(language_runs[0] / "result.json")
     dense, rows, _, small = bench.rows
+    assert dense.parameters == result.model["parameters"]
     weights = 4 * result.model["parameters"]
     assert dense.disk_bytes == weights
     assert weights <= dense.memory_bytes == rows.memory_bytes, "zeros take as much memory as other weights"
@@ -111,6 +112,15 @@ def test_the_report_has_a_section(
     text = page.read_text()
     assert "Size and speed" in text
     assert "tokens/s at 2" in text
+    bench = read_bench(run)
+    assert bench is not None
+    operations = bench.rows[0].operations
+    assert f'data-value="{operations}">{operations:,}<' in text, "the column is sorted by number"
+    earlier = json.loads((run / "bench.json").read_text())
+    for row in earlier["rows"]:
+        del row["operations"]
+    (run / "bench.json").write_text(json.dumps(earlier))
+    assert read_bench(run) is None
     (run / "bench.json").write_text('{"schema": 1, "rows": [3]}')
     assert command.main(["report", str(run), "--output", str(page.parent)]) == 0, (
         "a damaged bench is left out"
@@ -120,7 +130,7 @@ def test_the_report_has_a_section(
 
 def test_rows_of_runs_that_were_run_anew_are_left_out(tmp_path: Path) -> None:
     spread = {"1": Spread(1.0, 1.0, 1.0)}
-    figures: Any = ("masked", 1, 1, 1.0, spread, spread, 0.5)
+    figures: Any = ("masked", 1, 1, 1, 1, 1.0, spread, spread, 0.5)
     first, other = make_result(), make_result(metrics={"pruned": {"task": {"accuracy": 0.75}}})
     for name, result in (("first", first), ("other", other)):
         result.write(tmp_path / name / "result.json")
@@ -164,6 +174,9 @@ def test_masked_and_cut_models_that_see(tmp_path: Path, capsys: pytest.CaptureFi
     assert (masked_row.form, cut_row.form) == ("masked", "structured")
     assert cut_row.memory_bytes < 0.9 * dense.memory_bytes <= 0.9 * masked_row.memory_bytes
     assert cut_row.disk_bytes < dense.disk_bytes
+    of_dense, of_masked, of_cut = ((row.parameters or 0, row.operations or 0) for row in bench.rows)
+    assert of_masked == of_dense
+    assert all(0 < own < 0.9 * other for own, other in zip(of_cut, of_dense, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -268,6 +281,7 @@ def test_a_model_without_zeros_in_memory(
     dense, masked, sparse = bench.rows
     assert sparse.disk_bytes == masked.disk_bytes
     assert sparse.metric == masked.metric
+    assert (sparse.parameters, sparse.operations) == (None, None), "the counter does not know its kernel"
     assert sparse.memory_bytes < dense.memory_bytes == masked.memory_bytes
 
 
@@ -318,5 +332,16 @@ def test_fewer_samples_than_the_batch_size_fill_the_batch(tmp_path: Path) -> Non
     workload = speed.workload_for(model, run.record.config["calibration"], tokens=1)
     rows = [len(next(iter(batch.values()))) for batch in workload.prepare(7)]
     assert sum(rows) == 7
-    three, six = (cost.measure([folder], size, repeats=1)[0].operations for size in (3, 6))
+    three, six = (speed.operations_of(workload, model, workload.prepare(size)) for size in (3, 6))
     assert six == pytest.approx(2 * three, rel=0.01)
+
+
+def test_operations_do_not_depend_on_the_kernel_of_attention(language_runs: tuple[Path, Path]) -> None:
+    """The counter alone knows no fused kernel of a CPU."""
+    model: Any = forms.dense(forms.read_run(language_runs[0]), torch.device("cpu")).load()
+    workload = speed.workload_for(model, None, tokens=3)
+    counted = []
+    for kernel in ("eager", "sdpa"):
+        model.module.set_attn_implementation(kernel)
+        counted.append(speed.operations_of(workload, model, workload.prepare(2)))
+    assert counted[0] == counted[1] > 0

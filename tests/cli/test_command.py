@@ -44,10 +44,7 @@ def test_help_describes_every_subcommand(capsys: pytest.CaptureFixture[str]) -> 
     assert max(map(len, shown.splitlines())) <= 80
 
 
-@pytest.mark.parametrize(
-    "name",
-    [*command.SUBCOMMANDS, "report cost", "report paired", "report recovery"],
-)
+@pytest.mark.parametrize("name", [*command.SUBCOMMANDS, "report paired", "report recovery"])
 @pytest.mark.usefixtures("fresh_process")
 def test_each_subcommand_has_help(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

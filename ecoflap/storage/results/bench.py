@@ -36,6 +36,8 @@ class FormRow:
     Attributes:
         name: dense, or the run's folder with the form.
         form: dense, masked, N:M, structured, or what else stores or runs the weights.
+        parameters: number of parameters; None if other kernels run the weights, like ``operations``.
+        operations: floating-point operations of one repeat at the first batch size, zeros included.
         disk_bytes: bytes of the weights on disk; of the dense model, as it would be saved in the same dtype.
         memory_bytes: bytes of all parameters and buffers in memory.
         load_seconds: median time to load it.
@@ -48,6 +50,8 @@ class FormRow:
 
     name: str
     form: str
+    parameters: int | None
+    operations: int | None
     disk_bytes: int
     memory_bytes: int
     load_seconds: float
@@ -121,9 +125,11 @@ def _spreads(values: dict[str, Any]) -> dict[str, Spread]:
 
 def columns_of(bench: Bench) -> list[str]:
     """The headings of a bench's table."""
-    speeds = [f"{bench.unit}/s at {size}" for size in bench.rows[0].speed]
+    sizes = list(bench.rows[0].speed)
+    speeds = [f"{bench.unit}/s at {size}" for size in sizes]
     inner = [heading for speed in speeds for heading in (speed, "x dense")]
-    return ["model", "form", "disk MB", "memory MB", "load s", *inner, bench.metric or "metric"]
+    counts = ["parameters", f"operations at {sizes[0]}"]
+    return ["model", "form", *counts, "disk MB", "memory MB", "load s", *inner, bench.metric or "metric"]
 
 
 def cells_of(bench: Bench) -> list[list[str]]:
@@ -132,6 +138,7 @@ def cells_of(bench: Bench) -> list[list[str]]:
         [
             row.name,
             row.form,
+            *("" if count is None else f"{count:,}" for count in (row.parameters, row.operations)),
             f"{row.disk_bytes / 1e6:.2f}",
             f"{row.memory_bytes / 1e6:.2f}",
             f"{row.load_seconds:.2f}",

@@ -56,7 +56,8 @@ class Form:
         folder: where its weights lie; None for the dense model, which is not saved.
         run: the run whose record has its metric.
         stage: ``dense``, or the last of ``pruned`` and ``finetuned``.
-        optional: whether the others are measured without it where it can't be loaded.
+        optional: whether a kernel for zeros runs it; where it can't be loaded, the others are measured
+            without it.
     """
 
     name: str

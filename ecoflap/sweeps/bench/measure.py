@@ -18,7 +18,7 @@ from ecoflap.models.loading.device import resolve_device
 from ecoflap.storage.results.bench import Bench, FormRow, Spread
 from ecoflap.storage.results.record import first_metric
 from ecoflap.sweeps.bench.forms import Form, SavedRun, forms_of, memory_bytes
-from ecoflap.sweeps.bench.speed import Workload, reads_cpu_time, seconds_of, workload_for
+from ecoflap.sweeps.bench.speed import Workload, operations_of, reads_cpu_time, seconds_of, workload_for
 
 LOADS = 3
 
@@ -39,11 +39,13 @@ def measure(runs: Sequence[SavedRun], sizes: Sequence[int], repeats: int, tokens
     forms, models, loads = _load(forms_of(runs), notes)
     workload = workload_for(models[0], runs[0].record.config.get("calibration"), tokens)
     seconds = {size: _times(workload, models, size, repeats) for size in sizes}
-    metric = _headline(runs)
+    metric, inputs = _headline(runs), workload.prepare(sizes[0])
     rows = [
         FormRow(
             form.name,
             form.kind,
+            None if form.optional else model.parameter_count(),
+            None if form.optional else operations_of(workload, model, inputs),
             form.disk_bytes(model),
             memory_bytes(model.module),
             median(loads[place]),

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from ecoflap.errors import UserError
 from ecoflap.models.core.forward_modes import quiet_forward
@@ -119,3 +121,14 @@ def seconds_of(workload: Workload, model: PrunableModel, inputs: Any) -> float:
     workload.run(model, inputs)
     synchronise()
     return clock() - started
+
+
+@torch.no_grad()
+def operations_of(workload: Workload, model: PrunableModel, inputs: Any) -> int:
+    """Floating-point operations of one repeat; a product with a zero counts like any other.
+
+    Attention runs as matrix products, because the counter does not know all of its fused kernels.
+    """
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        workload.run(model, inputs)
+    return int(counter.get_total_flops())
