@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from ecoflap.data.protocol import Calibration
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.storage.cache.entries import AS_TENSORS
 from ecoflap.storage.cache.store import Store
+from ecoflap.storage.results.sources import stamp
 
 SOURCES = "sources"
 
@@ -100,7 +99,7 @@ def states_of_files(
         options: those whose values may be files or folders.
     """
     read: Iterable[Path] = getattr(calibrator, "read_files", lambda *_: ())(model, seed)
-    return _files(list(options)) | {str(path): _files_hash(path) for path in read}
+    return _files(list(options)) | {str(path): stamp(path, whole=True) for path in read}
 
 
 def _files(value: Any) -> dict[str, str]:
@@ -111,24 +110,4 @@ def _files(value: Any) -> dict[str, str]:
             found |= _files(inner)
         return found
     exists = isinstance(value, str) and 0 < len(value) < 4096 and Path(value).expanduser().exists()
-    return {value: _files_hash(Path(value).expanduser())} if exists else {}
-
-
-def _files_hash(path: Path) -> str:
-    """A hash of the name, size and modification time of a file, or of all files in a folder."""
-    digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(_files_below(path)):
-        state = file.stat()
-        digest.update(f"{file.relative_to(path)} {state.st_size} {state.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """All files in a folder, and in folders that it links to."""
-    seen: set[str] = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        if (place := os.path.realpath(root)) in seen:  # a link to a folder above
-            folders.clear()
-            continue
-        seen.add(place)
-        yield from (file for name in names if (file := Path(root, name)).is_file())
+    return {value: stamp(Path(value).expanduser(), whole=True)} if exists else {}

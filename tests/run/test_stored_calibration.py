@@ -16,6 +16,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.run.stored_calibration import stored_calibration
 from ecoflap.storage.cache.store import Store
+from ecoflap.storage.results import sources
 
 
 @dataclass
@@ -93,6 +94,17 @@ def test_files_in_a_linked_folder_count(tmp_path: Path) -> None:
     linked.write_text("another")
     load(store, counts, {"path": str(data)})
     assert counts.drawn == 2
+
+
+def test_every_file_in_a_folder_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a hidden folder, and beyond the entries that the record of a result reads."""
+    monkeypatch.setattr(sources, "MOST", 1)
+    counts, store, hidden = Counts(), Store(tmp_path / "store"), tmp_path / "data" / "images" / ".cats"
+    hidden.mkdir(parents=True)
+    for drawn, text in enumerate(("one", "another"), start=1):
+        (hidden / "picture").write_text(text)
+        load(store, counts, {"path": str(tmp_path / "data")})
+        assert counts.drawn == drawn
 
 
 def test_a_model_that_is_told_its_classes_is_told_each_time(tmp_path: Path) -> None:

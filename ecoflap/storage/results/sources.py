@@ -34,13 +34,13 @@ def sources_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``parts``: {key: ``name``, and ``hash`` of its source and imports, None if unknown} of each class or
-            loss from outside this package; ``files``: {key: hash, see ``_stamp``} of each file or folder.
+            loss from outside this package; ``files``: {key: hash, see ``stamp``} of each file or folder.
     """
     values = {key: value for key, value in leaves(stable(config)) if isinstance(value, str)}
     return {
         "parts": {key: {"name": name, "hash": _source(name)} for key, name in own_parts(config).items()},
         "files": {
-            key: _stamp(Path(value).expanduser())
+            key: stamp(Path(value).expanduser())
             for key, value in values.items()
             if (key.endswith(PATHS) or os.sep in value) and os.path.exists(os.path.expanduser(value))
         },
@@ -87,16 +87,24 @@ def _source(name: str) -> str | None:
     return None
 
 
-def _stamp(path: Path) -> str:
+def stamp(path: Path, whole: bool = False) -> str:
     """A hash of the names, sizes and modification times of a file, or of the files in and below a folder.
 
-    Folders are read from the top, but for hidden ones, until ``MOST`` entries are found. Those left count by
-    their own time, which a new, a removed and a renamed entry change.
+    Folders are read from the top, but for hidden ones, until ``MOST`` entries are found. Those left, and
+    links to folders that are read already, count by their own time, which a new, a removed and a renamed
+    entry change.
+
+    Args:
+        path: the file or folder.
+        whole: read hidden folders as well, and all entries.
     """
-    digest, found = hashlib.sha256(), [path]
+    digest, found, read = hashlib.sha256(), [path], set[Path]()
     for place in found:  # which grows meanwhile
-        if place.is_dir() and len(found) < MOST and os.access(place, os.R_OK | os.X_OK):
-            found += sorted(one for one in place.iterdir() if not (one.name.startswith(".") and one.is_dir()))
+        opens = (whole or len(found) < MOST) and place.is_dir() and os.access(place, os.R_OK | os.X_OK)
+        if opens and (folder := place.resolve()) not in read:
+            read.add(folder)
+            entries = (one for one in place.iterdir() if whole or not (one.name[0] == "." and one.is_dir()))
+            found += sorted(entries)
         elif place.exists():
             state = place.stat()
             digest.update(f"{place.relative_to(path)} {state.st_size} {state.st_mtime_ns}\n".encode())
