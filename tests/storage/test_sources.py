@@ -57,6 +57,22 @@ def test_what_has_changed_is_named(config: dict[str, Any], tmp_path: Path) -> No
     assert outdated(make_result(config=config), config) == [], "the record names none"
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("lavis_checkpoint", "part"), ("shards", ["./whole", "./part"]), ("files", ["part"])]
+)
+@pytest.mark.usefixtures("config")
+def test_each_file_that_an_option_names_counts(key: str, value: Any) -> None:
+    Path("part").write_text("one")
+    Path("whole").write_text("all")
+    config = {"model": {key: value}}
+    result = make_result(config=config, sources=sources_of(config))
+    assert outdated(result, config) == []
+    Path("part").write_text("three")
+    assert outdated(result, config) == [
+        f"files that it was made from have changed since (model.{key}={value})"
+    ]
+
+
 def test_a_file_in_a_folder_below_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"calibration": {"path": str(tmp_path / "set")}}
     for name in ("cat/1.png", "dog/1.png", ".git/index"):

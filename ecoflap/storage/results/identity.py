@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ SPARSITY_DIGITS = 12
 
 VOLATILE = ("tracking", "cache", "cache_mode", "device", "inspect", "resume", "runtime")
 """Config keys that change where or how a run executes, but not what it computes."""
+
+PATHS = ("path", "from", "file", "files", "folder", "images", "checkpoint")
+"""The last words of the names of options that are files or folders."""
 
 
 def run_id(config: Mapping[str, Any]) -> str:
@@ -37,6 +41,11 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         for key in {**left, **right}
         if left.get(key) != right.get(key)
     ]
+
+
+def is_path_key(key: str) -> bool:
+    """Whether an option is a file or a folder, or a list of them, by its dotted key."""
+    return re.split(r"[._]", key)[-1] in PATHS
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

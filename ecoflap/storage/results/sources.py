@@ -15,13 +15,11 @@ from typing import Any
 from ecoflap.errors import UserError
 from ecoflap.storage.cache.code import PACKAGE, source_hash
 from ecoflap.storage.results.environment import other_versions
-from ecoflap.storage.results.identity import leaves, stable
+from ecoflap.storage.results.identity import is_path_key, leaves, stable
 from ecoflap.storage.results.record import Result
 
 TARGET = "._target_"
 LOSS = ".loss"
-PATHS = ("path", "from", "file", "files", "folder", "images")
-"""Ends of the names of options that are files or folders."""
 MOST = 10_000
 """Entries of a folder, with all below it, after which no further folders in it are read."""
 
@@ -34,16 +32,13 @@ def sources_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``parts``: {key: ``name``, and ``hash`` of its source and imports, None if unknown} of each class or
-            loss from outside this package; ``files``: {key: hash, see ``stamp``} of each file or folder.
+            loss from outside this package; ``files``: {key: hash, see ``stamp``} of each file or folder, or
+            those of a list.
     """
-    values = {key: value for key, value in leaves(stable(config)) if isinstance(value, str)}
+    paths = {key: _paths(key, value) for key, value in leaves(stable(config))}
     return {
         "parts": {key: {"name": name, "hash": _source(name)} for key, name in own_parts(config).items()},
-        "files": {
-            key: stamp(Path(value).expanduser())
-            for key, value in values.items()
-            if (key.endswith(PATHS) or os.sep in value) and os.path.exists(os.path.expanduser(value))
-        },
+        "files": {key: " ".join(map(stamp, found)) for key, found in paths.items() if found},
     }
 
 
@@ -74,6 +69,13 @@ def outdated(result: Result, config: Mapping[str, Any]) -> list[str]:
         *([f"that result was made by other code ({'; '.join(code)})"] if code else []),
         *([f"files that it was made from have changed since ({', '.join(files)})"] if files else []),
     ]
+
+
+def _paths(key: str, value: Any) -> list[Path]:
+    """The existing files and folders that an option names."""
+    texts = (text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str))
+    named = (os.path.expanduser(text) for text in texts if is_path_key(key) or os.sep in text)
+    return [Path(path) for path in named if os.path.exists(path)]
 
 
 def _source(name: str) -> str | None:

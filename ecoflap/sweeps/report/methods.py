@@ -8,23 +8,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ecoflap.storage.results.identity import VOLATILE
+from ecoflap.storage.results.identity import VOLATILE, is_path_key
 from ecoflap.storage.sharing.base_model import model_name
 from ecoflap.sweeps.report.runs import SWEEP, Run, short_paths
 
 AXES = ("sparsity", "seed")
 BESIDE = (*VOLATILE, "model.save", "model.save_lavis", "steps")
 """Config keys that change where or how a run executes, or which files it writes, but not what it measures."""
-PATHS = (
-    "path",
-    "folder",
-    "file",
-    "include_path",
-    "checkpoint",
-    "lavis_checkpoint",
-    "vision_from",
-    "language_from",
-)
 # The keys that are usually swept come first: of two that vary together only the first is part of the name.
 ORDER = ("score", "allocation", "pruner", "towers", "skip_layers", "calibration", "task", "model")
 SHORT = 6  # characters of a fingerprint in a model's name
@@ -150,8 +140,8 @@ def _place(run: Run) -> str:
 
 def _weights(run: Run) -> str:
     """The paths of a run's weights."""
-    model = run.config["model"]
-    return " + ".join(str(model[key]) for key in PATHS if model.get(key) is not None)
+    paths = (value for key, value in run.config["model"].items() if is_path_key(key))
+    return " + ".join(value for value in paths if isinstance(value, str))
 
 
 def differences(
@@ -203,7 +193,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def is_path(key: str, value: Any) -> bool:
     """Whether a config value is a path in a file system or on a hub."""
-    return key.rpartition(".")[2] in PATHS or (isinstance(value, str) and value.startswith("/"))
+    named = is_path_key(key) and not isinstance(value, int)  # images=8 is a number of them
+    return named or (isinstance(value, str) and value.startswith("/"))
 
 
 def shown(value: Any) -> str:

@@ -45,6 +45,8 @@ def test_sparsity_and_seed_are_no_part_of_a_name(tmp_path: Path) -> None:
             ("layer", "block"),
             ("allocation.granularity=layer", "allocation.granularity=block"),
         ),
+        ("calibration__images", (8, 32), ("calibration.images=8", "calibration.images=32")),
+        ("pruner__profile", ("deep", "flat"), ("pruner.profile=deep", "pruner.profile=flat")),
         ("pruner__mask", ("2:4", "row"), ("pruner.mask=2:4", "pruner.mask=row")),
         ("towers", (None, ["vision"]), ("towers=null", 'towers=["vision"]')),
     ],
@@ -64,6 +66,8 @@ def test_a_key_that_varies_is_part_of_the_name(
         {"cache_mode": "off"},
         {"tracking__group": "other"},
         {"model__path": "/moved/tiny"},
+        {"calibration__images": "pictures"},
+        {"calibration__data_files": ["one.parquet"]},
         {"model__save": True},
     ],
 )
