@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 BOS = ("auto", "true", "false")
+WHOLE, ROWS, STRIPPED = LINES = ("whole", "rows", "stripped")
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,12 @@ class TextSourceOptions:
         column: the column, or the key of each JSON line, that holds text.
         revision: branch, tag or commit of the data set on the hub; null for the default branch.
         data_files: the only file of the data set on the hub that is read; null for all of the split.
-        documents: how many rows or JSON lines are read, from the first; null for all. A text file is taken as
-            it is.
+        documents: how many rows or JSON lines are read, from the first; null for all. A text file that is
+            taken as it is has none.
         separator: what stands between rows or JSON lines when they are made one text.
+        lines: what the lines of a text file are: whole (one text, taken as it is), rows (each line with its
+            end is a row, a blank one an empty row, as on the hub's WikiText) or stripped (each line without
+            the spaces around it is a row, as in the hub's Penn Treebank).
     """
 
     path: str | None = None
@@ -34,6 +38,7 @@ class TextSourceOptions:
     documents: int | None = None
     # WikiText keeps its line ends in the rows; perplexity tables join them with blank lines
     separator: str = "\n\n"
+    lines: str = field(default=WHOLE, metadata={"choices": LINES})
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,14 @@ import gzip
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from itertools import islice
 from pathlib import Path
 
 from ecoflap.data.folder import JSON_ENDINGS, NOT_UTF8, UTF8, is_packed, parse_json, read_text
 from ecoflap.data.sources import file_source
-from ecoflap.data.text.options import TextSourceOptions
-from ecoflap.errors import UserError, nearest
+from ecoflap.data.text.options import LINES, STRIPPED, WHOLE, TextSourceOptions
+from ecoflap.errors import UserError, nearest, require_choice
 
 MOST_BYTES = 32  # of a token, on average over a text
 
@@ -43,12 +44,12 @@ class TextSource(TextSourceOptions):
         Raises:
             UserError: if the file or the data set is missing, or a line holds no text.
         """
-        if self.path is not None and not _holds_json(self.path):
-            return read_text(_existing(self.path, option))
-        return self.separator.join(self.read_documents(option))
+        if self.path is None or self._has_rows:
+            return self.separator.join(self.read_documents(option))
+        return read_text(_existing(self.path, option))
 
     def read_documents(self, option: str) -> Sequence[str]:
-        """Read the text document by document; in a text file, blank lines separate documents.
+        """Read the text document by document: rows, or the parts of a whole file between blank lines.
 
         Args:
             option: the config group of the part, for the message.
@@ -61,6 +62,10 @@ class TextSource(TextSourceOptions):
         file = _existing(self.path, option)
         if _holds_json(self.path):
             return list(islice(_json_texts(file, self.column, option), self.documents))
+        if self._has_rows:
+            require_choice(f"{option}.lines", self.lines, LINES)
+            rows = _lines(read_text(file), stripped=self.lines == STRIPPED)
+            return list(islice(rows, self.documents))
         return [part for part in read_text(file).split("\n\n") if part.strip()]
 
     def check_data(self, option: str) -> None:
@@ -72,8 +77,7 @@ class TextSource(TextSourceOptions):
         Raises:
             UserError: if the text is missing, unreadable or too short.
         """
-        by_document = self.path is None or _holds_json(self.path)
-        texts = self.read_documents(option) if by_document else [self.read_text(option)]
+        texts = self.read_documents(option) if self._has_rows else [self.read_text(option)]
         if not any(map(str.strip, texts)):
             raise UserError(
                 f"{option}.path={self.path}: there is no text in it; give a text file, or JSON lines with"
@@ -87,6 +91,11 @@ class TextSource(TextSourceOptions):
 
     def check_length(self, texts: Sequence[str], option: str) -> None:
         """Refuse a text, as one or as documents, that is too short for its windows."""
+
+    @property
+    def _has_rows(self) -> bool:
+        """Whether the source consists of rows; else it is one text."""
+        return self.path is None or _holds_json(self.path) or self.lines != WHOLE
 
     def _read_hub(self, option: str) -> Sequence[str]:
         import datasets
@@ -122,6 +131,12 @@ class TextSource(TextSourceOptions):
 
 def _holds_json(path: str) -> bool:
     return path.lower().endswith(JSON_ENDINGS)
+
+
+def _lines(text: str, stripped: bool) -> Iterator[str]:
+    """The rows that the hub's WikiText, or its Penn Treebank (stripped), has for the lines of its files."""
+    for line in StringIO(text):  # ends lines at line feeds alone
+        yield line.strip() if stripped or not line.strip() else line
 
 
 def _existing(path: str, option: str) -> Path:

@@ -80,6 +80,49 @@ def test_text_file_is_taken_as_it_is_or_cut_at_blank_lines(tmp_path: Path) -> No
     assert source.read_documents("task") == ["a\nb", "\nc\n"]
 
 
+@pytest.mark.parametrize(
+    ("name", "column", "content", "rows"),
+    [
+        (
+            "wikitext2",
+            "text",
+            " \n = A = \n \t\r\n a b \u2028 c \n\n d e \n",
+            ["", " = A = \n", "", " a b \u2028 c \n", "", " d e \n"],
+        ),
+        ("ptb", "sentence", " a b \r\n c d \n\n e \n", ["a b", "c d", "", "e"]),
+    ],
+)
+@pytest.mark.parametrize("group", ["task", "calibration"])
+def test_published_file_is_the_text_of_the_hub(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    group: str,
+    name: str,
+    column: str,
+    content: str,
+    rows: list[str],
+) -> None:
+    """The hub's rows are the lines of the file, as its scripts make them."""
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({column: rows}))
+    file = tmp_path / "published.txt"
+    file.write_bytes(content.encode())
+
+    def source(*options: str) -> Any:
+        return build(group, composed([f"{group}={name}", *options])[group])
+
+    hub, local = source(), source(f"{group}.path={file}")
+    assert local.read_text(group) == hub.read_text(group) == hub.separator.join(rows)
+    assert replace(local, documents=2).read_text(group) == replace(hub, documents=2).read_text(group)
+    own = build(group, composed([f"{group}=text", f"{group}.path={file}"])[group])
+    assert (
+        own.read_text(group)
+        == content.replace("\r\n", "\n")
+        == replace(local, lines="whole").read_text(group)
+    )
+    with pytest.raises(UserError, match=rf"{group}\.lines=row is not known; did you mean rows"):
+        source(f"{group}.path={file}", f"{group}.lines=row").check_data(group)
+
+
 @pytest.mark.parametrize("name", ["c4.jsonl", "c4.json.gz"])
 def test_a_byte_order_mark_and_the_name_of_a_nul(tmp_path: Path, name: str) -> None:
     """Excel and PowerShell write the mark; code may speak of a NUL, and a text may not hold one."""
