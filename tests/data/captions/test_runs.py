@@ -77,6 +77,7 @@ def test_other_tasks_compose(name: str) -> None:
         ]
     )
     assert config.task.layout == {"coco_retrieval": "coco", "nocaps": "nocaps"}[name]
+    assert config.task.get("k_test") == {"coco_retrieval": 256, "nocaps": None}[name]  # as published
     assert config.calibration.prefix
 
 
