@@ -51,11 +51,17 @@ class Question:
 
 
 def prompt(subject: str, shots: Sequence[Question], question: Question) -> str:
-    """The prompt of the MMLU harness: heading (with its double space), answered examples, and question."""
-    heading = (
-        f"The following are multiple choice questions (with answers) about  {subject.replace('_', ' ')}.\n\n"
+    """The prompt of the MMLU harness: heading (with its double space), answered examples, and question.
+
+    Questions of no subject, as those of the hub's auxiliary_train, have no heading.
+    """
+    about = subject.replace("_", " ")
+    heading = f"The following are multiple choice questions (with answers) about  {about}.\n\n"
+    return (
+        (heading if subject else "")
+        + "".join(f"{shot.asked()} {shot.answer}\n\n" for shot in shots)
+        + question.asked()
     )
-    return heading + "".join(f"{shot.asked()} {shot.answer}\n\n" for shot in shots) + question.asked()
 
 
 def question_sources(questions: Iterable[Question]) -> frozenset[str]:
@@ -119,6 +125,11 @@ def _require_shots(
     option: str,
 ) -> None:
     for subject, questions in subjects.items():
+        if questions and not subject:
+            raise UserError(
+                f"{option}.shots: the split has questions of no subject, to which no answered examples"
+                f" belong; set {option}.shots=0"
+            )
         if questions and not dev.get(subject):
             place = f"{HUB} (dev)" if folder is None else f"{folder}/dev/{subject}_dev.csv"
             raise UserError(

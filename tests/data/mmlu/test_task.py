@@ -246,6 +246,28 @@ def test_a_subject_without_answered_examples_is_refused(folder: Path) -> None:
     MmluCalibration(str(folder)).check_data("calibration")
 
 
+def test_questions_of_no_subject_have_no_heading_and_no_shots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of the hub's auxiliary_train."""
+    import datasets
+
+    def load_dataset(name: str, config: str, split: str) -> datasets.Dataset:
+        subject = "" if split == "auxiliary_train" else "law"
+        row = {"question": "q?", "subject": subject, "choices": ["w", "x", "y", "z"], "answer": 1}
+        return datasets.Dataset.from_list([row])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    written: list[Example] = []
+    monkeypatch.setattr(
+        Knows, "encode", lambda _, example: written.append(example) or {"input_ids": torch.ones(1)}
+    )
+    MmluCalibration(split="train").load(model({}), 0)
+    assert written == [Example("q?\nA. w\nB. x\nC. y\nD. z\nAnswer:", "B")]
+    message = r"calibration\.shots: .* of no subject, to which .*; set calibration\.shots=0$"
+    with pytest.raises(UserError, match=message):
+        MmluCalibration(split="train", shots=1).check_data("calibration")
+    MmluCalibration(split="val", shots=1).check_data("calibration")
+
+
 def test_a_question_is_not_among_its_own_shots(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Example] = []
 
