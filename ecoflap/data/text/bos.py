@@ -21,7 +21,7 @@ def bos_token(tokenizer: Any, option: str, choice: str) -> int | None:
         tokenizer: the model's tokenizer.
         option: full name of the option, for the message.
         choice: ``auto`` for the token with which the tokenizer begins a text, if it does; ``true``;
-            ``false``.
+            ``false``, see ``opening``.
 
     Raises:
         UserError: if the choice is ``true`` and the tokenizer has no such token.
@@ -32,16 +32,25 @@ def bos_token(tokenizer: Any, option: str, choice: str) -> int | None:
             f"{option}=true: the model's tokenizer has no token that begins a text; use {option}=auto"
         )
     begun = choice.lower() == "true" or (
-        choice.lower() == "auto" and token is not None and _begins(tokenizer, token)
+        choice.lower() == "auto" and token is not None and _prepended(tokenizer)[:1] == [token]
     )
     return token if begun else None
 
 
-def _begins(tokenizer: Any, token: int) -> bool:
-    """Whether the tokenizer itself prepends the token to a text."""
+def opening(tokenizer: Any, choice: str) -> list[int]:
+    """The tokens that a text begins with before it is cut: with ``false`` the tokenizer's, as in papers.
+
+    With the other choices there are none, as each window begins by itself.
+    """
+    return _prepended(tokenizer) if choice.lower() == "false" else []
+
+
+def _prepended(tokenizer: Any) -> list[int]:
+    """The tokens that a tokenizer puts before a text, such as the ``<s>`` of a LLaMA's."""
     ids = tokenizer("a", verbose=False)["input_ids"]
     plain = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
-    return len(ids) > len(plain) and ids[0] == token
+    places = range(len(ids) - len(plain) + 1)
+    return ids[: next((place for place in places if ids[place : place + len(plain)] == plain), 0)]
 
 
 def begin(rows: Tensor, token: int | None) -> Tensor:

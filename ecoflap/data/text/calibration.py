@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.sources import file_source
-from ecoflap.data.text.bos import begin, bos_token
+from ecoflap.data.text.bos import begin, bos_token, opening
 from ecoflap.data.text.generated import check_generated, require_generates, with_generated
 from ecoflap.data.text.options import BOS, DocumentsOptions, TextOptions, TokenFileOptions
 from ecoflap.data.text.reading import check_characters, read_token_rows, tokenize, windows
@@ -122,9 +122,8 @@ class Text(TextOptions, TextSource):
     def draw(self, tokenizer: Any, seed: int) -> Sequence[Tensor]:
         """The windows of the text, each [tokens]."""
         token = bos_token(tokenizer, "calibration.bos", self.bos)
-        rows = windows(
-            tokenize(tokenizer, self.read_text("calibration")), self.sequence_length, "calibration", bos=token
-        )
+        tokens = tokenize(tokenizer, self.read_text("calibration"), opening(tokenizer, self.bos))
+        rows = windows(tokens, self.sequence_length, "calibration", bos=token)
         return list(rows[draw(len(rows), self.samples - self.generated, seed)])
 
 
@@ -144,10 +143,10 @@ class Documents(DocumentsOptions, Text):
             self.read_documents("calibration"),
             bos_token(tokenizer, "calibration.bos", self.bos),
         )
-        length = self.sequence_length - (token is not None)
+        length, opened = self.sequence_length - (token is not None), opening(tokenizer, self.bos)
         place, rows = random.Random(seed), list[Tensor]()
         for index in draw(len(documents), len(documents), seed):
-            tokens = tokenize(tokenizer, documents[index])
+            tokens = tokenize(tokenizer, documents[index], opened)
             if len(tokens) > length:
                 start = place.randint(0, len(tokens) - length)
                 rows.append(begin(tokens[None, start : start + length], token)[0])

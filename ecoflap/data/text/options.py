@@ -51,7 +51,7 @@ class TextOptions(TextSourceOptions):
         generated: how many of the samples the dense model generates itself, each after an eighth of a drawn
             one; 0 for none.
         bos: whether a window begins with the token that begins texts: auto (as the tokenizer does it), true
-            or false.
+            or false (the text, or each document, does so before windows are cut, as in papers on LLaMA).
         name: what logs and result files call it.
     """
 
@@ -131,7 +131,7 @@ class TextPerplexityOptions(TextSourceOptions):
             of the first window all but its first token. A smaller stride gives each token more context and
             takes more windows. Null: windows don't overlap.
         bos: whether a window begins with the token that begins texts: auto (as the tokenizer does it), true
-            or false.
+            or false (the text as a whole does so before windows are cut, as in papers on LLaMA).
         limit: number of windows, from the first; null for all.
         batch_size: windows per forward pass; changes nothing beyond rounding.
         name: what logs and result files call it.

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from typing_extensions import override
 
 from ecoflap.data.sources import file_source
-from ecoflap.data.text.bos import bos_token
+from ecoflap.data.text.bos import bos_token, opening
 from ecoflap.data.text.calibration import require_language_model, require_readable, require_tokenizer
 from ecoflap.data.text.options import BOS, TextPerplexityOptions, TokenPerplexityOptions
 from ecoflap.data.text.reading import check_characters, read_token_rows, tokenize, windows
@@ -38,8 +38,7 @@ class TextPerplexity(TextPerplexityOptions, TextSource):
     Without a stride, windows do not overlap, and all tokens of a window but the first are scored, as in
     papers on pruning language models. Their C4 is the first 1100 documents of the first validation shard,
     joined by spaces, of which they score the first 256 windows; their Penn Treebank is the sentences of the
-    test split, joined by spaces. They prepend the BOS token, if any, to the whole text only: ``bos=false``,
-    but for one token.
+    test split, joined by spaces. They prepend the BOS token, if any, to the whole text only: ``bos=false``.
     """
 
     metrics: ClassVar[tuple[str, ...]] = ("perplexity", "loss", "rows")
@@ -82,7 +81,8 @@ class TextPerplexity(TextPerplexityOptions, TextSource):
         Raises:
             UserError: if the text is missing, or shorter than one window.
         """
-        tokens, bos = tokenize(tokenizer, self.read_text("task")), bos_token(tokenizer, "task.bos", self.bos)
+        tokens = tokenize(tokenizer, self.read_text("task"), opening(tokenizer, self.bos))
+        bos = bos_token(tokenizer, "task.bos", self.bos)
         return windows(tokens, self.sequence_length, "task", self.stride, bos)[: self.limit]
 
     def load(self, model: PrunableModel) -> PerplexityEvaluation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from ecoflap.data.text.bos import begin
 from ecoflap.errors import UserError, did_you_mean
 
 
-def tokenize(tokenizer: Any, text: str) -> Tensor:
-    """The text as one row of token ids, [tokens], without special tokens."""
-    return tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0]
+def tokenize(tokenizer: Any, text: str, opening: Sequence[int] = ()) -> Tensor:
+    """The text as one row of token ids, [tokens], without special tokens but those of the opening."""
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0]
+    return torch.cat([ids.new_tensor(opening), ids])
 
 
 def windows(

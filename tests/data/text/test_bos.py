@@ -62,8 +62,7 @@ def path(tmp_path: Path) -> str:
         ({"begins": False, "token": None}, "auto", False),
         ({"begins": False}, "true", True),
         ({"begins": False}, "True", True),  # as Hydra writes a flag
-        ({"begins": True}, "false", False),
-        ({"begins": True}, "False", False),
+        ({"begins": False}, "false", False),
     ],
 )
 @pytest.mark.parametrize("kind", [Text, Documents])
@@ -83,6 +82,30 @@ def test_windows_begin_as_asked(
     measured = TextPerplexity(path=path, sequence_length=8, bos=choice).load(model(**how))
     assert ((measured.rows[:, 0] == BOS) == begun).all()
     assert measured.rows.shape == (100 // (8 - begun), 8)
+
+
+@pytest.mark.parametrize("choice", ["false", "False"])  # as Hydra writes a flag
+@pytest.mark.parametrize("how", [{"begins": True}, {"begins": True, "ends": True}, {"begins": False}])
+def test_false_cuts_the_windows_of_papers(
+    model: Callable[..., PrunableModel], path: str, how: dict[str, Any], choice: str
+) -> None:
+    """They tokenise the whole text, or each document, once, with the tokenizer's own token in front."""
+    built = model(**how)
+    whole = built.processor(Path(path).read_text())["input_ids"]
+    rows = [whole[start : start + 8] for start in range(0, len(whole) - 7, 8)]
+    assert (rows[0][0] == BOS) == how["begins"]
+    assert TextPerplexity(path=path, sequence_length=8, bos=choice).load(built).rows.tolist() == rows
+    drawn = Text(path=path, sequence_length=8, bos=choice).load(built, 0).samples
+    assert sorted(sample["input_ids"].tolist() for sample in drawn) == sorted(rows)
+    documents = [built.processor(part)["input_ids"][:26] for part in Path(path).read_text().split("\n\n")]
+    windows = [row[start : start + 24] for row in documents for start in range(len(row) - 23)]
+    found = [
+        sample["input_ids"].tolist()
+        for seed in range(20)
+        for sample in Documents(path=path, sequence_length=24, bos=choice).load(built, seed).samples
+    ]
+    assert len(found) == 80
+    assert {tuple(row) for row in found} == {tuple(row) for row in windows}
 
 
 @pytest.mark.parametrize("stride", [None, 3])
