@@ -14,7 +14,7 @@ from typing import Any
 
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.evaluate.harness_scores import directions, errors, logged, noted, reported, scores
-from ecoflap.evaluate.lm_eval_tasks import code_below, fingerprint, read_task, task_manager
+from ecoflap.evaluate.lm_eval_tasks import code_below, examples, fingerprint, read_task, task_manager
 from ecoflap.evaluate.options import LmEvalOptions
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
@@ -76,7 +76,8 @@ class LmEval(LmEvalOptions):
             )
         inputs = f"{fingerprint(tasks, self.num_fewshot)} {code_below(self.include_path)}"
         every = {name: member for members in tasks.values() for name, member in members.items()}
-        return LmEvalEvaluation(self, manager, with_pictures, inputs, directions(every))
+        taken = examples(every, self.limit)
+        return LmEvalEvaluation(self, manager, with_pictures, inputs, taken, directions(every))
 
 
 def has_pictures(members: Mapping[str, Any]) -> bool:
@@ -108,6 +109,7 @@ class LmEvalEvaluation:
         manager: the harness's index of tasks.
         with_pictures: names of the tasks that have images.
         inputs: hashes of all inputs and of the code beside one's own tasks.
+        examples: which examples are asked, as an option of the harness.
         higher_is_better: {task/metric: whether a higher value is better}, of those that tell.
     """
 
@@ -115,6 +117,7 @@ class LmEvalEvaluation:
     manager: Any
     with_pictures: set[str]
     inputs: str
+    examples: dict[str, Any]
     higher_is_better: dict[str, bool]
 
     def identity(self) -> dict[str, Any]:
@@ -122,7 +125,9 @@ class LmEvalEvaluation:
         irrelevant = ("include_path", "batch_size", "name")
         options = {name: value for name, value in asdict(self.task).items() if name not in irrelevant}
         harness = {"metric": LM_EVAL, "version": version("lm_eval")}
-        return {**harness, "inputs": self.inputs, **options, "higher_is_better": self.higher_is_better}
+        spread = {"examples": "evenly spaced"} if "samples" in self.examples else {}
+        inputs = {"inputs": self.inputs, **options, **spread}
+        return {**harness, **inputs, "higher_is_better": self.higher_is_better}
 
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Metrics by task/metric, on the harness's scales, and the number of examples by task/samples.
@@ -157,7 +162,7 @@ class LmEvalEvaluation:
             harness_model(model, name in self.with_pictures, self.task.batch_size),
             tasks=[name],
             num_fewshot=self.task.num_fewshot,
-            limit=self.task.limit,
+            **self.examples,
             task_manager=self.manager,
             bootstrap_iters=0,
             log_samples=True,

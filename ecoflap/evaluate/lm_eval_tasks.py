@@ -6,12 +6,14 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from inspect import signature
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ecoflap.data.image_in_memory import image_digest
 from ecoflap.errors import UserError, did_you_mean
+from ecoflap.evaluate.inputs import spread
 from ecoflap.storage.cache.code import folder_hash
 from ecoflap.storage.installation import install_extra
 
@@ -76,6 +78,19 @@ def fingerprint(tasks: Mapping[str, Mapping[str, Any]], num_fewshot: int | None)
             for image in pictures_of(task, document):
                 digest.update(shown(image))
     return digest.hexdigest()
+
+
+def examples(members: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
+    """The harness's options for ``limit`` examples of each task, evenly spaced, or all of a smaller task.
+
+    Before 0.4.9 it takes the first ones, and can't be told which.
+    """
+    from lm_eval import simple_evaluate
+
+    if limit is None or "samples" not in signature(simple_evaluate).parameters:
+        return {"limit": limit}
+    places = {name: range(len(member.eval_docs)) for name, member in members.items()}
+    return {"samples": {name: spread(of_it, min(limit, len(of_it)), name) for name, of_it in places.items()}}
 
 
 def code_below(include_path: str | None) -> str:

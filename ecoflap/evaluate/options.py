@@ -11,7 +11,7 @@ class LmmsEvalOptions:
 
     Attributes:
         harness_tasks: their names, such as pope.
-        limit: examples per task, from the first; null for all.
+        limit: examples per task, from the first, in a sorted set all of one category; null for all.
         include_path: folder with YAML tasks of one's own.
         batch_size: questions about one picture per generation; changes nothing beyond rounding.
         name: what logs and result files call it.
@@ -32,7 +32,7 @@ class LmEvalOptions:
         harness_tasks: their names, such as hellaswag.
         num_fewshot: answered examples before each question; null for each task's own number. A task whose own
             number is 0 keeps it.
-        limit: examples per task, from the first; null for all.
+        limit: examples per task, evenly spaced, or from the first before lm_eval 0.4.9; null for all.
         include_path: folder with YAML tasks of one's own.
         batch_size: requests per forward pass.
         name: what logs and result files call it.

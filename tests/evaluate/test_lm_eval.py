@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from torch import nn
 
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.lm_eval_harness import LmEval, by_filter, flatten, untied
+from ecoflap.evaluate.lm_eval_tasks import examples
 from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
@@ -160,11 +163,22 @@ def test_several_tasks_their_mean_first_and_a_journal(
     assert [
         [sample["doc_id"] for sample in line[0]["samples"][name]]
         for line, name in zip(lines, ("one", "other"), strict=True)
-    ] == [[0, 1, 2]] * 2
+    ] == [[0, 4, 8]] * 2
     assert all(len(sample["filtered_resps"]) == 2 for sample in lines[0][0]["samples"]["one"])
     assert task.load(llama)(llama) == found, "the shots are the same each time"
     evaluation._measure = lambda *_: pytest.fail("both are in the prediction_log")  # type: ignore[method-assign]
     assert evaluation(llama, PredictionLog(tmp_path / "tasks.jsonl", "key")) == found
+
+
+@HARNESS
+def test_a_limit_is_spread_over_each_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    import lm_eval
+
+    members = {"long": SimpleNamespace(eval_docs=[{}] * 12), "short": SimpleNamespace(eval_docs=[{}] * 2)}
+    assert examples(members, 3) == {"samples": {"long": [0, 4, 8], "short": [0, 1]}}
+    assert examples(members, None) == {"limit": None}
+    monkeypatch.setattr(lm_eval, "simple_evaluate", lambda model, limit=None: None)  # as before 0.4.9
+    assert examples(members, 3) == {"limit": 3}
 
 
 @HARNESS
@@ -174,7 +188,8 @@ def test_identity_changes_with_what_the_numbers_depend_on(folder: Path, llama: P
     assert json.loads(json.dumps(identity)) == identity
     assert identity["higher_is_better"] == {"one/acc": True, "one/acc_norm": False}  # as the task says
     assert identity == LmEval(["one"], include_path=str(folder), batch_size=1).load(llama).identity()
-    assert identity != LmEval(["one"], include_path=str(folder), limit=3).load(llama).identity()
+    limited = LmEval(["one"], include_path=str(folder), limit=3).load(llama)
+    assert identity != limited.identity() != replace(limited, examples={"limit": 3}).identity() != identity
     file = folder / "one.yaml"
     as_it_was = file.read_text()
     for line in ("description: Choose.", 'target_delimiter: ""', "repeats: 2"):
