@@ -63,11 +63,6 @@ class Conversation:
         """The pictures of all turns."""
         return [image for turn in self.turns for image in turn.images]
 
-    def first(self) -> Conversation:
-        """The same up to the first answer."""
-        end = next(place for place, turn in enumerate(self.turns) if turn.role == "assistant")
-        return Conversation(self.turns[: end + 1])
-
     def example(self) -> Example | None:
         """The same as a question with its answer; None where it is more than that."""
         if [turn.role for turn in self.turns] != ["user", "assistant"] or len(self.images) > 1:

@@ -161,8 +161,7 @@ class RowsCalibration(RowsOptions, ABC):
         values = named(row, {kind: getattr(self, f"{kind}_column") for kind in KINDS})
         folder = row.folder if self.images is None else Path(self.images).expanduser()
         if has_chat(values):
-            found = conversation(values, folder, row.where, locate)
-            return found if self.turns == "all" else found.first()
+            return conversation(values, folder, row.where, locate, self.turns)
         pictured = any(values.get(name) is not None for name in COLUMNS["image"])
         return example(values, pictured, folder, row.where, locate)
 

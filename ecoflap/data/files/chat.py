@@ -19,6 +19,8 @@ CALLS = ("tool_calls", "function_call")
 """What a turn that calls tools has beside its content, or instead of it."""
 TOOLS = ("tools", "functions")
 """Columns that define the tools of a chat."""
+THOUGHTS = ("reasoning_content", "thinking")
+"""What the model thought before it wrote the content of a turn."""
 CONTENTS = ("value", "content", *CALLS)
 """What a turn has beside its role."""
 ROLES = {
@@ -38,37 +40,47 @@ def has_chat(row: Mapping[str, Any]) -> bool:
 
 
 def conversation(
-    row: Mapping[str, Any], folder: Path | None, where: str, locate: Locate = locate
+    row: Mapping[str, Any], folder: Path | None, where: str, locate: Locate = locate, turns: str = "all"
 ) -> Conversation:
-    """The conversation of a row, up to its last answer.
+    """The conversation of a row, up to the answer that is learned.
 
     A picture of the row stands where a text says ``<image>`` or a part of a message has the type image; where
     none does, before the first question.
 
     Args:
-        row: ``conversations`` or ``messages``, and ``image`` or ``images``.
+        row: ``conversations`` or ``messages``; ``image`` or ``images``; and ``system``, its first turn if no
+            other turn is the system's.
         folder: see ``locate``.
         where: the row, for messages.
         locate: finds its pictures.
+        turns: all (the last answer is learned) or first (the first one is).
 
     Raises:
-        UserError: if there is no answer, a turn is of an unknown kind or calls tools, the row defines tools,
-            or pictures are missing, or more or fewer than the places for them.
+        UserError: if there is no answer, a turn is of an unknown kind, calls tools or has thoughts, the
+            answer's weight is 0, the row defines tools, or pictures are missing, or more or fewer than the
+            places for them.
     """
     if defined := next((name for name in TOOLS if not _empty(row.get(name))), None):
         raise UserError(
             f"{where} defines tools ({defined}), which are not read; write them into its system turn as the"
             f" model reads them and take the column {defined} out, or take the row out"
         )
-    turns = [_turn(one, where, number) for number, one in enumerate(_turns(row, where), 1)]
-    answered = [place for place, (role, _) in enumerate(turns) if role == "assistant"]
+    given = _turns(row, where)
+    said = [_turn(one, where, number) for number, one in enumerate(given, 1)]
+    answered = [place for place, (role, _) in enumerate(said) if role == "assistant"]
     if not answered:
-        roles = ", ".join(dict.fromkeys(role for role, _ in turns)) or "none"
+        roles = ", ".join(dict.fromkeys(role for role, _ in said)) or "none"
         raise UserError(
             f"{where} has no turn of the assistant (its roles: {roles}), and the loss is that of an answer;"
             ' give one, from "gpt" or with the role "assistant", or take the row out'
         )
-    turns = _placed(turns[: answered[-1] + 1], _images(row), where)
+    end = answered[0 if turns == "first" else -1]
+    if given[end].get("weight") == 0:
+        raise UserError(
+            f"{where}, turn {end + 1}, of the role assistant, has the weight 0, and the loss would be that of"
+            " this answer; take the weight, the turns from this one on, or the row out"
+        )
+    shown = _placed(said[: answered[-1] + 1], _images(row), where)[: end + 1]
     found = tuple(
         Turn(
             role,
@@ -77,13 +89,23 @@ def conversation(
                 for part in parts
             ),
         )
-        for role, parts in turns
+        for role, parts in [*_system(row, said), *shown]
     )
     last = found[-1]
     if last.images or not last.text.strip():
-        held = "a picture" if last.images else "no text"
-        raise UserError(f"{where}: its last answer has {held}; give an answer of text, or take the row out")
+        held, which = "a picture" if last.images else "no text", "first" if turns == "first" else "last"
+        raise UserError(
+            f"{where}: its {which} answer has {held}; give an answer of text, or take the row out"
+        )
     return Conversation(found)
+
+
+def _system(row: Mapping[str, Any], said: list[_Parts]) -> list[_Parts]:
+    """The system turn of a row that has it beside its turns."""
+    system = row.get("system")
+    if not isinstance(system, str) or not system.strip() or any(role == "system" for role, _ in said):
+        return []
+    return [("system", [system])]
 
 
 class _Shown:
@@ -119,7 +141,7 @@ def _turn(turn: Mapping[str, Any], where: str, number: int) -> _Parts:
     """The role and the parts of a turn.
 
     Raises:
-        UserError: if its keys, its role or its content are unknown, or it calls tools.
+        UserError: if its keys, its role or its content are unknown, or it calls tools or has thoughts.
     """
     role = turn.get("from", turn.get("role"))
     content = turn.get("value", turn.get("content"))
@@ -134,6 +156,11 @@ def _turn(turn: Mapping[str, Any], where: str, number: int) -> _Parts:
         raise UserError(
             f"{where}, turn {number} has {', '.join(map(str, turn)) or 'nothing'}; a turn has from and value,"
             " or role and content"
+        )
+    if thoughts := next((name for name in THOUGHTS if not _empty(turn.get(name))), None):
+        raise UserError(
+            f"{where}, turn {number}, of the role {role}, has thoughts ({thoughts}); only the content of"
+            " turns is read: write the thoughts into its content, or take them or the row out"
         )
     if role not in ROLES:
         raise UserError(f"{where}, turn {number}: its role is {role}; {did_you_mean(str(role), ROLES)}")

@@ -34,6 +34,8 @@ def named(row: Row, given: Mapping[str, str | None]) -> Mapping[str, Any]:
             )
         values = {name: value for name, value in values.items() if name not in KINDS[kind]}
         values[KINDS[kind][0]] = row.values[column]
+    if given.get("text") == "instruction":
+        _complete(values)
     every = [*CHATS, *(name for names in COLUMNS.values() for name in names)]
     if all(values.get(name) is None for name in every):
         renamed = {KINDS[kind][0]: column for kind, column in given.items() if column is not None}
@@ -49,3 +51,10 @@ def named(row: Row, given: Mapping[str, str | None]) -> Mapping[str, Any]:
             " image_column or chat_column"
         )
     return values
+
+
+def _complete(values: dict[str, Any]) -> None:
+    """Put what an instruction of Alpaca's format is about behind it, after a blank line."""
+    name, about = KINDS["text"][0], values.get("input")
+    if isinstance(values[name], str) and isinstance(about, str) and about.strip():
+        values[name] += f"\n\n{about}"

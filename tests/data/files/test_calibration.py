@@ -240,6 +240,31 @@ def text_chat() -> dict[str, Any]:
     return {"messages": [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]}
 
 
+def test_a_system_text_and_an_input_reach_a_language_model(tmp_path: Path) -> None:
+    one = llama()
+    one.processor.chat_template = TEMPLATE
+    model = ecoflap.load(one.module, one.processor)
+
+    def read(row: dict[str, Any], **options: Any) -> str:
+        file = given.write_lines(tmp_path / "a.jsonl", [row])
+        sample = Chat(str(file), **options).load(model, 0).samples[0]
+        return str(one.processor.decode(sample["input_ids"]))
+
+    def expected(text: str) -> str:
+        return str(one.processor.decode(one.processor(text)["input_ids"]))
+
+    said = [{"from": "human", "value": "the cat"}, {"from": "gpt", "value": "a dog"}]
+    wanted = expected("system red not green | user the cat | assistant a dog")
+    assert read({"system": "red not green", "conversations": said}) == wanted
+    for nothing in (None, " ", {"a": 1}):
+        row = {"system": nothing, "conversations": said}
+        assert read(row) == expected("user the cat | assistant a dog")
+    alpaca = {"text_column": "instruction", "target_column": "output"}
+    row = {"instruction": "the cat", "input": "red not green", "output": "a dog"}
+    assert read(row, **alpaca) == expected("user the cat\n\nred not green | assistant a dog")
+    assert read({**row, "input": ""}, **alpaca) == expected("user the cat | assistant a dog")
+
+
 @pytest.mark.parametrize("template", [None, TEMPLATE])
 def test_chats_of_a_language_model(tmp_path: Path, template: str | None) -> None:
     one = llama()

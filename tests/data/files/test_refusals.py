@@ -75,6 +75,18 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
         r"defines tools \(functions\), which are",
     ),
     "tools as JSON": ({**turns(("user", "what ?"), ANSWER), "tools": '[{"name": "count"}]'}, "defines tools"),
+    "thoughts": (
+        {"messages": [{"role": "user", "content": "what ?"}, {**SAID, "reasoning_content": "it is round"}]},
+        r"turn 2, of the role assistant, has thoughts \(reasoning_content\); only the content of turns",
+    ),
+    "thoughts before the last answer": (
+        {"messages": [{**SAID, "thinking": "it is round"}, {"role": "user", "content": "what ?"}, SAID]},
+        r"turn 1, of the role assistant, has thoughts \(thinking\)",
+    ),
+    "weight": (
+        {"messages": [{"role": "user", "content": "what ?"}, {**SAID, "weight": 0}]},
+        "turn 2, of the role assistant, has the weight 0, and the loss would be that of this answer",
+    ),
     "tool call without content": ({"messages": [{"role": "assistant", "tool_calls": []}]}, "has no content"),
     "null of LLaVA": ({"conversations": [{"from": "gpt", "value": None}]}, "turn 1, of the role gpt, has no"),
     "two pictures": ({"images": ["0.png", "1.png"], "caption": "a"}, "has 2 pictures"),
@@ -97,11 +109,26 @@ def test_rows(folder: Path, case: str) -> None:
 
 
 def test_calls_and_tools_that_arrow_fills_in_are_none(folder: Path) -> None:
-    nothing = {"tool_calls": None, "function_call": {"name": None, "arguments": None}}
+    nothing = {"tool_calls": None, "function_call": {"name": None, "arguments": None}, "thinking": ""}
     said = [{"role": "user", "content": "what ?", **nothing}, {**SAID, **nothing, "tool_calls": []}]
     for tools in (None, [], "", "[]"):
         file = given.write_lines(folder / "a.jsonl", [{"messages": said, "tools": tools}])
         Chat(str(file)).check_data("calibration")
+
+
+def test_the_answer_that_is_learned_has_a_weight(folder: Path) -> None:
+    ask = {"role": "user", "content": "what ?"}
+    first = [ask, {**SAID, "weight": 0}, ask, {**SAID, "weight": 1}]
+    file = str(given.write_lines(folder / "a.jsonl", [{"messages": first}]))
+    Chat(file).check_data("calibration")
+    with pytest.raises(UserError, match="turn 2, of the role assistant, has the weight 0"):
+        Chat(file, turns="first").check_data("calibration")
+    last = [ask, SAID, ask, {**SAID, "weight": 0, "content": ""}]
+    file = str(given.write_lines(folder / "b.jsonl", [{"messages": last}]))
+    Chat(file, turns="first").check_data("calibration")
+    blank = [ask, {**SAID, "content": " "}, ask, SAID]
+    with pytest.raises(UserError, match="its first answer has no text"):
+        Chat(str(given.write_lines(folder / "c.jsonl", [{"messages": blank}])), turns="first").first()
 
 
 @pytest.mark.parametrize("row", [{"question": "what ?"}, {"text": "what ?", "answer": None}])
