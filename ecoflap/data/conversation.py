@@ -63,11 +63,22 @@ class Conversation:
         """The pictures of all turns."""
         return [image for turn in self.turns for image in turn.images]
 
+    @property
+    def has_earlier_answers(self) -> bool:
+        """Whether there is an answer before the last one."""
+        return any(turn.role == "assistant" for turn in self.turns[:-1])
+
     def example(self) -> Example | None:
-        """The same as a question with its answer; None where it is more than that."""
-        if [turn.role for turn in self.turns] != ["user", "assistant"] or len(self.images) > 1:
+        """The same as a question with its answer; None where it is more than that.
+
+        It is for models without a chat template: a system turn stands before the question, in lines of its
+        own.
+        """
+        roles = [turn.role for turn in self.turns]
+        if roles not in (["user", "assistant"], ["system", "user", "assistant"]) or len(self.images) > 1:
             return None
-        return Example(self.turns[0].text, self.target, next(iter(self.images), None))
+        text = "\n".join(turn.text for turn in self.turns[:-1] if turn.text)
+        return Example(text, self.target, next(iter(self.images), None))
 
     def asked(self) -> list[dict[str, Any]]:
         """All before the last answer as messages for a processor's chat template."""

@@ -117,7 +117,7 @@ def encode_rows(
         if isinstance(row, Conversation):
             question = row.example() if isinstance(model.interface, Encodes) else None
             if question is None:
-                return _converses(model, option).encode_conversation(row)
+                return _converses(model, row, option).encode_conversation(row)
             row = question
         sample: Sample = require(model, Encodes, option).encode(row)
         return sample
@@ -127,16 +127,17 @@ def encode_rows(
     return pad_together(model, tuple(map(encode, rows)))
 
 
-def _converses(model: PrunableModel, option: str) -> Converses:
+def _converses(model: PrunableModel, row: Conversation, option: str) -> Converses:
     """The model's interface, if it can encode conversations of several turns or pictures.
 
     Raises:
         UserError: if it can't.
     """
     if not isinstance(model.interface, Converses):
+        first = "set calibration.turns=first, or " if row.has_earlier_answers else ""
         raise UserError(
             f"{option} has conversations of several turns or pictures, and {model.name} reads one question"
-            " about one picture at most; set calibration.turns=first, or take such rows out"
+            f" about one picture at most; {first}take such rows out"
         )
     return model.interface
 

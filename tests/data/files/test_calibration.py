@@ -207,6 +207,25 @@ def test_the_first_turns_alone(vlm: PrunableModel, folder: Path) -> None:
     assert found.fingerprint() == Chat(str(single)).load(vlm, 0).fingerprint()
 
 
+def test_a_system_turn_stands_before_the_question_where_there_are_no_roles(folder: Path) -> None:
+    """Beside the turns, as LLaMA-Factory has it, or as one of them."""
+    chat = long_chat()
+    beside = {**chat, "system": "the house is red"}
+    among = {
+        **chat,
+        "conversations": [{"from": "system", "value": "the house is red"}, *chat["conversations"]],
+    }
+    column = {"image": "0.png", "question": "the house is red\nwhat shape is there ?", "answer": "circle"}
+    one, pair = llava(), clip()
+    prompted = ecoflap.load(one.module, one.processor, prompt="USER: <image> {} ASSISTANT:")
+    for model in (prompted, ecoflap.load(pair.module, pair.processor)):
+        wanted, *found = (
+            Chat(str(given.write_lines(folder / "a.jsonl", [row])), turns="first").load(model, 0)
+            for row in (column, beside, among, {**among, "system": "a dog"})
+        )
+        assert [one.fingerprint() for one in found] == [wanted.fingerprint()] * 3
+
+
 def test_pruning_with_several_pictures_in_a_row(folder: Path) -> None:
     rows = [long_chat(2), long_chat(1), *given.llava_chats(2)]
     file = given.write_lines(folder / "a.jsonl", rows)

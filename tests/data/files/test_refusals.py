@@ -270,6 +270,11 @@ def test_models_that_cannot_read_the_rows(folder: Path) -> None:
     prompted = ecoflap.load(one.module, one.processor, prompt="USER: <image> {} ASSISTANT:")
     with pytest.raises(UserError, match=r"model\.prompt is for a question.*turns=first"):
         loaded(prompted, folder, {**several, "image": "0.png"})
+    pictures = {**turns(("user", "<image> <image> what ?"), ANSWER), "images": ["0.png", "1.png"]}
+    for model in (pairs, prompted):
+        with pytest.raises(UserError, match=r"take such rows out") as caught:
+            loaded(model, folder, pictures, turns="first")
+        assert "turns=first" not in str(caught.value)
     with pytest.raises(UserError, match=r"calibration\.turns=last is not known"):
         Chat("a", turns="last")
 

@@ -113,10 +113,11 @@ class VlmInterface:
             UserError: see ``encode_conversation``.
         """
         if not self.is_chat:
+            first = "set calibration.turns=first, " if conversation.has_earlier_answers else ""
             raise UserError(
                 f"a conversation of {len(conversation.turns)} turns and {len(conversation.images)} pictures"
-                " needs a chat template, and model.prompt is for a question about a picture; set"
-                " calibration.turns=first, or model.prompt=null where the processor has a template"
+                f" needs a chat template, and model.prompt is for a question about a picture; {first}take"
+                " such rows out, or set model.prompt=null where the processor has a template"
             )
         text = templated(self.processor, conversation.asked(), self.chat)
         return self._shown(text, [load_image(image) for image in conversation.images]), text
