@@ -17,14 +17,16 @@ from ecoflap.api.readable import check_given, check_lengths
 from ecoflap.api.unchanged import unchanged
 from ecoflap.data.batch import Sample
 from ecoflap.data.calibration_set import CalibrationSet, draw
+from ecoflap.data.conversation import Conversation
+from ecoflap.data.example import Example
 from ecoflap.data.files.chat import conversation
 from ecoflap.data.files.columns import example
 from ecoflap.data.files.fitting import (
-    encode_fitting,
     files_of,
     fitting,
     require_reader,
     require_target,
+    short_enough,
 )
 from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.data.sources import picture_sources
@@ -34,7 +36,7 @@ from ecoflap.data.text.prefix import GivenText, PrefixText
 from ecoflap.data.text.reading import tokenize, windows
 from ecoflap.data.text.source import MOST_BYTES
 from ecoflap.errors import UserError, require_positive, require_seed
-from ecoflap.models.core.encoding import encode_all, pad_together
+from ecoflap.models.core.encoding import encode_all, encode_rows, pad_together
 from ecoflap.models.core.protocols import Answers, Encodes
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import at_most, require_length, trained_tokens
@@ -215,13 +217,15 @@ def _prefixes(model: PrunableModel, data: Data, amount: Amount, seed: int) -> Ca
 def _chats(model: PrunableModel, data: Data, amount: Amount) -> CalibrationSet:
     """Encode chats; the loss is that of their last answers."""
     require_reader(model, "data")
-    found = []
-    for number, row in enumerate(islice(data.items, amount.samples)):
-        where = f"row {number} of the data"
-        found.append(fitting(model, conversation(row, None, where), "data", where))
+
+    def rows() -> Iterator[Example | Conversation]:
+        for number, row in enumerate(data.items):
+            where = f"row {number} of the data"
+            yield fitting(model, conversation(row, None, where), "data", where)
+
     longest = amount.sequence_length or trained_tokens(model.module)
-    samples = encode_fitting(model, found, "data", longest)
-    return CalibrationSet(NAME, samples, picture_sources(files_of(found)))
+    found = short_enough(model, rows(), "data", amount.samples, longest)
+    return CalibrationSet(NAME, encode_rows(model, found, "data"), picture_sources(files_of(found)))
 
 
 def _examples(model: PrunableModel, rows: Sequence[Mapping[str, Any]]) -> CalibrationSet:

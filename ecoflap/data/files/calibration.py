@@ -17,7 +17,7 @@ from ecoflap.data.example import Example
 from ecoflap.data.files import json_rows, parquet, webdataset
 from ecoflap.data.files.chat import conversation, has_chat
 from ecoflap.data.files.columns import COLUMNS, example
-from ecoflap.data.files.fitting import encode_fitting, files_of, fitting, images_of, is_text, require_reader
+from ecoflap.data.files.fitting import files_of, fitting, images_of, is_text, require_reader, short_enough
 from ecoflap.data.files.names import KINDS, named
 from ecoflap.data.files.options import ChatOptions, ParquetOptions, RowsOptions, WebDatasetOptions
 from ecoflap.data.files.pictures import IN_ROW, Locate, locate, look_up
@@ -26,6 +26,7 @@ from ecoflap.data.files.texts import beginning, of_texts
 from ecoflap.data.folder import JSON_ENDINGS
 from ecoflap.data.sources import file_source, picture_sources
 from ecoflap.errors import UserError, require_choices, require_positive
+from ecoflap.models.core.encoding import encode_rows
 from ecoflap.models.core.prunable import PrunableModel
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class RowsCalibration(RowsOptions, ABC):
             texts = self._texts(rows, seed)
             return of_texts(model, texts, self.samples, self.sequence_length, self.name, self.sources, seed)
         found = self._drawn(model, rows, seed)
-        samples = encode_fitting(model, found, f"calibration={self.name}", self.sequence_length)
+        samples = encode_rows(model, found, f"calibration={self.name}")
         return CalibrationSet(self.name, samples, self.sources | picture_sources(files_of(found)))
 
     def read_files(self, model: PrunableModel, seed: int) -> list[Path]:
@@ -112,7 +113,7 @@ class RowsCalibration(RowsOptions, ABC):
         Raises:
             UserError: as for ``load``; no picture is opened.
         """
-        if is_text(self.first()):
+        if is_text(self.first()) or not model.sees:
             return self.files
         drawn = self._drawn(model, self.rows(), seed, look_up)
         return [*self.files, *(Path(image) for image in files_of(drawn) if image != IN_ROW)]
@@ -171,18 +172,20 @@ class RowsCalibration(RowsOptions, ABC):
         """Rows in a random order, until there are enough; a model that sees reads only those with a picture.
 
         Raises:
-            UserError: if the model can't read a row, or reads pictures and no row has one.
+            UserError: if the model can't read a row, reads pictures and no row has one, or all are too long.
         """
-        found: list[Example | Conversation] = []
-        blind = 0
-        for row in self._shuffled(rows, seed):
-            one = fitting(model, self.parsed(row, locate), f"calibration={self.name}", row.where)
-            if model.sees and not images_of(one):
-                blind += 1
-                continue
-            found.append(one)
-            if len(found) == self.samples:
-                break
+        option, blind = f"calibration={self.name}", 0
+
+        def readable() -> Iterator[Example | Conversation]:
+            nonlocal blind
+            for row in self._shuffled(rows, seed):
+                one = fitting(model, self.parsed(row, locate), option, row.where)
+                if model.sees and not images_of(one):
+                    blind += 1
+                else:
+                    yield one
+
+        found = short_enough(model, readable(), option, self.samples, self.sequence_length)
         if not found:
             raise UserError(
                 f"calibration={self.name}: {model.name} reads pictures, and none of the {blind} rows has one;"

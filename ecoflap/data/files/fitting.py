@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable
+from itertools import islice
 
-from ecoflap.data.batch import Sample
 from ecoflap.data.conversation import Conversation, Turn
 from ecoflap.data.example import Example
 from ecoflap.data.image_in_memory import ImageInMemory
@@ -89,42 +90,55 @@ def require_target(model: PrunableModel, row: Example, where: str) -> None:
     )
 
 
-def encode_fitting(
-    model: PrunableModel, rows: Sequence[Example | Conversation], option: str, longest: int | None
-) -> Sequence[Sample]:
-    """Samples of rows; conversations that are too long for a language model are left out.
+def short_enough(
+    model: PrunableModel,
+    rows: Iterable[Example | Conversation],
+    option: str,
+    samples: int | None,
+    longest: int | None,
+) -> list[Example | Conversation]:
+    """The first rows, until there are enough; conversations too long for a language model are left out.
 
     Args:
         model: the model.
-        rows: see ``fitting``.
+        rows: see ``fitting``; no more are read than needed.
         option: the option that asks, for messages.
+        samples: how many rows; None for all.
         longest: the most tokens of a conversation with a language model; None for any number.
 
     Raises:
         UserError: if the model can't read a row, or all are too long.
     """
-    samples = encode_rows(model, rows, option)
-    if isinstance(model.interface, Encodes):
-        return samples
     limits = [limit for limit in (longest, most_tokens(model.module)) if limit is not None]
-    if not limits:
-        return samples
-    kept = [sample for sample in samples if len(sample["input_ids"]) <= min(limits)]
-    if len(kept) < len(samples):
-        log.info(
-            "%s: %d of %d chats have more than %d tokens and are left out",
-            option,
-            len(samples) - len(kept),
-            len(samples),
-            min(limits),
-        )
-    if not kept:
-        shortest = min(len(sample["input_ids"]) for sample in samples)
+    if isinstance(model.interface, Encodes) or not limits:
+        return list(islice(rows, samples))
+    found: list[Example | Conversation] = []
+    long: list[int] = []
+    for row in rows:
+        tokens = len(encode_rows(model, [row], option)[0]["input_ids"])
+        if tokens > min(limits):
+            long.append(tokens)
+            continue
+        found.append(row)
+        if len(found) == samples:
+            break
+    if long and not found:
         raise UserError(
-            f"{option}: all chats that were drawn have more than {min(limits)} tokens, the"
-            f" shortest {shortest}; set a larger sequence_length, or give shorter chats"
+            f"{option}: all {len(long)} chats have more than {min(limits)} tokens, the shortest {min(long)};"
+            " set a larger sequence_length, or give shorter chats"
         )
-    return kept
+    if long:
+        is_fewer = samples is not None and len(found) < samples < sys.maxsize  # which is all rows
+        log.log(
+            logging.WARNING if is_fewer else logging.INFO,
+            "%s: %d of %d chats have more than %d tokens and are left out%s",
+            option,
+            len(long),
+            len(long) + len(found),
+            min(limits),
+            f"; {len(found)} remain, and samples={samples} asks for more" if is_fewer else "",
+        )
+    return found
 
 
 def require_reader(model: PrunableModel, option: str) -> None:

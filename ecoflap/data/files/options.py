@@ -23,7 +23,7 @@ class RowsOptions:
             only what leads to its first answer).
         samples: number of rows, or of windows of a text; null for all rows.
         sequence_length: for language models: tokens per window of a text, and the most tokens of a chat;
-            longer chats are left out.
+            longer chats are left out, and others drawn instead.
         name: what logs and result files call it.
     """
 

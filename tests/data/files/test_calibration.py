@@ -312,8 +312,28 @@ def test_chats_that_are_too_long_are_left_out(
         language_model.processor("the cat a dog")["input_ids"]
     ]
     assert "1 of 2 chats have more than 8 tokens" in caplog.text
+    assert "1 remain, and samples=128 asks for more" in caplog.text
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
     with pytest.raises(UserError, match=r"more than 3 tokens, the shortest 4; set a larger sequence_length"):
         Chat(str(file), sequence_length=3).load(language_model, 0)
+
+
+def test_others_are_drawn_for_chats_that_are_too_long(
+    language_model: PrunableModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fits = [place % 5 == 0 for place in range(50)]
+    rows = [{"question": "the cat", "answer": "a dog"} if short else text_chat() for short in fits]
+    file = str(given.write_lines(tmp_path / "a.jsonl", [*rows, {"question": "the cat"}]))
+    seed = next(seed for seed in range(400) if draw(51, 51, seed)[-1] == 50)  # the bad row is the last one
+    for samples in (3, 10):
+        calibration = Chat(file, samples=samples, sequence_length=8)
+        assert len(calibration.load(language_model, seed)) == samples
+        calibration.check_rows(language_model, seed)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    with pytest.raises(UserError, match="line 51 says nothing"):  # before weights are read
+        Chat(file, samples=11, sequence_length=8).check_rows(language_model, seed)
+    chats = [text_chat(), *[{"messages": text_chat()["messages"][:2]}] * 3]
+    assert len(ecoflap.calibrate(language_model, chats, samples=2, sequence_length=8)) == 2
 
 
 def test_texts_in_parquet(language_model: PrunableModel, tmp_path: Path) -> None:
