@@ -71,12 +71,16 @@ def percent_errors(items: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {f"{name}{STANDARD_ERROR}": 100 * error_of_mean(values) for name, values in items.items()}
 
 
-def interface_settings(interface: Any) -> bytes:
+def interface_settings(interface: Any, brief: bool = True) -> bytes:
     """What a model's interface adds to every input: its prompt, the first token of a text, and how images are
     processed.
+
+    Args:
+        interface: the model's interface.
+        brief: whether the text that follows each example's question is part of it.
     """
-    added = [getattr(interface, name, None) for name in ("prompt", "encoder_token", "brief", "images")]
-    return f"{added!r}\n".encode()
+    names = ("prompt", "encoder_token", *(["brief"] if brief else []), "images")
+    return f"{[getattr(interface, name, None) for name in names]!r}\n".encode()
 
 
 def fingerprint(examples: Sequence[Example], interface: Any) -> str:

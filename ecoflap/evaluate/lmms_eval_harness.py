@@ -68,7 +68,9 @@ class LmmsEval(LmmsEvalOptions):
         manager = task_manager(self.include_path)
         tasks = {name: read_tasks(manager, name) for name in self.harness_tasks}
         own = code_below(self.include_path)
-        inputs = f"{fingerprint(tasks, self.limit)} {own} {interface_settings(model.interface)!r}"
+        inputs = (
+            f"{fingerprint(tasks, self.limit)} {own} {interface_settings(model.interface, brief=False)!r}"
+        )
         loss = model.loss_identity(None)  # of answers, by which some tasks choose
         every = {name: task for of_name in tasks.values() for name, task in members(of_name).items()}
         return LmmsEvalEvaluation(self, manager, f"{inputs} {loss!r}", directions(every))

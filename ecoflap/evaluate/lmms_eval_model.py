@@ -103,34 +103,29 @@ class Asker:
         """
         found: dict[int, str] = {}
         for options, places in _grouped([options for _, options in asked]):
-            rows = {place: asked[place][0] for place in places}
-            alone = {place: row.example() for place, row in rows.items() if row.images}
-            singles = {place: one for place, one in alone.items() if one is not None}
-            generation = generation_of(options)
-            for batch in parts(list(singles), self.batch_size):
-                written = self.model.interface.answer(
-                    self.model, [singles[place] for place in batch], generation
-                )
-                found |= dict(zip(batch, written, strict=True))
-            found |= {
-                place: self._reply(row, generation) for place, row in rows.items() if place not in singles
-            }
-            found |= {place: cut(found[place], options) for place in places}
+            singles = [place for place in places if len(asked[place][0].images) == 1]
+            others = [[place] for place in places if len(asked[place][0].images) != 1]
+            for batch in [*parts(singles, self.batch_size), *others]:
+                written = self._written([asked[place][0] for place in batch], generation_of(options))
+                found |= {place: cut(one, options) for place, one in zip(batch, written, strict=True)}
         return [found[place] for place in range(len(asked))]
 
-    def _reply(self, row: Conversation, generation: Generation) -> str:
-        """The answer to a question about no picture, or several.
+    def _written(self, rows: Sequence[Conversation], generation: Generation) -> list[str]:
+        """The answers to questions, see ``Replies``.
 
         Raises:
-            UserError: if the model reads one picture at a time.
+            UserError: if the model reads one picture at a time, and a question has none, or several.
         """
         interface = self.model.interface
-        if not isinstance(interface, Replies):
+        if isinstance(interface, Replies):
+            return interface.reply(self.model, rows, generation)
+        if (count := len(rows[0].images)) != 1:
             raise UserError(
-                f"{OPTION}: a question has {len(row.images)} pictures, and {self.model.name} reads one at a"
-                " time; choose another task"
+                f"{OPTION}: a question has {count} pictures, and {self.model.name} reads one at a time;"
+                " choose another task"
             )
-        return interface.reply(self.model, row, generation)
+        answers: list[str] = interface.answer(self.model, [row.example() for row in rows], generation)
+        return answers
 
 
 def _grouped(options: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[int]]]:

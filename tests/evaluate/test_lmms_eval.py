@@ -24,6 +24,8 @@ from ecoflap.evaluate.lmms_eval_harness import LmmsEval, changes, dense_scores
 from ecoflap.evaluate.lmms_eval_model import Asker, cut, generation_of, loss_of, question
 from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
+from ecoflap.models.families.vlm.vlm import VisionLanguage
 from tests import tiny
 from tests.api.conftest import llava, picture
 from tests.evaluate.lmms_tasks import HARNESS, TASK, index_alone, write_tasks
@@ -105,6 +107,8 @@ def test_the_loss_is_that_of_all_tokens_of_an_answer(model: PrunableModel) -> No
     wanted = logits.gather(1, inputs["input_ids"][0, 1:, None])[-2:].mean()
     row = question("what shape is there ?", [picture(0)], " circle")
     assert loss_of(model, row) == pytest.approx(-float(wanted), rel=1e-5)
+    brief = VisionLanguage("brief", brief=" is it red ?").from_module(module, processor, Selection())
+    assert loss_of(brief, row) == loss_of(model, row), "tasks say themselves how to answer"
     torch.nn.init.constant_(model.layers[-1].weight, float("nan"))
     with pytest.raises(NumericalError, match="not finite"):
         loss_of(model, row)

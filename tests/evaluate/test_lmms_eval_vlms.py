@@ -48,11 +48,12 @@ def written(module: Any, processor: Any, numbers: list[int], chat: dict[str, Any
     return str(processor.tokenizer.decode(answer, skip_special_tokens=True)).strip()
 
 
+@pytest.mark.parametrize("brief", [None, "\nAnswer the question using a single word or phrase."])
 @pytest.mark.parametrize("name", MODELS)
-def test_answers_are_those_of_transformers_alone(name: str) -> None:
+def test_answers_are_those_of_transformers_alone(name: str, brief: str | None) -> None:
     module, processor = MODELS[name].build()
     chat = {"enable_thinking": False} if "enable_thinking" in processor.chat_template else {}
-    model = VisionLanguage("anything", chat=chat).from_module(module, processor, Selection())
+    model = VisionLanguage("anything", brief=brief, chat=chat).from_module(module, processor, Selection())
     shown = [[0], [1], [2, 3], [], [4]]
     rows = [question(ASKED, [picture(number) for number in numbers]) for numbers in shown]
     found = Asker(model, 2).answers([(row, OPTIONS) for row in rows])

@@ -13,6 +13,7 @@ import transformers
 
 from ecoflap.data.captions.calibration import Captions
 from ecoflap.data.captions.task import CaptioningEvaluation
+from ecoflap.data.conversation import Conversation, Picture, Turn
 from ecoflap.data.easy_vqa.calibration import EasyVqa
 from ecoflap.data.example import Example
 from ecoflap.evaluate.inputs import interface_settings
@@ -125,3 +126,6 @@ def test_a_talkative_model_is_asked_for_a_word() -> None:
     assert interface._ask(Example("a photo of", bare=True)) == "USER: <image>\n ASSISTANT: a photo of"
     plain = VlmInterface(None, SimpleNamespace(image_token="<image>"), "USER: <image>\n{} ASSISTANT:")
     assert interface_settings(plain) != interface_settings(interface)
+    chat = Conversation((Turn("user", (Picture("a.png"), "is it red?")), Turn("assistant", ("yes",))))
+    assert interface._put(chat) == "USER: <image>\nis it red? ASSISTANT:"
+    assert interface_settings(plain, brief=False) == interface_settings(interface, brief=False)

@@ -15,6 +15,7 @@ from ecoflap.data.easy_vqa.calibration import read_questions
 from ecoflap.data.example import Example, Generation
 from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import UserError
+from ecoflap.models.core.encoding import encode_rows
 from ecoflap.models.core.pictures import load_image
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.vlm.interface import VlmInterface
@@ -24,6 +25,7 @@ from tests.vlms.folders import MODELS
 QUESTION = read_questions("train")[0]
 THINKING = ("qwen3_5_vl", "qwen3_5_vl_moe")  # whose templates leave thoughts out of a whole conversation
 QUIET = {"enable_thinking": False}
+BRIEF = "\nAnswer the question using a single word or phrase."
 
 
 @cache
@@ -119,6 +121,20 @@ def test_a_conversation_is_what_the_processor_makes_of_it(name: str, talk: str) 
     wanted = logits[0, :-1][answer[1:]].float().log_softmax(dim=-1)
     expected = -wanted.gather(1, sample["labels"][0, answer][:, None]).mean()
     assert float(found) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_chat_of_one_turn_keeps_its_words_and_the_place_of_its_picture(name: str) -> None:
+    """And gets no ``brief``, which asks the package's own questions for a word."""
+    model = VisionLanguage("anything", brief=BRIEF, chat=options(name)).from_module(*built(name), Selection())
+    turns = [Turn("user", ("is", WIDE, "red ?"))]
+    row = Conversation((*turns, Turn("assistant", (QUESTION.target,))))
+    (sample,), expected = encode_rows(model, [row], "calibration=chat"), by_the_template(name, turns)
+    tokens = int((sample["labels"] == -100).sum())
+    assert sample["input_ids"][:, :tokens].equal(expected["input_ids"])
+    assert sample["pixel_values"].equal(expected["pixel_values"])
+    (brief,) = encode_rows(model, [QUESTION], "calibration=easy_vqa")
+    assert "using a single word" in built(name)[1].tokenizer.decode(brief["input_ids"][0])
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -102,7 +102,8 @@ def encode_rows(
 ) -> Sequence[Sample]:
     """Calibration samples of rows, of which some may be conversations.
 
-    A conversation of one question about at most one picture is encoded as that question.
+    For a model that reads no conversations, one of a single question about at most one picture is encoded as
+    that question.
 
     Args:
         model: the model whose interface encodes.
@@ -115,10 +116,9 @@ def encode_rows(
 
     def encode(row: Example | Conversation) -> Sample:
         if isinstance(row, Conversation):
-            question = row.example() if isinstance(model.interface, Encodes) else None
-            if question is None:
-                return _converses(model, row, option).encode_conversation(row)
-            row = question
+            if isinstance(model.interface, Converses):
+                return model.interface.encode_conversation(row)
+            row = _question(model, row, option)
         sample: Sample = require(model, Encodes, option).encode(row)
         return sample
 
@@ -127,19 +127,20 @@ def encode_rows(
     return pad_together(model, tuple(map(encode, rows)))
 
 
-def _converses(model: PrunableModel, row: Conversation, option: str) -> Converses:
-    """The model's interface, if it can encode conversations of several turns or pictures.
+def _question(model: PrunableModel, row: Conversation, option: str) -> Example:
+    """A conversation as one question.
 
     Raises:
-        UserError: if it can't.
+        UserError: if it is more than that.
     """
-    if not isinstance(model.interface, Converses):
+    question = row.example()
+    if question is None:
         first = "set calibration.turns=first, or " if row.has_earlier_answers else ""
         raise UserError(
             f"{option} has conversations of several turns or pictures, and {model.name} reads one question"
             f" about one picture at most; {first}take such rows out"
         )
-    return model.interface
+    return question
 
 
 def pad_together(model: PrunableModel, samples: Sequence[Sample]) -> Sequence[Sample]:

@@ -29,7 +29,7 @@ class Encodes(Protocol):
 
 @runtime_checkable
 class Converses(Protocol):
-    """Encodes conversations of several turns, or about several pictures; the loss is of the last answer."""
+    """Encodes conversations about any number of pictures; the loss is of the last answer."""
 
     def encode_conversation(self, conversation: Conversation) -> Sample:
         """Model inputs of one conversation, with ``labels``, and without a batch dimension.
@@ -60,13 +60,20 @@ class Describes(Answers, Protocol):
 
 @runtime_checkable
 class Replies(Protocol):
-    """Continues a conversation about any number of pictures."""
+    """Continues conversations."""
 
-    def reply(self, model: PrunableModel, conversation: Conversation, generation: Generation) -> str:
-        """What the model writes instead of the last answer of a conversation.
+    def reply(
+        self, model: PrunableModel, conversations: Sequence[Conversation], generation: Generation
+    ) -> list[str]:
+        """What the model writes instead of the last answer of each conversation, in one batch.
+
+        Args:
+            model: the model.
+            conversations: each about one picture, or one alone about any number of pictures.
+            generation: how answers are generated.
 
         Raises:
-            UserError: if the model can't read this conversation.
+            UserError: if the model can't read such a conversation.
         """
 
 

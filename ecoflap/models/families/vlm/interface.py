@@ -54,7 +54,7 @@ class VlmInterface:
             module: the model.
             processor: its processor.
             prompt: how a question is put to it, with one ``{}``; None for the chat template.
-            brief: text added after each question.
+            brief: text added after the question of each example.
             chat: options of the chat template.
             images: options of the image processor.
 
@@ -82,6 +82,8 @@ class VlmInterface:
     def encode_conversation(self, conversation: Conversation) -> Sample:
         """Inputs and labels of one conversation, as ``encode`` has them; labels are of the last answer alone.
 
+        ``brief`` is not added: the turns say how long the answers should be.
+
         Raises:
             UserError: if the prompt is for a single question, or template or processor refuse the
                 conversation.
@@ -89,22 +91,20 @@ class VlmInterface:
         question, text = self._asked(conversation)
         return self._answered(question, text, conversation.target, self.opening)
 
-    def reply(self, model: PrunableModel, conversation: Conversation, generation: Generation) -> str:
-        """What the model writes instead of the last answer of a conversation.
+    def reply(
+        self, model: PrunableModel, conversations: Sequence[Conversation], generation: Generation
+    ) -> list[str]:
+        """What the model writes instead of the last answer of each conversation, see ``Replies``.
 
         Raises:
             UserError: see ``encode_conversation``.
         """
-        module: Any = model.module
-        dtype = next(module.parameters()).dtype
-        inputs = {
-            name: tensor.to(model.device, dtype if tensor.is_floating_point() else None)
-            for name, tensor in self._asked(conversation)[0].items()
-        }
-        tokens = module.generate(**inputs, **generation.options())
-        reply = generated_tokens(tokens, inputs["input_ids"]) if writes_after_prompt(module) else tokens
-        text: str = self.processor.tokenizer.batch_decode(reply, skip_special_tokens=True)[0]
-        return text.strip()
+        if any(len(one.images) != 1 for one in conversations):
+            (conversation,) = conversations
+            return self._generated(model, self._asked(conversation)[0], generation)
+        texts = [self._put(one) for one in conversations]
+        images = [load_image(one.images[0]) for one in conversations]
+        return self._generated(model, self._batch(images, texts), generation)
 
     def _asked(self, conversation: Conversation) -> tuple[dict[str, Any], str]:
         """Inputs of all before the last answer, and the text that they were made of.
@@ -112,15 +112,27 @@ class VlmInterface:
         Raises:
             UserError: see ``encode_conversation``.
         """
-        if not self.is_chat:
+        text = self._put(conversation)
+        images = [load_image(image) for image in conversation.images]
+        return self._shown(text, images) if self.is_chat else dict(self._inputs(images[0], text)), text
+
+    def _put(self, conversation: Conversation) -> str:
+        """All before the last answer, in the chat template or the prompt.
+
+        Raises:
+            UserError: see ``encode_conversation``.
+        """
+        if self.is_chat:
+            return templated(self.processor, conversation.asked(), self.chat)
+        question = conversation.example()
+        if question is None or question.image is None:
             first = "set calibration.turns=first, " if conversation.has_earlier_answers else ""
             raise UserError(
                 f"a conversation of {len(conversation.turns)} turns and {len(conversation.images)} pictures"
                 f" needs a chat template, and model.prompt is for a question about a picture; {first}take"
                 " such rows out, or set model.prompt=null where the processor has a template"
             )
-        text = templated(self.processor, conversation.asked(), self.chat)
-        return self._shown(text, [load_image(image) for image in conversation.images]), text
+        return question.worded(self.prompt)
 
     def _shown(self, text: str, images: list[Any]) -> dict[str, Any]:
         """Inputs of a text with any number of pictures, which processors take flat or by text.
@@ -182,15 +194,20 @@ class VlmInterface:
 
     def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
         """The answer to each question."""
-        module: Any = model.module
-        tokenizer = self.processor.tokenizer
-        tokenizer.padding_side = "left" if writes_after_prompt(module) else "right"
         images = [load_image(example.image or "") for example in examples]
         texts = [self._ask(example) for example in examples]
-        inputs = self._batch(images, texts).to(model.device, next(module.parameters()).dtype)
+        return self._generated(model, self._batch(images, texts), generation)
+
+    def _generated(self, model: PrunableModel, inputs: Any, generation: Generation) -> list[str]:
+        """What the model writes behind each text of the processor's outputs."""
+        from transformers import BatchFeature
+
+        module: Any = model.module
+        inputs = BatchFeature(dict(inputs)).to(model.device, next(module.parameters()).dtype)
         tokens = module.generate(**inputs, **generation.options())
         answers = generated_tokens(tokens, inputs["input_ids"]) if writes_after_prompt(module) else tokens
-        return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+        texts = self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return [text.strip() for text in texts]
 
     def _ask(self, example: Example) -> str:
         """The prompt of an example; for a bare text, only the prompt's opening and the text."""
@@ -204,6 +221,8 @@ class VlmInterface:
 
     def _batch(self, images: list[Any], texts: list[str]) -> Any:
         """Inputs of several questions; some processors take flat lists of pictures, others nested ones."""
+        side = "left" if writes_after_prompt(self.module) else "right"
+        self.processor.tokenizer.padding_side = side
         try:
             return self._inputs(images, texts, padding=True)
         except ValueError:

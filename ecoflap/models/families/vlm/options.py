@@ -14,7 +14,8 @@ class VisionLanguageOptions(PretrainedOptions):
 
     Attributes:
         prompt: template of a question, with one ``{}``; null for the processor's chat template.
-        brief: text added after each question to ask for a one-word answer; null for none.
+        brief: text added after each question to ask for a one-word answer, but not in chats, nor in
+            task=lmms_eval; null for none.
         chat: options of the chat template, such as ``{enable_thinking: false}``; unused with a prompt.
         images: options of the image processor, such as ``{do_image_splitting: false}``.
         loss: answer, or a function by its dotted path.
