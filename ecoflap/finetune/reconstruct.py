@@ -7,8 +7,8 @@ learns to undo what its predecessors and its own mask have changed,
     min over the kept W:  sum over batches of ||B(x'; W) - y||^2 / ||y||^2,
 
 where y is the dense block's output of a batch of the dense stream, and x' that batch of the pruned stream.
-Biases and norms of the block are trained too. The other arguments of later blocks (such as position biases from a table in a block)
-are not, as they were computed before.
+Biases and norms of the block are trained too. The other arguments of later blocks (such as position biases
+from a table in a block) are not, as they were computed before.
 """
 
 from __future__ import annotations
