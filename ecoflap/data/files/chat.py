@@ -19,8 +19,8 @@ CALLS = ("tool_calls", "function_call")
 """What a turn that calls tools has beside its content, or instead of it."""
 TOOLS = ("tools", "functions")
 """Columns that define the tools of a chat."""
-THOUGHTS = ("reasoning_content", "thinking")
-"""What the model thought before it wrote the content of a turn."""
+REASONING = ("reasoning_content", "thinking")
+"""The model's reasoning before the content of a turn."""
 CONTENTS = ("value", "content", *CALLS)
 """What a turn has beside its role."""
 ROLES = {
@@ -56,7 +56,7 @@ def conversation(
         turns: all (the last answer is learned) or first (the first one is).
 
     Raises:
-        UserError: if there is no answer, a turn is of an unknown kind, calls tools or has thoughts, the
+        UserError: if there is no answer, a turn is of an unknown kind, calls tools or has reasoning, the
             answer's weight is 0, the row defines tools, or pictures are missing, or more or fewer than the
             places for them.
     """
@@ -141,7 +141,7 @@ def _turn(turn: Mapping[str, Any], where: str, number: int) -> _Parts:
     """The role and the parts of a turn.
 
     Raises:
-        UserError: if its keys, its role or its content are unknown, or it calls tools or has thoughts.
+        UserError: if its keys, its role or its content are unknown, or it calls tools or has reasoning.
     """
     role = turn.get("from", turn.get("role"))
     content = turn.get("value", turn.get("content"))
@@ -157,10 +157,10 @@ def _turn(turn: Mapping[str, Any], where: str, number: int) -> _Parts:
             f"{where}, turn {number} has {', '.join(map(str, turn)) or 'nothing'}; a turn has from and value,"
             " or role and content"
         )
-    if thoughts := next((name for name in THOUGHTS if not _empty(turn.get(name))), None):
+    if reasoning := next((name for name in REASONING if not _empty(turn.get(name))), None):
         raise UserError(
-            f"{where}, turn {number}, of the role {role}, has thoughts ({thoughts}); only the content of"
-            " turns is read: write the thoughts into its content, or take them or the row out"
+            f"{where}, turn {number}, of the role {role}, has {reasoning}, which is not read; write the"
+            f" reasoning into its content as the model writes it, or take {reasoning} or the row out"
         )
     if role not in ROLES:
         raise UserError(f"{where}, turn {number}: its role is {role}; {did_you_mean(str(role), ROLES)}")

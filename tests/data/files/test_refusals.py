@@ -75,13 +75,13 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
         r"defines tools \(functions\), which are",
     ),
     "tools as JSON": ({**turns(("user", "what ?"), ANSWER), "tools": '[{"name": "count"}]'}, "defines tools"),
-    "thoughts": (
+    "reasoning": (
         {"messages": [{"role": "user", "content": "what ?"}, {**SAID, "reasoning_content": "it is round"}]},
-        r"turn 2, of the role assistant, has thoughts \(reasoning_content\); only the content of turns",
+        r"turn 2, of the role assistant, has reasoning_content, which is not read; write the reasoning into",
     ),
-    "thoughts before the last answer": (
+    "reasoning before the last answer": (
         {"messages": [{**SAID, "thinking": "it is round"}, {"role": "user", "content": "what ?"}, SAID]},
-        r"turn 1, of the role assistant, has thoughts \(thinking\)",
+        r"turn 1, of the role assistant, has thinking, which is not read",
     ),
     "weight": (
         {"messages": [{"role": "user", "content": "what ?"}, {**SAID, "weight": 0}]},
