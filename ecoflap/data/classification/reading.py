@@ -67,16 +67,6 @@ class PictureSource(PictureSourceOptions):
         """
         return find_set(self.dataset, option)
 
-    def locate(self, option: str) -> Path:
-        """The folder or the file that lists the split.
-
-        Raises:
-            UserError: if it is missing.
-        """
-        return (
-            self._split_folder(option) if self.facts(option).splits is None else self._coop_files(option)[0]
-        )
-
     def check_data(self, option: str) -> None:
         """Refuse pictures that aren't listed, or whose classes have no names.
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from ecoflap.data.calibration_set import CalibrationSet, draw, require_train
-from ecoflap.data.folder import require_files, require_images
+from ecoflap.data.folder import require_images
 from ecoflap.data.nlvr2.options import Nlvr2CalibrationOptions
 from ecoflap.data.nlvr2.reading import OBTAIN, read_pairs
 from ecoflap.data.sources import picture_sources
@@ -23,14 +22,6 @@ class Nlvr2(Nlvr2CalibrationOptions):
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")
         require_train(self.split)
-
-    def locate(self, option: str) -> Path:
-        """The folder of the data set.
-
-        Raises:
-            UserError: if its sentences are missing.
-        """
-        return require_files(self.path, f"{self.split}.json", option, self.name, OBTAIN)
 
     def check_data(self, group: str) -> None:
         """Refuse sentences that are missing or damaged.

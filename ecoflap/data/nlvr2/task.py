@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ecoflap.data.example import Example
-from ecoflap.data.folder import require_files, require_images
+from ecoflap.data.folder import require_images
 from ecoflap.data.nlvr2.options import Nlvr2TaskOptions
 from ecoflap.data.nlvr2.reading import OBTAIN, check_splits, read_pairs
 from ecoflap.data.sources import picture_sources
@@ -30,17 +29,6 @@ class Nlvr2(Nlvr2TaskOptions):
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size")
         check_splits(self.splits, "task.splits")
-
-    def locate(self, option: str) -> Path:
-        """The folder of the data set.
-
-        Raises:
-            UserError: if its sentences are missing.
-        """
-        root, *_ = (
-            require_files(self.path, f"{split}.json", option, self.name, OBTAIN) for split in self.splits
-        )
-        return root
 
     def check_data(self, group: str) -> None:
         """Refuse missing sentences or pictures.

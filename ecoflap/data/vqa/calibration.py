@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ecoflap.data.calibration_set import CalibrationSet, draw, require_train
-from ecoflap.data.folder import require_files, require_images
+from ecoflap.data.folder import require_images
 from ecoflap.data.protocol import ShowsPictures
 from ecoflap.data.sources import picture_sources
 from ecoflap.data.vqa.options import VqaV2CalibrationOptions
@@ -23,16 +22,6 @@ class VqaV2(VqaV2CalibrationOptions, ShowsPictures):
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")
         require_train(self.split)
-
-    def locate(self, option: str) -> Path:
-        """The folder of the data set.
-
-        Raises:
-            UserError: if its questions are missing.
-        """
-        return require_files(
-            self.path, VQAV2.questions.format(split=self.split), option, self.name, VQAV2.obtain
-        )
 
     def check_data(self, group: str) -> None:
         """Refuse questions that are missing or damaged.

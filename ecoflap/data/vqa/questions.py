@@ -9,14 +9,13 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
 
 import torch
 
 from ecoflap.data.example import Generation
-from ecoflap.data.folder import require_files, require_images
+from ecoflap.data.folder import require_images
 from ecoflap.data.sources import picture_sources
 from ecoflap.data.vqa.accuracy import vqa_accuracy
 from ecoflap.data.vqa.hub import HubQuestions
@@ -51,7 +50,6 @@ class PublishedQuestions(PublishedQuestionsOptions, WritesText, ABC):
 
     metric: ClassVar[str] = "VQA accuracy"
     obtain: ClassVar[str]
-    questions: ClassVar[str]
     hub: ClassVar[HubQuestions]
 
     def __post_init__(self) -> None:
@@ -80,9 +78,8 @@ class PublishedQuestions(PublishedQuestionsOptions, WritesText, ABC):
         Raises:
             UserError: if questions, answers or pictures are missing.
         """
-        self.locate(group)
-        self.choices()
         questions = self.chosen()
+        self.choices()
         if self.path is not None:
             self.require_pictures(questions)
 
@@ -109,16 +106,6 @@ class PublishedQuestions(PublishedQuestionsOptions, WritesText, ABC):
     @abstractmethod
     def read(self) -> list[Question]:
         """All questions of the split."""
-
-    def locate(self, option: str) -> Path | None:
-        """The folder of the data set; None for the hub.
-
-        Raises:
-            UserError: if the questions are missing.
-        """
-        if self.path is None:
-            return None
-        return require_files(self.path, self.questions, option, self.name, self.obtain)
 
     def score(self, answer: str, question: Question) -> float:
         """The score of an answer, from 0 to 1."""

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from typing_extensions import override
 
-from ecoflap.data.folder import require_files
 from ecoflap.data.vqa.accuracy import exact_match, lemmatized, lemmatizer, vqa_accuracy
 from ecoflap.data.vqa.hub import HUB
 from ecoflap.data.vqa.options import GqaOptions, OkVqaOptions, VqaV2TaskOptions
 from ecoflap.data.vqa.questions import Choices, PublishedQuestions
 from ecoflap.data.vqa.reading import (
     GQA_OBTAIN,
-    GQA_QUESTIONS,
     OKVQA,
     VQAV2,
     Question,
@@ -32,19 +29,12 @@ from ecoflap.models.core.prunable import PrunableModel
 class VqaV2(VqaV2TaskOptions, PublishedQuestions):
     """VQAv2."""
 
-    obtain, questions, hub = VQAV2.obtain, VQAV2.questions.format(split="val"), HUB["vqav2"]
+    obtain, hub = VQAV2.obtain, HUB["vqav2"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive("task", self, "k_test")
         require_choices("task", self)
-
-    @override
-    def locate(self, option: str) -> Path | None:
-        """Test questions have files of their own, and are not on the hub."""
-        if self.split == "val":
-            return super().locate(option)
-        return require_files(self.path, VQAV2.unanswered(self.split), option, self.name, self.obtain)
 
     @override
     def read(self) -> list[Question]:
@@ -81,7 +71,7 @@ class VqaV2(VqaV2TaskOptions, PublishedQuestions):
 class OkVqa(OkVqaOptions, PublishedQuestions):
     """OK-VQA's validation split."""
 
-    obtain, questions, hub = OKVQA.obtain, OKVQA.questions.format(split="val"), HUB["okvqa"]
+    obtain, hub = OKVQA.obtain, HUB["okvqa"]
 
     @override
     def read(self) -> list[Question]:
@@ -102,7 +92,7 @@ class Gqa(GqaOptions, PublishedQuestions):
     """GQA's balanced testdev split."""
 
     metric = "exact match"
-    obtain, questions, hub = GQA_OBTAIN, GQA_QUESTIONS, HUB["gqa"]
+    obtain, hub = GQA_OBTAIN, HUB["gqa"]
 
     @override
     def read(self) -> list[Question]:
