@@ -15,7 +15,6 @@ from ecoflap.allocate.groups import layers_of, parts
 from ecoflap.allocate.options import EROptions
 from ecoflap.allocate.protocol import Context
 from ecoflap.allocate.uneven import Uneven
-from ecoflap.errors import require_choices
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import water_fill
 from ecoflap.score.scores import LAYER, Scores
@@ -24,9 +23,6 @@ from ecoflap.score.scores import LAYER, Scores
 @dataclass(frozen=True)
 class ER(EROptions, Uneven):
     """Densities in proportion to (rows + columns) / (rows x columns) of each layer."""
-
-    def __post_init__(self) -> None:
-        require_choices("allocation", self)
 
     @override
     def __call__(

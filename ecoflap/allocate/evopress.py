@@ -33,7 +33,7 @@ from ecoflap.allocate.trial import LazyTrial
 from ecoflap.allocate.uneven import Uneven
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.console.progress import track
-from ecoflap.errors import NumericalError, UserError, require_choices, require_positive
+from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import seed_for
 from ecoflap.score.scores import LAYER, Scores
@@ -47,7 +47,7 @@ class EvoPress(EvoPressOptions, Uneven):
     """An evolutionary search over the sparsities of layers."""
 
     def __post_init__(self) -> None:
-        require_choices("allocation", self)
+        super().__post_init__()
         require_positive("allocation", self, "generations", "offspring", "levels", "step")
         stages, falling = len(self.survivors), sorted(self.survivors, reverse=True)
         if not stages or self.survivors != falling or self.survivors[-1] != 1:

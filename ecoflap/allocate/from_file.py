@@ -12,7 +12,7 @@ from typing_extensions import override
 from ecoflap.allocate.allocation import EXACT, GROUPS, Allocation, check_counts, exact_totals
 from ecoflap.allocate.options import FromFileOptions
 from ecoflap.allocate.protocol import Allocator, Context, Requires
-from ecoflap.errors import UserError, require_choices
+from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Tower
 from ecoflap.prune.protocol import LayerPruner
@@ -22,9 +22,6 @@ from ecoflap.score.scores import Scores
 @dataclass(frozen=True)
 class FromFile(FromFileOptions, Allocator):
     """Take the counts of an ``allocation.json`` that an earlier run wrote; nothing is scored."""
-
-    def __post_init__(self) -> None:
-        require_choices("allocation", self)
 
     @property
     @override

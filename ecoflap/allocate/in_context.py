@@ -23,7 +23,7 @@ from ecoflap.allocate.sparsity_groups import ROW
 from ecoflap.allocate.trial import LazyTrial
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.console.progress import track
-from ecoflap.errors import UserError, require_choices, require_positive
+from ecoflap.errors import UserError, require_positive
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.protocol import LayerPruner
 from ecoflap.score.scores import Scores
@@ -54,7 +54,7 @@ class InContext(InContextOptions, Allocator):
     """Move sparsity to where the pruned model loses least by it."""
 
     def __post_init__(self) -> None:
-        require_choices("allocation", self)
+        super().__post_init__()
         if self.granularity == ROW and self.rows == "weighted":
             raise UserError(
                 "allocation.granularity=row gives each row a sparsity of its own, allocation.rows=weighted"

@@ -17,7 +17,6 @@ from ecoflap.allocate.groups import blocks_of
 from ecoflap.allocate.options import MultiflowOptions
 from ecoflap.allocate.protocol import Context, Requires
 from ecoflap.allocate.uneven import Uneven
-from ecoflap.errors import require_choices
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.global_masks import choose_masks
@@ -27,9 +26,6 @@ from ecoflap.score.scores import LAYER, Scores
 @dataclass(frozen=True)
 class Multiflow(MultiflowOptions, Uneven):
     """The sparsities of magnitude pruning within each tower."""
-
-    def __post_init__(self) -> None:
-        require_choices("allocation", self)
 
     @property
     @override

@@ -27,7 +27,7 @@ from ecoflap.allocate.options import NeuronalOptions
 from ecoflap.allocate.protocol import Context, Requires
 from ecoflap.allocate.uneven import Uneven
 from ecoflap.blocks.footprint import Footprint
-from ecoflap.errors import NumericalError, UserError, require_choices, require_positive
+from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Tower
 from ecoflap.ops import ramp
@@ -42,7 +42,7 @@ class Neuronal(NeuronalOptions, Uneven):
     """Sparsities on a straight line over the blocks, with the slope that changes activations least."""
 
     def __post_init__(self) -> None:
-        require_choices("allocation", self)
+        super().__post_init__()
         require_positive("allocation", self, "samples")
         given = self.spreads
         if given is not None and not (given and all(_is_spread(one) for one in given)):

@@ -23,7 +23,7 @@ from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.walk import walk
 from ecoflap.data.batch import Batch
-from ecoflap.errors import NumericalError, UserError, require_choices, require_positive
+from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block, Tower
@@ -54,7 +54,7 @@ class Parametric(Uneven):
     reads_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require_choices("allocation", self)
+        super().__post_init__()
         require_positive("allocation", self, "samples")
         value, key = self.given, f"allocation.{self.parameter}"
         if value is None or value == AUTO:

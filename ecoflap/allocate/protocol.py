@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from ecoflap.allocate.allocation import Allocation, check_allocated, check_sparsity
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.data.calibration_set import CalibrationSet
-from ecoflap.errors import UserError
+from ecoflap.errors import UserError, require_choices
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.protocol import LayerPruner
 from ecoflap.score.protocol import Scorer
@@ -92,6 +92,9 @@ class Allocator(Protocol):
     """
 
     name: str
+
+    def __post_init__(self) -> None:
+        require_choices("allocation", self)
 
     @property
     def requires(self) -> Requires:

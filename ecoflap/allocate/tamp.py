@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from statistics import fmean
 from typing import Any, ClassVar
 
@@ -89,13 +88,9 @@ class TAMP(TAMPOptions, Parametric):
         return {layer.name: count for layer, count in zip(layers, kept, strict=True)}
 
     @override
-    def _values(self, model: PrunableModel, context: Context | None) -> dict[str, float]:
-        """The importance of each layer; runs with other targets or pruners recall it."""
+    def _measured(self, model: PrunableModel, context: Context | None) -> dict[str, float]:
         assert context is not None
-        found: dict[str, float] = context.recall(
-            {"result": "values"}, partial(measure_diversity, model, context), dense=True
-        )
-        return found
+        return measure_diversity(model, context)
 
 
 @torch.no_grad()

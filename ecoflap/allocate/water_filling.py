@@ -14,7 +14,7 @@ from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
 from ecoflap.allocate.groups import group_layers, layers_of, parts, size_of, split, split_all
 from ecoflap.allocate.options import WaterFillingOptions
 from ecoflap.allocate.protocol import Allocator, Context, Requires, check_scores
-from ecoflap.errors import UserError, require_choices
+from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Tower
 from ecoflap.ops import water_fill
@@ -26,9 +26,6 @@ MODEL = "model"
 @dataclass(frozen=True)
 class WaterFilling(WaterFillingOptions, Allocator):
     """Share the budget by score; uniform where there are no scores."""
-
-    def __post_init__(self) -> None:
-        require_choices("allocation", self)
 
     @property
     @override
