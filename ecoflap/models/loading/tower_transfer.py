@@ -18,27 +18,20 @@ from ecoflap.storage.saved_model import open_checkpoint
 POSITIONS = "vision_model.embeddings.position_embedding"
 
 
-def transfer_vision_tower(module: Any, folder: str) -> None:
-    """Replace the vision tower by that of another BLIP-2's checkpoint; positions are resized bicubically.
+def transfer(module: Any, folder: str, tower: str, option: str) -> None:
+    """Replace a tower by that of another BLIP-2's checkpoint; positions are resized bicubically.
+
+    Args:
+        module: the BLIP-2 to change.
+        folder: the folder of the checkpoint.
+        tower: ``vision_model`` or ``language_model``.
+        option: the option that gives the folder, for messages.
 
     Raises:
         UserError: if the checkpoint has no such tower.
     """
-    _transfer(module, folder, "vision_model.", "model.vision_from")
-
-
-def transfer_language_model(module: Any, folder: str) -> None:
-    """Replace the language model by that of another BLIP-2's checkpoint.
-
-    Raises:
-        UserError: if the checkpoint has no such language model.
-    """
-    _transfer(module, folder, "language_model.", "model.language_from")
-
-
-def _transfer(module: Any, folder: str, prefix: str, option: str) -> None:
     # A checkpoint holds a tensor with two names (tied embeddings) once, under the name of a parameter.
-    own = {name: tensor for name, tensor in module.named_parameters() if name.startswith(prefix)}
+    own = {name: tensor for name, tensor in module.named_parameters() if name.startswith(f"{tower}.")}
     try:
         with open_checkpoint(Path(require_folder(folder, option))) as checkpoint:
             taken = {name: checkpoint.tensor(name).to(tensor.dtype) for name, tensor in own.items()}

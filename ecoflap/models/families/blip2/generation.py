@@ -29,7 +29,7 @@ from ecoflap.models.loading.loader import (
     generated_tokens,
     prunable,
 )
-from ecoflap.models.loading.tower_transfer import transfer_language_model, transfer_vision_tower
+from ecoflap.models.loading.tower_transfer import transfer
 from ecoflap.models.offload.load import require_loaded
 
 log = logging.getLogger(__name__)
@@ -168,9 +168,9 @@ class Blip2(Blip2Options, Pretrained):
         if device.type != "meta" and self.lavis_checkpoint is not None:
             take_lavis_weights(module, self.lavis_checkpoint)
         if device.type != "meta" and self.vision_from is not None:
-            transfer_vision_tower(module, self.vision_from)
+            transfer(module, self.vision_from, "vision_model", "model.vision_from")
         if device.type != "meta" and self.language_from is not None:
-            transfer_language_model(module, self.language_from)
+            transfer(module, self.language_from, "language_model", "model.language_from")
         return self.from_module(module, processor, selection)
 
     @override

@@ -20,7 +20,7 @@ from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.blip2.options import Blip2ItmOptions
 from ecoflap.models.families.clip.clip import DualInterface
 from ecoflap.models.loading.loader import Pretrained, prunable
-from ecoflap.models.loading.tower_transfer import transfer_vision_tower
+from ecoflap.models.loading.tower_transfer import transfer
 from ecoflap.models.offload.load import require_loaded
 
 TEMPERATURE = 0.07  # BLIP-2 learns it from here on; the checkpoints of transformers leave it out
@@ -166,7 +166,7 @@ class Blip2Itm(Blip2ItmOptions, Pretrained):
         module, processor = self.read(Blip2Config, Blip2ForImageTextRetrieval, Blip2Processor, device)
         require_loaded(self, "vision_from")
         if device.type != "meta" and self.vision_from is not None:
-            transfer_vision_tower(module, self.vision_from)
+            transfer(module, self.vision_from, "vision_model", "model.vision_from")
         return self.from_module(module, processor, selection)
 
     @override
