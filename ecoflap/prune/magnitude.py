@@ -16,12 +16,6 @@ from ecoflap.prune.refined import RefinedMetric
 class Magnitude(MagnitudeOptions, RefinedMetric):
     """Remove the smallest weights by absolute value; looks at no data."""
 
-    @property
-    @override
-    def weighs_rows(self) -> bool:
-        """Yes, but for N:M: a row times a factor has its metric times the factor."""
-        return self.rule.unstructured
-
     @override
     def metric(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
         """``|w|``."""

@@ -28,7 +28,7 @@ class RefinedMetric(MetricOptions, ByMetric):
 
     Attributes:
         of_metric: the statistic that the metric alone reads; None if it looks at no data.
-        solves_rows: whether the metric of a weight depends on its own row alone.
+        solves_rows: whether the metric of a weight depends on its own row alone, and is proportional to it.
     """
 
     of_metric: ClassVar[type[Statistic] | None] = None
@@ -50,6 +50,12 @@ class RefinedMetric(MetricOptions, ByMetric):
     def corrects(self) -> bool:
         """Whether it repairs the weights that it keeps."""
         return self.repair
+
+    @property
+    @override
+    def weighs_rows(self) -> bool:
+        """Yes, but for N:M, if a row times a factor has its metric times the factor."""
+        return self.rule.unstructured if self.solves_rows else super().weighs_rows
 
     @property
     def _adapts(self) -> bool:

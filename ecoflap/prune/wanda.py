@@ -21,12 +21,6 @@ class Wanda(WandaOptions, RefinedMetric):
 
     of_metric: ClassVar[type[Statistic] | None] = MeanSquare
 
-    @property
-    @override
-    def weighs_rows(self) -> bool:
-        """Yes, but for N:M: a row times a factor has its metric times the factor."""
-        return self.rule.unstructured
-
     @override
     def metric(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
         """``|w| ||x||``, with x the weight's input column."""
