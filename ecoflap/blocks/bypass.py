@@ -41,7 +41,7 @@ class Bypass:
         """A function (arguments, keywords) -> output that applies ``change`` to the hidden states."""
 
         def forward(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-            given = _by_key(arguments, keywords)
+            given = dict(enumerate(arguments)) | keywords
             hidden = change(given[self.hidden])
             if self.rest is None:
                 return hidden
@@ -64,7 +64,7 @@ def find_bypass(
     Returns:
         The bypass, or None if the block makes more than hidden states.
     """
-    given = _by_key(arguments, keywords)
+    given = dict(enumerate(arguments)) | keywords
     outputs = (output,) if isinstance(output, Tensor) else output
     if type(outputs) is not tuple or not outputs or not isinstance(outputs[0], Tensor):
         return None
@@ -78,13 +78,6 @@ def find_bypass(
             return None
         keys.append(key)
     return Bypass(hidden, None if isinstance(output, Tensor) else tuple(keys))
-
-
-def _by_key(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[Key, Any]:
-    """The arguments of a call by index or keyword."""
-    given: dict[Key, Any] = dict(enumerate(arguments))
-    given.update(keywords)
-    return given
 
 
 def bypassing(bypasses: Mapping[nn.Module, SubstituteForward]) -> AbstractContextManager[None]:

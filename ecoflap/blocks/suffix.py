@@ -6,6 +6,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,18 +82,14 @@ class SuffixRunner:
 
     def _recording_starts(self) -> AbstractContextManager[None]:
         """Record where each block begins; a layer may be called before its block, or inside another one."""
-
-        def note(block: nn.Module) -> Callable[..., None]:
-            def hook(*_: Any) -> None:
-                self._starts.setdefault(block, len(self.order))
-
-            return hook
-
         return hooks(
-            module.register_forward_pre_hook(note(block.module))
+            module.register_forward_pre_hook(partial(self._note_start, block.module))
             for block in self.model.blocks
             for module in {block.module, *(layer.module for layer in block.layers)}
         )
+
+    def _note_start(self, block: nn.Module, *_: Any) -> None:
+        self._starts.setdefault(block, len(self.order))
 
     def reaches(self, block: nn.Module) -> bool:
         """Whether the batch reaches a block, so that its loss can depend on it."""

@@ -24,8 +24,6 @@ from torch.distributed.rendezvous import rendezvous
 from ecoflap.console.progress import quiet
 from ecoflap.errors import UserError
 
-log = logging.getLogger(__name__)
-
 CONTROL_TIMEOUT = timedelta(days=1)
 """How long a process waits for another: that one may wait for what another run computes."""
 START_TIMEOUT = timedelta(minutes=10)

@@ -92,12 +92,6 @@ def load(loader: Loader, device: torch.device, selection: Selection, keep: bool)
     return model, fingerprint
 
 
-def forget() -> None:
-    """Release the model that is kept for the next run."""
-    global _reusable
-    _reusable = None
-
-
 def _fits(model: PrunableModel) -> bool:
     """Whether there is enough free memory for copies of the layers."""
     copies = sum(layer.weight.numel() * layer.weight.element_size() for layer in model.layers)

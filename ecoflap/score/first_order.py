@@ -13,7 +13,6 @@ With g_b the gradient of the mean loss of batch b with respect to a layer W, and
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,8 +37,6 @@ from ecoflap.score.options import FirstOrderOptions
 from ecoflap.score.protocol import Scorer
 from ecoflap.score.recompute import recomputing
 from ecoflap.score.scores import Average, Scores, collect, combine, zero_independent
-
-log = logging.getLogger(__name__)
 
 MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gradient_norm": lambda w, g: g.norm(),

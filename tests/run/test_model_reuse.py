@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -19,10 +18,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def nothing_kept() -> Iterator[None]:
-    model_reuse.forget()
-    yield
-    model_reuse.forget()
+def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_reuse, "_reusable", None)
 
 
 @pytest.fixture
