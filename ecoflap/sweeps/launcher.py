@@ -65,23 +65,18 @@ class SubmititLauncher(BaseSubmititLauncher):  # type: ignore[misc]
             todo = [job for job in jobs if values[job.number] is None]
             if len(todo) < len(jobs):
                 log.info("%d of %d jobs have finished before", len(jobs) - len(todo), len(jobs))
-            self.check_machine()
             ended = self.submit(todo, folder) if todo else {}
         returns = [ended.get(job.number) or completed(values[job.number]) for job in jobs]
         raise_failures(self.config, jobs, returns)
         return returns
 
     @abstractmethod
-    def check_machine(self) -> None:
-        """Refuse to submit jobs from a machine that can't.
+    def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
+        """Submit the jobs; returns {number: how the job ended}.
 
         Raises:
             UserError: if this machine can't submit them.
         """
-
-    @abstractmethod
-    def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
-        """Submit the jobs; returns {number: how the job ended}."""
 
     def executor(self, folder: Path, **more: Any) -> Any:
         """The executor of submitit with this launcher's options and some more."""

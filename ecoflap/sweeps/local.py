@@ -27,13 +27,9 @@ class LocalLauncher(SubmititLauncher):
     _EXECUTOR = "local"
 
     @override
-    def check_machine(self) -> None:
-        """Refuse ``parallel`` below one."""
-        require_positive("hydra.launcher", SimpleNamespace(**self.params), "parallel")
-
-    @override
     def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
         """Run the jobs, ``parallel`` at a time; Ctrl-C ends the running ones."""
+        require_positive("hydra.launcher", SimpleNamespace(**self.params), "parallel")
         executor, submitted = self.executor(folder), list[Submitted]()
         waiting = list(zip(jobs, self.packed(jobs, folder), strict=True))
         command = command_of(self.config.hydra)

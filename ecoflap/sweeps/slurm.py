@@ -27,17 +27,13 @@ class SlurmLauncher(SubmititLauncher):
     _EXECUTOR = "slurm"
 
     @override
-    def check_machine(self) -> None:
-        """Refuse a machine without Slurm."""
+    def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
+        """Queue the array; with ``scores_first``, after an array of jobs that compute the scores."""
         if shutil.which("srun") is None:
             raise UserError(
                 "cluster=slurm: there is no Slurm on this machine (no srun); submit from a login node, or use"
                 " cluster=local or none"
             )
-
-    @override
-    def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
-        """Queue the array; with ``scores_first``, after an array of jobs that compute the scores."""
         dependency = self.params["dependency"]
         first = self.params["scores_first"]
         if first and (scoring := scoring_jobs(self.hydra_context, self.config, jobs)):
