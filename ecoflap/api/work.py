@@ -70,7 +70,7 @@ class Work:
                     self.model,
                     state.scores,
                     self.sparsity,
-                    self._context(state.calibration),
+                    Context(method.pruner, state.calibration, self.batch_size, self.seed, self.tokens),
                 )
         if state.allocation is not None and not method.pruner.allocates:
             state.allocation = method.pruner.fitted(state.allocation)
@@ -81,12 +81,6 @@ class Work:
         record = make_record(self.model, state, config, method.pruner, method.coarse)
         record = replace(record, sources=sources_of(config))
         return PruneResult(self.model, state.scores, allocation, report, record)
-
-    def _context(self, calibration: CalibrationSet | None) -> Context | None:
-        """The run that the allocator allocates for; None beside a pruner that allocates by itself."""
-        if self.method.pruner.allocates:
-            return None
-        return Context(self.method.pruner, calibration, self.batch_size, self.seed, self.tokens)
 
     def _prune(
         self, calibration: CalibrationSet | None, allocation: Allocation | None
