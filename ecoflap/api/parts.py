@@ -106,13 +106,6 @@ def _composed(group: str, *overrides: str) -> dict[str, Any]:
 @contextmanager
 def _own_hydra() -> Iterator[Any]:
     """A config loader of Hydra, in a context that restores Hydra's global state at its end."""
-    with COMPOSING, _borrowed_hydra() as loader:
-        yield loader
-
-
-@contextmanager
-def _borrowed_hydra() -> Iterator[Any]:
-    """The same for one thread."""
     from hydra import version
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.utils import create_config_search_path
@@ -121,17 +114,20 @@ def _borrowed_hydra() -> Iterator[Any]:
     from hydra.core.singleton import Singleton
     from omegaconf.basecontainer import BaseContainer
 
-    Plugins.instance()  # imports the plugins, which register their configs only once
-    store, instances = ConfigStore.instance(), Singleton._instances
-    stored, resolvers = store.repo, dict(BaseContainer._resolvers)
-    store.repo = deepcopy(stored)
-    Singleton._instances = {kind: one for kind, one in instances.items() if kind is not version.VersionBase}
-    try:
-        version.setbase("1.3")
-        register()
-        yield ConfigLoaderImpl(create_config_search_path(str(conf_folder())))
-    finally:
-        store.repo = stored
-        Singleton._instances = instances
-        BaseContainer._resolvers.clear()
-        BaseContainer._resolvers.update(resolvers)
+    with COMPOSING:
+        Plugins.instance()  # imports the plugins, which register their configs only once
+        store, instances = ConfigStore.instance(), Singleton._instances
+        stored, resolvers = store.repo, dict(BaseContainer._resolvers)
+        store.repo = deepcopy(stored)
+        Singleton._instances = {
+            kind: one for kind, one in instances.items() if kind is not version.VersionBase
+        }
+        try:
+            version.setbase("1.3")
+            register()
+            yield ConfigLoaderImpl(create_config_search_path(str(conf_folder())))
+        finally:
+            store.repo = stored
+            Singleton._instances = instances
+            BaseContainer._resolvers.clear()
+            BaseContainer._resolvers.update(resolvers)
