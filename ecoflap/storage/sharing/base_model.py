@@ -107,16 +107,12 @@ def _cached(hub_id: str, name: str, revision: str | None) -> Path | None:
 
 def _front_matter(file: Path | None) -> dict[str, Any]:
     """The YAML at the head of a card; {} if it has none."""
-    if file is None or not file.is_file():
-        return {}
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    if not lines or lines[0].strip() != "---" or "---" not in (rest := [line.strip() for line in lines[1:]]):
-        return {}
+    from huggingface_hub import metadata_load
+
     try:
-        values = yaml.safe_load("\n".join(lines[1 : 1 + rest.index("---")]))
-    except yaml.YAMLError:
+        return (metadata_load(file) if file is not None and file.is_file() else None) or {}
+    except (ValueError, yaml.YAMLError):
         return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _task_of(settings: Mapping[str, Any]) -> str | None:
