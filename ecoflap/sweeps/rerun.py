@@ -1,7 +1,6 @@
 """Start a sweep or a run again, in its folder, with the command that is recorded there.
 
-``jobs.json`` has that of a sweep. Hydra's ``multirun.yaml`` stands in for it in sweeps of releases that
-recorded no command: Hydra writes it before it is known whether the sweep is refused.
+``jobs.json`` has that of a sweep, and Hydra's ``hydra.yaml`` that of a run.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from ecoflap.sweeps.submitted import ALIVE, slurm_states, submitted_jobs
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-SWEEP = "multirun.yaml"
 RUN = Path(HYDRA, "hydra.yaml")
 DEFAULT = "config"  # the name of the config without a recipe
 
@@ -34,7 +32,7 @@ def rerun(folder: Path) -> int:
         UserError: if the command is not recorded, the run is one of a sweep, or Slurm still has jobs
             of it.
     """
-    is_sweep = _is_sweep(folder)
+    is_sweep = (folder / JOBS).is_file()
     recorded = _recorded(folder, is_sweep)
     if alive := _in_slurm(folder):
         raise UserError(
@@ -58,10 +56,6 @@ def command_of(hydra: DictConfig) -> dict[str, Any]:
     }
 
 
-def _is_sweep(folder: Path) -> bool:
-    return (folder / JOBS).is_file() or ((folder / SWEEP).is_file() and not (folder / RUN).is_file())
-
-
 def _recorded(folder: Path, is_sweep: bool) -> dict[str, Any]:
     """The command that started a sweep or a run, as ``command_of`` says it.
 
@@ -70,16 +64,16 @@ def _recorded(folder: Path, is_sweep: bool) -> dict[str, Any]:
     """
     from omegaconf import OmegaConf
 
-    file, parent = folder / (SWEEP if is_sweep else RUN), folder.resolve().parent
-    if not is_sweep and _is_sweep(parent):
+    parent = folder.resolve().parent
+    if not is_sweep and (parent / JOBS).is_file():
         raise UserError(f"{folder} is one run of a sweep; give {parent}, where finished runs are left alone")
     recorded: dict[str, Any] | None = (read_json(folder / JOBS) or {}).get("command")
-    if recorded is None and file.is_file():
-        recorded = command_of(OmegaConf.load(file).hydra)
+    if not is_sweep and (folder / RUN).is_file():
+        recorded = command_of(OmegaConf.load(folder / RUN).hydra)
     if recorded is None:
         raise UserError(
-            f"{folder} has no {JOBS}, no {SWEEP} and no {RUN} with the command that started it, which is not"
-            " known; give that command again"
+            f"{folder} has no {JOBS} and no {RUN} with the command that started it, which is not known; give"
+            " that command again"
         )
     if recorded["config_name"] != DEFAULT:
         raise UserError(

@@ -179,7 +179,6 @@ def test_a_sweep_is_started_again_as_it_was(
     }
     kept = {"hydra": {"overrides": overrides, "runtime": {"cwd": str(tmp_path), "config_sources": sources}}}
     (tmp_path / "sweep" / "0" / ".hydra").mkdir(parents=True)
-    OmegaConf.save(kept, tmp_path / "sweep" / "multirun.yaml")
     OmegaConf.save(kept, tmp_path / "sweep" / "0" / ".hydra" / "hydra.yaml")
     started: list[Any] = []
     monkeypatch.setattr(
@@ -188,7 +187,9 @@ def test_a_sweep_is_started_again_as_it_was(
         lambda command, **how: started.append((command[2:], how["cwd"])) or Namespace(returncode=0),
     )
     monkeypatch.chdir("/")
-    write_json(tmp_path / "sweep" / "jobs.json", {"jobs": [{"number": 0, "overrides": [], "id": "7_0"}]})
+    command = rerun.command_of(OmegaConf.create(kept).hydra)
+    jobs = [{"number": 0, "overrides": [], "id": "7_0"}]
+    write_json(tmp_path / "sweep" / "jobs.json", {"command": command, "jobs": jobs})
     monkeypatch.setattr(rerun, "slurm_states", lambda ids: dict.fromkeys(ids, "PENDING"))
     assert status.main([str(tmp_path / "sweep"), "--rerun-failed"]) == 2
     assert "1 of its jobs queued or running, such as 7_0" in capsys.readouterr().err
