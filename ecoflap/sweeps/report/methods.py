@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ecoflap.storage.results.identity import VOLATILE, is_path_key
+from ecoflap.storage.results.identity import VOLATILE, is_path_key, leaves
 from ecoflap.storage.sharing.base_model import model_name
 from ecoflap.sweeps.report.runs import SWEEP, Run, short_paths
 
@@ -133,7 +133,7 @@ def _fingerprint(run: Run) -> str:
 
 def _place(run: Run) -> str:
     """The model that a run asked for: its paths and its settings."""
-    settings = flatten(run.config["model"], "model.")
+    settings = flatten(run.config["model"], "model")
     named = {key: shown(value) for key, value in settings.items() if not is_path(key, value)}
     return json.dumps([_weights(run), named], sort_keys=True)
 
@@ -144,7 +144,7 @@ def _weights(run: Run) -> str:
     return " + ".join(value for value in paths if isinstance(value, str))
 
 
-def differences(
+def fixed_and_varying(
     runs: Sequence[Run], named: Collection[str] = ()
 ) -> tuple[dict[str, str], dict[str, list[str]]]:
     """The keys of ``settings_of`` with one value in all runs, and those with several.
@@ -182,13 +182,11 @@ def settings_of(run: Run) -> dict[str, Any]:
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values that determine what a run measures, by dotted key."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        key = f"{prefix}{name}"
-        if key in BESIDE or name == "_target_":
-            continue
-        flat |= flatten(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
-    return flat
+    return {
+        key: value
+        for key, value in leaves(config, prefix)
+        if key.rpartition(".")[2] != "_target_" and not any(f"{key}.".startswith(f"{one}.") for one in BESIDE)
+    }
 
 
 def is_path(key: str, value: Any) -> bool:

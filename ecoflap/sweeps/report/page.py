@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ecoflap.storage.results.bench import Bench, cells_of, columns_of, machine_line, read_bench
-from ecoflap.sweeps.report.methods import AXES, differences
+from ecoflap.sweeps.report.methods import AXES, fixed_and_varying
 from ecoflap.sweeps.report.metrics import MetricTable
 from ecoflap.sweeps.report.page_section import Plots, describe_section
 from ecoflap.sweeps.report.runs import Run, Unfinished
@@ -44,7 +44,7 @@ def write_page(
     folder.mkdir(parents=True, exist_ok=True)
     runs = [run for section in sections for run in section.runs]
     named = {key for section in sections for method in section.methods for key, _ in method.settings}
-    constant, varying = differences(runs, named)
+    constant, varying = fixed_and_varying(runs, named)
     plots = Plots(folder)
     environment = Environment(
         loader=PackageLoader("ecoflap.sweeps.report"),

@@ -10,7 +10,7 @@ import pytest
 from ecoflap.storage.installation import PACKAGE
 from ecoflap.storage.results import sparsity_section
 from ecoflap.storage.sharing.card import model_card
-from ecoflap.sweeps.report.methods import Method, differences, name_methods, name_models
+from ecoflap.sweeps.report.methods import Method, fixed_and_varying, name_methods, name_models
 from ecoflap.sweeps.report.runs import Run, read_runs
 from ecoflap.sweeps.report.sections import make_sections
 from tests.sweeps.report.conftest import STEPS, write_run
@@ -141,7 +141,7 @@ def test_allocation_files_count_only_where_they_tell_runs_apart(tmp_path: Path) 
         "wanda, from a file, allocation.path=b",
         "wanda, zeroth order",
     ]
-    assert "allocation.path" in differences(read_runs(tmp_path / "two"), named=["allocation.path"])[1]
+    assert "allocation.path" in fixed_and_varying(read_runs(tmp_path / "two"), named=["allocation.path"])[1]
 
 
 def test_one_name_for_several_weights_is_told_apart_by_its_path(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_the_same_weights_in_another_place_are_the_same_model(tmp_path: Path) ->
 
 
 def test_constant_and_varying_keys(tmp_path: Path) -> None:
-    constant, varying = differences(
+    constant, varying = fixed_and_varying(
         runs_of(tmp_path, {"score__samples": 128}, {"score__samples": 8, "model__path": "/moved"})
     )
     assert varying == {"score.samples": ["8", "128"]}
@@ -244,7 +244,7 @@ def test_options_of_steps_that_a_run_did_not_take_do_not_count(tmp_path: Path, k
         steps = dict.fromkeys([*others, *done], cost)
         runs = runs_of(tmp_path / str(count), *({**one, "record": {"steps": steps}} for one in changes))
         assert len(set(name_methods(runs))) == count
-        constant, varying = differences(runs)
+        constant, varying = fixed_and_varying(runs)
         assert [name for name in varying if name.startswith(key.partition("__")[0])] == (
             [key.replace("__", ".") if key != "finetune" else "finetune.rate"] if done else []
         )

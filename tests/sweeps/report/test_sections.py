@@ -15,7 +15,7 @@ from ecoflap.cli.command import main
 from ecoflap.errors import UserError
 from ecoflap.storage.files import write_json
 from ecoflap.sweeps.report.blip2_table import collect
-from ecoflap.sweeps.report.methods import differences
+from ecoflap.sweeps.report.methods import fixed_and_varying
 from ecoflap.sweeps.report.metrics import make_tables
 from ecoflap.sweeps.report.runs import read_runs, read_unfinished
 from ecoflap.sweeps.report.sections import make_sections
@@ -96,7 +96,7 @@ def test_a_sparsity_with_a_rounding_error_is_the_rounded_one(tmp_path: Path) -> 
     write_run(tmp_path, "uniform", 71.0, sparsity=0.7, score={"name": "none"})
     (table,) = make_tables(make_sections(read_runs(tmp_path)))
     assert table.sparsities == [0.7]
-    _, varying = differences(table.section.runs)
+    _, varying = fixed_and_varying(table.section.runs)
     assert "sparsity" not in varying
 
 
