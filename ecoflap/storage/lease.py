@@ -35,20 +35,12 @@ class Lease:
 
     Attributes:
         path: its file.
-        beat: seconds between heartbeats.
-        dead_after: seconds without a heartbeat after which an owner counts as dead.
         owner: the content of the owner's file, as last read.
     """
 
-    def __init__(self, path: Path, beat: float = BEAT, dead_after: float = DEAD_AFTER) -> None:
-        """Describe a lease; ``acquire`` takes it.
-
-        Args:
-            path: its file.
-            beat: seconds between heartbeats.
-            dead_after: seconds without a heartbeat after which an owner counts as dead.
-        """
-        self.path, self.beat, self.dead_after = Path(path), beat, dead_after
+    def __init__(self, path: Path) -> None:
+        """Describe a lease; ``acquire`` takes it."""
+        self.path = Path(path)
         self.owner: dict[str, Any] = {}
         self._token = secrets.token_hex(8)
         self._last: tuple[str, float] = ("", time.monotonic())
@@ -103,7 +95,7 @@ class Lease:
 
     def _keep_beating(self) -> None:
         beat = 0
-        while not self._stop.wait(self.beat):
+        while not self._stop.wait(BEAT):
             beat += 1
             try:
                 if self._taken_over():
@@ -130,7 +122,7 @@ class Lease:
             self._last = (seen, time.monotonic())
         if _has_ended(self.owner):
             return False
-        return time.monotonic() - self._last[1] < self.dead_after
+        return time.monotonic() - self._last[1] < DEAD_AFTER
 
     def _remove_dead(self) -> None:
         """Remove the dead owner's file; one that another process has created in the meantime is restored."""
@@ -158,7 +150,7 @@ def held(path: Path, refusal: Callable[[str], str], patience: float = 0.0) -> It
         UserError: if its owner is alive and does not release it in time.
         OSError: if the file can't be written.
     """
-    lease, start, told = Lease(path, dead_after=DEAD_AFTER), time.monotonic(), False
+    lease, start, told = Lease(path), time.monotonic(), False
     while not lease.acquire():
         waited = time.monotonic() - start
         alive = bool(lease.owner) and is_held(path)  # a file without an owner is being written

@@ -62,7 +62,7 @@ def test_an_owner_on_another_host_is_dead_when_its_beats_stop(
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     of_another_host(tmp_path / "lease")
-    mine = Lease(tmp_path / "lease", dead_after=60)
+    mine = Lease(tmp_path / "lease")
     for beat in range(3):
         of_another_host(tmp_path / "lease", beat)
         assert not mine.acquire()
@@ -163,8 +163,9 @@ def test_a_half_written_lease_is_somebodys(tmp_path: Path) -> None:
     assert not Lease(tmp_path / "lease").acquire()
 
 
-def test_the_owner_beats_and_notices_a_loss(tmp_path: Path) -> None:
-    mine = Lease(tmp_path / "lease", beat=0.01)
+def test_the_owner_beats_and_notices_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT", 0.01)
+    mine = Lease(tmp_path / "lease")
     assert mine.acquire()
     deadline = time.monotonic() + 10
     while json.loads(mine.path.read_text() or "{}").get("beat", 0) < 2 and time.monotonic() < deadline:
@@ -180,9 +181,10 @@ def test_the_owner_beats_and_notices_a_loss(tmp_path: Path) -> None:
     assert module._read(mine.path)["token"] == "theirs"
 
 
-def test_a_beat_that_failed_once_is_no_loss(tmp_path: Path) -> None:
+def test_a_beat_that_failed_once_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk may leave the file empty, and a shared one may not be readable for a moment."""
-    mine = Lease(tmp_path / "lease", beat=0.01)
+    monkeypatch.setattr(module, "BEAT", 0.01)
+    mine = Lease(tmp_path / "lease")
     assert mine.acquire()
     mine.path.write_text("")
     deadline = time.monotonic() + 10
