@@ -11,20 +11,17 @@ from ecoflap.console.progress import shared_console
 from ecoflap.console.wrapping import wrapped
 
 
-def install_logging(level: int | str = logging.INFO) -> None:
-    """Send log lines through the shared console, so that they appear above a live bar.
+def install_logging() -> None:
+    """Send log lines of INFO and above through the shared console, so that they appear above a live bar.
 
     Plain console handlers of the root logger are replaced, or each line would be printed twice; file handlers
     and their levels are left alone.
-
-    Args:
-        level: Lowest level to print, as ``logging`` takes it.
     """
     root = logging.getLogger()
     for handler in list(root.handlers):
         if type(handler) is logging.StreamHandler or isinstance(handler, ConsoleHandler):
             root.removeHandler(handler)
-    console = ConsoleHandler(level)
+    console = ConsoleHandler(logging.INFO)
     root.addHandler(console)
     # Never raised, because a file handler may log more than the console.
     root.setLevel(min(root.level, console.level))

@@ -43,7 +43,7 @@ SCRIPT = """
 import logging, sys
 from ecoflap.console.logs import install_logging
 from ecoflap.console.progress import track
-install_logging("INFO")
+install_logging()
 for item in track(range(3), "score [blocks]", total=3):
     logging.info("line of item %d [not markup]", item)
     print("printed", item)
@@ -84,8 +84,8 @@ def test_log_lines_are_messages_and_warnings_carry_their_level(
     capsys: pytest.CaptureFixture[str], root_logger: logging.Logger
 ) -> None:
     root_logger.handlers[:] = [logging.StreamHandler(io.StringIO())]
-    install_logging("INFO")
-    install_logging(logging.INFO)
+    install_logging()
+    install_logging()
     logging.getLogger("ecoflap.x").info("score: %d blocks", 3)
     logging.getLogger("ecoflap.x").warning("long " * 60 + "end")
     logging.getLogger("ecoflap.x").debug("hidden")
@@ -100,9 +100,9 @@ def test_file_handlers_stay_and_keep_their_level(
 ) -> None:
     file = logging.FileHandler(tmp_path / "log")
     root_logger.handlers[:] = [logging.StreamHandler(sys.stdout), file]
-    root_logger.setLevel(logging.INFO)
-    install_logging("WARNING")
-    logging.info("for the file")
+    root_logger.setLevel(logging.DEBUG)
+    install_logging()
+    logging.debug("for the file")
     file.close()
     assert (tmp_path / "log").read_text() == "for the file\n"
     assert capsys.readouterr() == ("", "")
