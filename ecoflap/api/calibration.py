@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from ecoflap.api.forms import Data, read, refuse_targets, texts_of
+from ecoflap.api.forms import Data, read, refuse_target, texts_of
 from ecoflap.api.given import require
 from ecoflap.api.inputs import samples_of
 from ecoflap.api.parts import names, part
@@ -188,7 +188,8 @@ def _targetless(data: Data) -> Data:
 
     def checked() -> Iterator[Any]:
         for item in data.items:
-            refuse_targets([] if isinstance(item, str) else [item])
+            if not isinstance(item, str):
+                refuse_target(item)
             yield item
 
     return data._replace(items=checked())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -188,15 +188,14 @@ def texts_of(data: Data, most: int) -> list[str]:
     return found
 
 
-def refuse_targets(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse examples with a target for a language model, which would read only their text.
+def refuse_target(row: Mapping[str, Any]) -> None:
+    """Refuse an example with a target for a language model, which would read only its text.
 
     Raises:
-        UserError: if an example has a target.
+        UserError: if the example has a target.
     """
-    for row in rows:
-        if any(row.get(name) is not None for name in COLUMNS["target"]):
-            raise UserError(
-                "a language model is scored on whole texts; put question and answer into one text, or give"
-                ' model inputs: {"input_ids": ..., "labels": ...} with -100 for tokens that are not targets'
-            )
+    if any(row.get(name) is not None for name in COLUMNS["target"]):
+        raise UserError(
+            "a language model is scored on whole texts; put question and answer into one text, or give"
+            ' model inputs: {"input_ids": ..., "labels": ...} with -100 for tokens that are not targets'
+        )
