@@ -77,12 +77,12 @@ def gathered(value: Item) -> list[Item]:
     return found
 
 
-def from_process(value: Item, owner: int = 0) -> Item:
-    """The value that one process has."""
+def from_first(value: Item) -> Item:
+    """The value that the first process has."""
     found = [value]
     if size() > 1:
         with naming_the_failed():
-            distributed.broadcast_object_list(found, src=owner, group=control_group())
+            distributed.broadcast_object_list(found, src=0, group=control_group())
     return found[0]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from ecoflap.distributed.collectives import from_process
+from ecoflap.distributed.collectives import from_first
 from ecoflap.distributed.processes import is_first, size
 from ecoflap.storage.cache.entries import AS_JSON, Codec
 from ecoflap.storage.cache.store import Store
@@ -31,13 +31,13 @@ class SharedStore(Store):
         if is_first():
 
             def together() -> Any:
-                from_process(COMPUTE)
+                from_first(COMPUTE)
                 return compute()
 
-            return from_process(super().get_or_compute(stage, key, together, codec))
-        told: Any = from_process(None)
+            return from_first(super().get_or_compute(stage, key, together, codec))
+        told: Any = from_first(None)
         if told == COMPUTE:
             compute()
-            told = from_process(None)
+            told = from_first(None)
         value, stored = told
         return value, stored

@@ -13,7 +13,7 @@ import torch
 
 from ecoflap.console.progress import track
 from ecoflap.console.telemetry import out_of_memory
-from ecoflap.distributed.collectives import from_process, gathered
+from ecoflap.distributed.collectives import from_first, gathered
 from ecoflap.distributed.processes import is_first, rank, size
 from ecoflap.evaluate.items import Items
 
@@ -50,7 +50,7 @@ class PredictionLog:
             batches: the inputs, always in the same order.
             compute: returns the predictions of one batch, as plain JSON values, one per item.
         """
-        done = from_process(self._read())
+        done = from_first(self._read())
         complete = [len(line) == len(batch) for line, batch in zip(done, batches, strict=False)]
         reused = next((index for index, whole in enumerate(complete) if not whole), len(complete))
         self._start(done[:reused])

@@ -21,7 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from typing_extensions import override
 
-from ecoflap.distributed.collectives import from_process
+from ecoflap.distributed.collectives import from_first
 from ecoflap.distributed.processes import is_first, naming_the_failed, size
 from ecoflap.errors import UserError
 from ecoflap.finetune.job import Job, Point, Training
@@ -202,7 +202,7 @@ def last_checkpoint(folder: Path, identity: dict[str, Any]) -> str | None:
     last = get_last_checkpoint(str(folder)) if first else None
     if last is not None:
         _point_to_best(Path(last))
-    return from_process(last)  # another node may still see what was removed
+    return from_first(last)  # another node may still see what was removed
 
 
 def _point_to_best(checkpoint: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ecoflap.data.batch import samples_in
 from ecoflap.distributed.collectives import (
     assign,
-    from_process,
+    from_first,
     gathered,
     share,
     share_of_samples,
@@ -75,7 +75,7 @@ def test_all_have_the_same(count: int) -> None:
         scalar = tensor_from(torch.tensor(own), 1)
         total = summed(several)
         assert torch.equal(several, torch.full((3, 2), own)), "the argument stays"
-        words = from_process(f"from {rank()}", count - 1)
+        words = from_first(f"from {rank()}")
         return [total.tolist(), gathered(rank()), words, [one.tolist() for one in chosen], scalar.item()]
 
     found = together(count, work)
@@ -83,7 +83,7 @@ def test_all_have_the_same(count: int) -> None:
     total, ranks, word, chosen, scalar = found[0]
     assert total == [[math.comb(count + 1, 2)] * 2] * 3
     assert ranks == list(range(count))
-    assert word == f"from {count - 1}"
+    assert word == "from 0"
     assert chosen == [[2.0, 2.0]] * 4 + [[2, 2], [True, True]]
     assert scalar == 2
 
@@ -94,7 +94,7 @@ def test_one_process_has_everything() -> None:
     assert summed(tensor) is tensor
     assert tensor_from(tensor) is tensor
     assert gathered("a") == ["a"]
-    assert from_process("a") == "a"
+    assert from_first("a") == "a"
 
 
 @pytest.mark.parametrize("fails", [0, 1])

@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 
 from ecoflap.data.example import refuse_nan
 from ecoflap.data.text.options import TextOptions, TokenFileOptions
-from ecoflap.distributed.collectives import from_process
+from ecoflap.distributed.collectives import from_first
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 
@@ -89,7 +89,7 @@ def with_generated(
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         generated = torch.cat([_continued(model, batch, length) for batch in prompts.split(BATCH)])
-    return [*drawn, *from_process(generated)]
+    return [*drawn, *from_first(generated)]
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Any
 from ecoflap.allocate.allocation import check_counts
 from ecoflap.allocate.protocol import Context, checked_allocation
 from ecoflap.console.telemetry import measure
-from ecoflap.distributed.collectives import from_process
+from ecoflap.distributed.collectives import from_first
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.run.plan import Plan
 from ecoflap.run.show import show_allocation
@@ -51,7 +51,7 @@ def allocate(plan: Plan, model: PrunableModel, state: RunState) -> None:
     )
     with measure(state.costs, "allocate"):
         allocation = checked_allocation(plan.allocator, model, state.scores, plan.config.sparsity, context)
-        state.allocation = from_process(plan.pruner.fitted(allocation))
+        state.allocation = from_first(plan.pruner.fitted(allocation))
         check_counts(state.allocation, model.layers)
     write_json(plan.folder / ALLOCATION, asdict(state.allocation))
     show_allocation(model, state.allocation)
