@@ -15,6 +15,7 @@ from hydra._internal.utils import get_args_parser
 
 from ecoflap.cli.choices import Choices, searched
 from ecoflap.cli.presets import with_presets
+from ecoflap.cli.recipe import without_recipe
 from ecoflap.errors import UserError, did_you_mean, typed_command
 from ecoflap.run.config import METHODS, RunConfig
 from ecoflap.run.import_path import beside, extend_import_path
@@ -35,13 +36,13 @@ def lister() -> str:
     return f"{typed_command()} --help lists all"
 
 
-def prepared(arguments: list[str]) -> list[str]:
-    """Check a command line and rewrite it for Hydra; put the parent of ``--config-dir`` on the import path.
+def prepared(arguments: list[str]) -> tuple[list[str], Namespace]:
+    """Check a command line; return it as Hydra takes it, and its flags. ``--config-dir`` extends sys.path.
 
     Raises:
         UserError: if it is not a list of options with values, or names an unknown option.
     """
-    arguments = with_suites(arguments)
+    arguments = with_suites(without_recipe(arguments))
     flags = parsed(arguments)
     arguments = with_presets(arguments, flags.config_dir)
     flags = parsed(arguments)
@@ -50,7 +51,7 @@ def prepared(arguments: list[str]) -> list[str]:
     if not flags.shell_completion:
         check(flags.overrides, flags.config_dir)
         _check_folder(flags.overrides, flags.multirun or "hydra.mode=MULTIRUN" in flags.overrides)
-    return arguments
+    return arguments, flags
 
 
 def _check_folder(overrides: list[str], multirun: bool) -> None:

@@ -22,10 +22,10 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from ecoflap.cli.arguments import parsed, prepared
+from ecoflap.cli.arguments import prepared
 from ecoflap.cli.choices import Choices
 from ecoflap.cli.plan_sweep import check_sweep
-from ecoflap.cli.recipe import RECIPE, primary_config, without_recipe
+from ecoflap.cli.recipe import RECIPE, primary_config
 from ecoflap.cli.wrong import what_is_wrong
 from ecoflap.console.arguments import complain
 from ecoflap.console.logs import install_logging
@@ -42,8 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     run_config.register()
     try:
-        arguments = prepared(without_recipe(arguments))
-        flags = parsed(arguments)
+        arguments, flags = prepared(arguments)
         if flags.help:
             print(paragraphs(__doc__ or ""))
         else:

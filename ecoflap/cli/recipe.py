@@ -18,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.run.config import RunConfig
 from ecoflap.run.lazy_store import store
-from ecoflap.storage.sharing.recipe import GROUPS, read_recipe
+from ecoflap.storage.sharing.recipe import GROUPS, missing_groups, read_recipe
 
 FLAG = "--config"
 RECIPE = "recipe"
@@ -69,9 +69,8 @@ def _check(file: str, values: dict[str, Any], overrides: Sequence[str]) -> None:
     for name in values:
         if name not in known:
             raise UserError(f"{FLAG} {file}: there is no option {name!r}; {did_you_mean(name, known)}")
-    for group in GROUPS:
-        chosen = any(override.startswith(f"{group}=") for override in overrides)
-        if group != "finetune" and group not in values and not chosen:
+    for group in missing_groups(values):
+        if not any(override.startswith(f"{group}=") for override in overrides):
             raise UserError(
                 f"{FLAG} {file} says nothing of the {group}, which was given as an object in Python; add"
                 f" {group}=CHOICE (ecoflap explain {group} lists them)"

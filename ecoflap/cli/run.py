@@ -14,8 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ecoflap.cli.arguments import parsed, prepared
-from ecoflap.cli.recipe import primary_config, without_recipe
+from ecoflap.cli.arguments import prepared
+from ecoflap.cli.recipe import primary_config
 from ecoflap.cli.wrong import what_is_wrong
 from ecoflap.console.arguments import complain
 from ecoflap.console.wrapping import wrapped
@@ -40,8 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     run_config.register()
     try:
-        sys.argv[1:] = arguments = prepared(without_recipe(arguments))
-        flags = parsed(arguments)
+        arguments, flags = prepared(arguments)
+        sys.argv[1:] = arguments
         if flags.help:
             from ecoflap.cli.usage import usage
 

@@ -207,7 +207,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_groups_of_a_search_path(package: Path, place: str) -> None:
     search = f"hydra.searchpath=[{place.format(package=package)}]"
     arguments = ["+study=sparse", search, "pruner=least"]
-    assert prepared(arguments) == arguments
+    assert prepared(arguments)[0] == arguments
     choices = Choices(overrides=arguments)
     assert "least" in choices.options("pruner")
     assert "wanda" in choices.options("pruner")
