@@ -61,6 +61,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("repo_id", help="NAME, or OWNER/NAME")
     parser.add_argument("--public", action="store_true", help="make a new repository public, not private")
     parser.add_argument(
-        "--dry-run", "--offline", action="store_true", help="prepare the folder, say what it holds, and stop"
+        "--dry-run", action="store_true", help="prepare the folder, say what it holds, and stop"
     )
     return parser

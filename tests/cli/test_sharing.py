@@ -244,7 +244,7 @@ def test_push_public(saved: Path, hub: list[tuple[str, dict[str, Any]]]) -> None
     assert hub[0][1]["private"] is False
 
 
-@pytest.mark.parametrize("how", ["--dry-run", "--offline", "HF_HUB_OFFLINE"])
+@pytest.mark.parametrize("how", ["--dry-run", "HF_HUB_OFFLINE"])
 def test_push_without_uploading_prepares_the_folder(
     copy: Path,
     hub: list[tuple[str, dict[str, Any]]],
