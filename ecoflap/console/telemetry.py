@@ -120,10 +120,9 @@ def _accelerator() -> Any | None:
     """
     import torch
 
-    accelerator = getattr(torch, "accelerator", None)
-    if accelerator is None or not accelerator.is_available():
+    if not torch.accelerator.is_available():
         return None
-    module = torch.get_device_module(accelerator.current_accelerator())
+    module = torch.get_device_module(torch.accelerator.current_accelerator())
     # Before its first use a device has no statistics, and resetting them is an error.
     in_use = getattr(module, "is_initialized", lambda: True)()
     return module if in_use and hasattr(module, "reset_peak_memory_stats") else None

@@ -91,11 +91,6 @@ def test_accelerator_peak_is_preferred_when_it_was_used(monkeypatch: pytest.Monk
     assert steps["unused"]["peak_memory_bytes"] > MEGABYTE
 
 
-def test_torch_without_an_accelerator_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch, "accelerator")
-    assert telemetry._accelerator() is None
-
-
 def test_what_the_allocator_keeps_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep's next model goes where the last one's peak was."""
     allocator = SimpleNamespace(
