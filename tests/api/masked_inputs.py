@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ecoflap.models.core.losses import token_loss
 from tests import tiny
-from tests.api.test_model_inputs import special
 
 LENGTHS, TARGETS, CODEBOOKS = (4, 12, 5), (7, 3, 5), 4
 SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -26,6 +25,10 @@ def noise(*shape: int) -> Tensor:
 
 def targets() -> list[Tensor]:
     return [torch.randint(3, 20, (count,)) for count in TARGETS]
+
+
+def special() -> dict[str, int]:
+    return {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 
 
 def whisper() -> Any:

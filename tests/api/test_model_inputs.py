@@ -14,28 +14,8 @@ from ecoflap.api import readable
 from ecoflap.errors import UserError
 from tests import tiny
 from tests.api.conftest import llama
+from tests.api.masked_inputs import special, wav2vec2, whisper
 from tests.api.test_data_forms import refused
-
-
-def whisper() -> Any:
-    layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
-    sizes = {"d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "decoder_attention_heads": 2}
-    return hf.WhisperForConditionalGeneration(
-        hf.WhisperConfig(
-            vocab_size=20, num_mel_bins=16, max_source_positions=30, **special(), **layers, **sizes
-        )
-    )
-
-
-def special() -> dict[str, int]:
-    return {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-
-
-def wav2vec2() -> Any:
-    convolutions = {"conv_dim": (8,), "conv_kernel": (3,), "conv_stride": (2,)}
-    sizes = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "intermediate_size": 32}
-    layers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return hf.Wav2Vec2ForCTC(hf.Wav2Vec2Config(**convolutions, **sizes, **layers))
 
 
 def spectrogram_transformer() -> Any:
@@ -46,7 +26,7 @@ def spectrogram_transformer() -> Any:
 @pytest.mark.parametrize(
     ("make", "name", "shape"),
     [
-        (whisper, "input_features", (16, 60)),
+        (whisper, "input_features", (8, 30)),
         (wav2vec2, "input_values", (100,)),
         (spectrogram_transformer, "input_values", (32, 16)),
         (lambda: llama().module, "inputs_embeds", (7, 16)),

@@ -343,18 +343,9 @@ def test_outputs_that_explode_after_the_training_are_not_put_down_to_pruning(
 
 
 def test_two_processes_are_one_with_twice_the_batch(training: list[str], run: Run, tmp_path: Path) -> None:
-    run(
-        [*training, "finetune.steps=3", "finetune.batch_size=2", "finetune.held_out=2", "finetune.every=3"],
-        "one",
-    )
-    both = [
-        *training,
-        "finetune.steps=3",
-        "finetune.batch_size=1",
-        "finetune.held_out=2",
-        "finetune.every=3",
-        f"hydra.run.dir={tmp_path / 'two'}",
-    ]
+    options = [*training, "finetune.steps=3", "finetune.held_out=2", "finetune.every=3"]
+    run([*options, "finetune.batch_size=2"], "one")
+    both = [*options, "finetune.batch_size=1", f"hydra.run.dir={tmp_path / 'two'}"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(

@@ -177,21 +177,12 @@ def test_gpus_and_wrong_options(slurm: Cluster, sweep: Sweep, tmp_path: Path) ->
 
 
 def test_the_processes_of_a_job_train_together(sweep: Sweep, tmp_path: Path) -> None:
-    """As torchrun's would; one of them writes, and the curve is that of one process with twice the batch."""
+    """As torchrun's would; one of them writes."""
     steps = "steps=[calibrate,score,allocate,prune,finetune,evaluate]"
-    train = [steps, "score=none", "model.save=true", "finetune.steps=4", "finetune.log_every=1"]
-    printed = ended(sweep(*train, "finetune.batch_size=1", "hydra.launcher.tasks_per_node=2"))
+    train = [steps, "score=none", "model.save=true", "finetune.steps=4", "finetune.batch_size=1"]
+    printed = ended(sweep(*train, "hydra.launcher.tasks_per_node=2"))
     folder = tmp_path / "sweep" / "0"
     assert (folder / "result.json").exists(), printed + logs(tmp_path / "sweep")
     assert read_json(folder / "finetune" / "identity.json")["processes"] == 2
     assert not (folder / "processes").exists()
     assert verify(folder) == []
-    together = [point["loss"] for point in read_json(folder / "finetune.json")["curve"] if "loss" in point]
-    ended(sweep(*train, "finetune.batch_size=2", f"hydra.sweep.dir={tmp_path / 'alone'}"))
-    alone = [
-        point["loss"]
-        for point in read_json(tmp_path / "alone" / "0" / "finetune.json")["curve"]
-        if "loss" in point
-    ]
-    assert len(alone) == 4
-    assert together == pytest.approx(alone, rel=1e-4)
