@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ecoflap.sweeps.report.blocks import Blocks, allocated
 from ecoflap.sweeps.report.methods import Method
@@ -57,7 +58,7 @@ def lines_of(section: Section, ranks: Mapping[Method, int]) -> dict[float, list[
     colours: dict[str, int] = {}  # a name keeps its colour even at targets that its first method lacks
     lines = {}
     for target, allocations in sorted(given.items()):
-        groups = _alike(allocations)
+        groups = grouped(allocations, operator.eq)
         named = zip(_names(groups), groups, strict=True)
         lines[target] = [
             Line(name, colours.setdefault(name, ranks[group[0]]), list(allocations[group[0]].values()))
@@ -76,11 +77,11 @@ def block_counts(lines: Lines) -> dict[str, int]:
     return counts
 
 
-def _alike(allocations: Mapping[Method, dict[int, Blocks]]) -> list[list[Method]]:
-    """Group methods with equal allocations."""
+def grouped(values: Mapping[Method, Any], equal: Callable[[Any, Any], bool]) -> list[list[Method]]:
+    """Group methods with equal values, such as allocations."""
     groups: list[list[Method]] = []
-    for method, seeds in allocations.items():
-        same = next((group for group in groups if allocations[group[0]] == seeds), None)
+    for method, value in values.items():
+        same = next((group for group in groups if equal(values[group[0]], value)), None)
         groups.append([method]) if same is None else same.append(method)
     return groups
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from ecoflap.sweeps.report.runs import Run
+from ecoflap.sweeps.report.runs import COARSE_STEPS, Run
 from ecoflap.sweeps.report.sections import Section
 from ecoflap.sweeps.report.style import COLOURS, WIDTH, legend_below, new_figure, rows_height, styled, wrapped
 
@@ -23,8 +23,6 @@ STEPS = {
     "evaluate": RED,
 }
 """The steps in the order of a run, each with its colour."""
-COARSE = ("score", "allocate")
-"""The steps that decide allocations."""
 HEIGHT = 0.66
 """Height of a method's bar, as a share of its row."""
 
@@ -55,7 +53,7 @@ def costs_of(section: Section) -> Costs:
     together: dict[str, list[tuple[str, Run]]] = {}
     for method, run in zip(section.methods, section.runs, strict=True):
         for step in shared & _computed(run).keys():
-            owner = f"once for {method.coarse}" if step in COARSE else "once for all runs"
+            owner = f"once for {method.coarse}" if step in COARSE_STEPS else "once for all runs"
             together.setdefault(owner, []).append((step, run))
     costs = {
         owner: {

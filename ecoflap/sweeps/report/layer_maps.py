@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ecoflap.storage.results.sparsity import UNCORRELATED
+from ecoflap.sweeps.report.allocations import grouped
 from ecoflap.sweeps.report.blocks import block_names
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.runs import Run
@@ -67,10 +68,7 @@ def maps_of(section: Section, figure: str) -> tuple[float, Maps]:
         for method, runs in section.by_method.items()
         if figure == "error" and any(run.result.sparsity.get("errors") == UNCORRELATED for run in runs)
     }
-    groups: list[list[Method]] = []
-    for method, towers in found.items():
-        same = next((group for group in groups if _equal(found[group[0]], towers)), None)
-        groups.append([method]) if same is None else same.append(method)
+    groups = grouped(found, _equal)
     names = [AS_IF * (not assumed.isdisjoint(group)) + _name(group) for group in groups]
     return target, {name: found[group[0]] for name, group in zip(names, groups, strict=True)}
 

@@ -17,11 +17,10 @@ from ecoflap.storage.markdown import markdown_row
 from ecoflap.sweeps.report.cells import statistics
 from ecoflap.sweeps.report.methods import AXES, Method, is_path, settings_of, shown
 from ecoflap.sweeps.report.metrics import MetricTable, make_tables
-from ecoflap.sweeps.report.runs import SWEEP, Run, read_runs
+from ecoflap.sweeps.report.runs import COARSE_STEPS, SWEEP, Run, read_runs
 from ecoflap.sweeps.report.sections import make_sections
 from ecoflap.sweeps.report.table import figure
 
-COARSE_STEPS = ("score", "allocate")
 OF_COARSE = ("score.", "allocation.")
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """{number of differences: the 97.5 % quantile of Student's t with one degree of freedom less}."""

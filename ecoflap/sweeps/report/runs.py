@@ -82,6 +82,8 @@ class Unfinished:
     overrides: list[str]
 
 
+COARSE_STEPS = ("score", "allocate")
+"""The steps that decide allocations."""
 SWEEP = "sweep"
 """The config key under which runs of compared sweeps keep their sweep's name."""
 
