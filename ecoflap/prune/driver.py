@@ -23,8 +23,8 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.inputs import measure_dense
 from ecoflap.prune.layers import Statistics, prune_groups, prune_layers
-from ecoflap.prune.protocol import LayerPruner, OnBlock
-from ecoflap.prune.report import NOTABLE, BlockReport, PruneReport
+from ecoflap.prune.protocol import LayerPruner
+from ecoflap.prune.report import NOTABLE, BlockReport, OnBlock, PruneReport
 from ecoflap.storage.masks import PackedMasks
 
 log = logging.getLogger(__name__)

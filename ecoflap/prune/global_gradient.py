@@ -5,7 +5,6 @@ The sparsity rises in steps, p_i = p^(T / i), and each step computes the gradien
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +25,7 @@ from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.global_masks import apply_masks, choose_masks, report_masks
 from ecoflap.prune.options import GlobalGradientOptions
-from ecoflap.prune.protocol import ModelPruner, OnBlock
+from ecoflap.prune.protocol import ModelPruner
 from ecoflap.prune.report import PruneReport
 from ecoflap.score.first_order import scaled_gradients
 from ecoflap.score.scores import loss_is_independent
@@ -50,22 +49,17 @@ class GlobalGradient(GlobalGradientOptions, ModelPruner):
 
     @override
     def prune(
-        self,
-        model: PrunableModel,
-        calibration: CalibrationSet | None,
-        sparsity: float,
-        on_block: OnBlock,
-        seed: int = 0,
+        self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, seed: int = 0
     ) -> tuple[Allocation, PruneReport]:
         assert calibration is not None
-        started, masks = time.perf_counter(), dict[str, Tensor]()
+        masks = dict[str, Tensor]()
         for step in range(1, self.iterations + 1):
             batches = loss_batches(model, calibration.take(self.samples), self.batch_size)
             metric = partial(_metric, gradients=mean_gradients(model, batches), kept=masks)
             reached = sparsity if step == self.iterations else sparsity ** (self.iterations / step)
             masks = choose_masks(model, self.scope, reached, metric)
             apply_masks(model, masks)
-        return report_masks(model, masks, sparsity, self.scope, started, on_block)
+        return report_masks(model, masks, sparsity, self.scope)
 
 
 def _metric(layer: Layer, gradients: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> Tensor:

@@ -5,7 +5,6 @@ The authors' code compares signed values.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +16,7 @@ from ecoflap.errors import require_choices
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.global_masks import apply_masks, choose_masks, report_masks
 from ecoflap.prune.options import GlobalMagnitudeOptions
-from ecoflap.prune.protocol import ModelPruner, OnBlock
+from ecoflap.prune.protocol import ModelPruner
 from ecoflap.prune.report import PruneReport
 
 
@@ -32,14 +31,8 @@ class GlobalMagnitude(GlobalMagnitudeOptions, ModelPruner):
 
     @override
     def prune(
-        self,
-        model: PrunableModel,
-        calibration: CalibrationSet | None,
-        sparsity: float,
-        on_block: OnBlock,
-        seed: int = 0,
+        self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, seed: int = 0
     ) -> tuple[Allocation, PruneReport]:
-        started = time.perf_counter()
         masks = choose_masks(model, self.scope, sparsity, lambda layer: layer.weight.detach().float().abs())
         apply_masks(model, masks)
-        return report_masks(model, masks, sparsity, self.scope, started, on_block)
+        return report_masks(model, masks, sparsity, self.scope)

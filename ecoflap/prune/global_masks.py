@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,8 +12,7 @@ from ecoflap.errors import NumericalError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import select_globally
-from ecoflap.prune.protocol import OnBlock
-from ecoflap.prune.report import BlockReport, PruneReport
+from ecoflap.prune.report import PruneReport
 
 
 def choose_masks(
@@ -56,41 +54,8 @@ def apply_masks(model: PrunableModel, masks: dict[str, Tensor]) -> None:
 
 
 def report_masks(
-    model: PrunableModel,
-    masks: dict[str, Tensor],
-    sparsity: float,
-    scope: str,
-    started: float,
-    on_block: OnBlock,
+    model: PrunableModel, masks: dict[str, Tensor], sparsity: float, scope: str
 ) -> tuple[Allocation, PruneReport]:
-    """Report what each layer keeps under the applied masks, and what was removed since ``started``."""
+    """Report what each layer keeps under the applied masks."""
     keep = {name: int(mask.sum()) for name, mask in masks.items()}
-    allocation = Allocation(keep, model.sizes, sparsity, scope)
-    return allocation, report_blocks(model, masks, allocation, started, on_block)
-
-
-def report_blocks(
-    model: PrunableModel,
-    masks: MutableMapping[str, Tensor],
-    allocation: Allocation,
-    started: float,
-    on_block: OnBlock,
-) -> PruneReport:
-    """Report every block of a model that was pruned as a whole.
-
-    Args:
-        model: pruned.
-        masks: {layer: mask as its parameter is stored}.
-        allocation: how many weights each layer keeps.
-        started: when pruning began, by ``time.perf_counter``.
-        on_block: called with the report of each block.
-    """
-    report = PruneReport(masks, dict.fromkeys(masks))
-    for tower in model.towers:
-        for block in tower.blocks:
-            names = allocation.inside(block.name)
-            realised = allocation.sparsity_of(names) if names else 0.0
-            seconds = time.perf_counter() - started
-            report.blocks.append(BlockReport(tower.name, block.name, realised, None, seconds))
-            on_block(report.blocks[-1])
-    return report
+    return Allocation(keep, model.sizes, sparsity, scope), PruneReport(masks)

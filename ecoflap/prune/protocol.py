@@ -6,7 +6,7 @@ A new pruner derives from ``LayerPruner`` or ``ModelPruner``, whose defaults fit
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor
@@ -20,9 +20,7 @@ from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import Keep, Part
 from ecoflap.prune.masks import MaskRule
-from ecoflap.prune.report import BlockReport, PruneReport
-
-OnBlock = Callable[[BlockReport], None]
+from ecoflap.prune.report import PruneReport
 
 
 class Pruned(NamedTuple):
@@ -190,12 +188,7 @@ class ModelPruner(Protocol):
 
     @abstractmethod
     def prune(
-        self,
-        model: PrunableModel,
-        calibration: CalibrationSet | None,
-        sparsity: float,
-        on_block: OnBlock,
-        seed: int = 0,
+        self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, seed: int = 0
     ) -> tuple[Allocation, PruneReport]:
         """Remove the share ``sparsity`` of the weights, in place.
 
@@ -203,7 +196,6 @@ class ModelPruner(Protocol):
             model: dense.
             calibration: the samples, or the training split if it trains; None for a pruner that uses no data.
             sparsity: the target.
-            on_block: called with the report of each block.
             seed: the run's seed, for a pruner that draws random numbers.
 
         Returns:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,9 +31,8 @@ from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.mixtures import Mixture, cut_experts, find_mixtures
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.expert_scores import belongs, score_experts
-from ecoflap.prune.global_masks import report_blocks
 from ecoflap.prune.options import REAPOptions
-from ecoflap.prune.protocol import ModelPruner, OnBlock
+from ecoflap.prune.protocol import ModelPruner
 from ecoflap.prune.report import PruneReport
 from ecoflap.storage.masks import PackedMasks
 
@@ -66,16 +64,11 @@ class REAP(REAPOptions, ModelPruner):
 
     @override
     def prune(
-        self,
-        model: PrunableModel,
-        calibration: CalibrationSet | None,
-        sparsity: float,
-        on_block: OnBlock,
-        seed: int = 0,
+        self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, seed: int = 0
     ) -> tuple[Allocation, PruneReport]:
         """Score, then remove experts; refuse what ``check_model`` refuses."""
         assert calibration is not None
-        started, mixtures = time.perf_counter(), find_mixtures(model)
+        mixtures = find_mixtures(model)
         count = removed_experts(model, mixtures, sparsity)
         scores = score_experts(model, mixtures, calibration, self.batch_size)
         keep = [kept_experts(scores[one.name].mean, count, one.groups) for one in mixtures]
@@ -95,7 +88,7 @@ class REAP(REAPOptions, ModelPruner):
         for layer in model.layers:
             masks[layer.name] = torch.ones(layer.weight.shape, dtype=torch.bool)
         allocation = Allocation(counts, sizes, sparsity, "model", UNITS, {"experts": details})
-        return allocation, report_blocks(model, masks, allocation, started, on_block)
+        return allocation, PruneReport(masks)
 
 
 def removed_experts(model: PrunableModel, mixtures: Sequence[Mixture], sparsity: float) -> int:

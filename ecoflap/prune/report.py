@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -30,6 +30,9 @@ class BlockReport:
     sparsity: float
     error: float | None
     seconds: float
+
+
+OnBlock = Callable[[BlockReport], None]
 
 
 @dataclass

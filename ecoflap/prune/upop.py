@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -42,9 +41,8 @@ from ecoflap.finetune.training_set import Collator, TrainingSet
 from ecoflap.models.core.forward_modes import in_float32
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.units import Units, cut_all, find_units, total_cost
-from ecoflap.prune.global_masks import report_blocks
 from ecoflap.prune.options import UPopOptions
-from ecoflap.prune.protocol import ModelPruner, OnBlock
+from ecoflap.prune.protocol import ModelPruner
 from ecoflap.prune.report import PruneReport
 
 log = logging.getLogger(__name__)
@@ -76,12 +74,7 @@ class UPop(UPopOptions, ModelPruner):
 
     @override
     def prune(
-        self,
-        model: PrunableModel,
-        calibration: CalibrationSet | None,
-        sparsity: float,
-        on_block: OnBlock,
-        seed: int = 0,
+        self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, seed: int = 0
     ) -> tuple[Allocation, PruneReport]:
         """Search, then remove units; refuse all but a BLIP of transformers, and several processes."""
         assert calibration is not None
@@ -90,8 +83,7 @@ class UPop(UPopOptions, ModelPruner):
                 f"pruner={self.name} searches in one process, and would find another model in each; start it"
                 " without torchrun"
             )
-        started, sizes = time.perf_counter(), model.sizes
-        units = find_units(model)
+        sizes, units = model.sizes, find_units(model)
         accelerators = [model.device] if model.device.type == "cuda" else []
         with in_float32(model.module), torch.random.fork_rng(accelerators):
             torch.manual_seed(seed)  # of the model's dropout
@@ -99,7 +91,7 @@ class UPop(UPopOptions, ModelPruner):
         cut_all(model.module, units, [gate.nonzero().flatten() for gate in gates])
         masks = {layer.name: torch.ones(layer.weight.shape, dtype=torch.bool) for layer in model.layers}
         allocation = Allocation(model.sizes, sizes, sparsity, "model", UNITS)
-        return allocation, report_blocks(model, masks, allocation, started, on_block)
+        return allocation, PruneReport(masks)
 
     def _search(
         self, model: PrunableModel, samples: CalibrationSet, units: Sequence[Units], sparsity: float

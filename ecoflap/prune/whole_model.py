@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 from ecoflap.allocate.allocation import UNITS, Allocation, check_allocated
@@ -10,8 +12,8 @@ from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.driver import warn_of_zeroed
-from ecoflap.prune.protocol import ModelPruner, OnBlock
-from ecoflap.prune.report import PruneReport
+from ecoflap.prune.protocol import ModelPruner
+from ecoflap.prune.report import BlockReport, OnBlock, PruneReport
 
 
 def prune_whole(
@@ -24,13 +26,18 @@ def prune_whole(
 ) -> tuple[Allocation, PruneReport]:
     """Let a pruner prune a model, in place; see ``ModelPruner.prune``.
 
+    Once all layers are checked, ``on_block`` is called with the report of each block: the pruner's own, if it
+    makes some, or one with its sparsity and the time since pruning began.
+
     Raises:
         UserError: if it returns counts that don't fit the model or the target, or no mask for a layer.
         NumericalError: if a weight is not finite, a removed one not zero, or a mask misses its count.
     """
     towers = [tower.layers for tower in model.towers]
     zeros = {layer.name: _zeros(layer) for layer in model.layers}
-    allocation, report = pruner.prune(model, calibration, sparsity, on_block, seed)
+    started = time.perf_counter()
+    allocation, report = pruner.prune(model, calibration, sparsity, seed=seed)
+    seconds = time.perf_counter() - started
     units = allocation.total == UNITS  # whole matrices may be gone, and others have their names
     if not units:
         allocation = check_allocated(allocation, towers, sparsity, f"pruner={pruner.name}")
@@ -42,8 +49,22 @@ def prune_whole(
         report.errors.setdefault(layer.name, None)
         if not units and (zeroed := _zeros(layer) - (layer.size - keep) - zeros[layer.name]) > 0:
             report.zeroed[layer.name] = zeroed
+    report.blocks = report.blocks or _report_blocks(model, allocation, seconds)
+    for block in report.blocks:
+        on_block(block)
     warn_of_zeroed(model, report, pruner.name)
     return allocation, report
+
+
+def _report_blocks(model: PrunableModel, allocation: Allocation, seconds: float) -> list[BlockReport]:
+    """One report per block, each with the time since pruning began."""
+    blocks = []
+    for tower in model.towers:
+        for block in tower.blocks:
+            names = allocation.inside(block.name)
+            realised = allocation.sparsity_of(names) if names else 0.0
+            blocks.append(BlockReport(tower.name, block.name, realised, None, seconds))
+    return blocks
 
 
 def _zeros(layer: Layer) -> int:

@@ -25,6 +25,7 @@ from ecoflap.models.families.language.causal_lm import language_loss
 from ecoflap.models.loading.loader import prunable
 from ecoflap.prune.expert_scores import score_experts
 from ecoflap.prune.reap import REAP, kept_experts, removed_experts
+from ecoflap.prune.whole_model import prune_whole
 from ecoflap.storage.checkpoint import save_checkpoint
 from ecoflap.storage.masks import MaskFile
 from ecoflap.storage.saved_model import open_checkpoint
@@ -53,7 +54,7 @@ def share(model: PrunableModel, removed: int) -> float:
 
 
 def reap(model: PrunableModel, removed: int, data: CalibrationSet) -> tuple[Any, Any]:
-    return REAP(batch_size=2).prune(model, data, share(model, removed), lambda _: None)
+    return REAP(batch_size=2).prune(model, data, share(model, removed))
 
 
 def logits(module: Any) -> Tensor:
@@ -219,7 +220,7 @@ def test_the_number_of_experts_is_the_largest_not_above_the_target() -> None:
     for sparsity in (0.0, 0.15, 0.2, 0.25, 0.4, 0.5, 0.6):
         expected = max(count for count in range(EXPERTS) if count * cost <= sparsity * total)
         assert removed_experts(model, mixtures, sparsity) == expected
-    allocation, report = REAP().prune(model, samples(7, 9), 0.4, lambda _: None)
+    allocation, report = prune_whole(model, samples(7, 9), REAP(), 0.4, lambda _: None)
     assert allocation.sparsity <= 0.4 < allocation.sparsity + cost / total
     assert allocation.total == "units"
     assert [one.sparsity for one in report.blocks] == pytest.approx([allocation.sparsity] * 2)

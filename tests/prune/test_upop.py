@@ -81,7 +81,7 @@ def test_it_cuts_the_share_of_weights_that_was_asked_for(family: str) -> None:
     sizes = model.sizes
     largest = max(one.cost for one in find_units(model))
     allocation, report = UPop(steps=6, interval=2, batch_size=2, learning_rate=1e-3).prune(
-        model, calibration, 0.5, lambda _: None
+        model, calibration, 0.5
     )
     assert allocation.sizes == sizes
     assert model.sizes == allocation.keep
@@ -98,7 +98,7 @@ def test_the_seed_alone_decides_about_dropout() -> None:
                 module.p = 0.1
         before = torch.get_rng_state()
         UPop(steps=4, interval=2, batch_size=2, learning_rate=1e-3).prune(
-            model, samples("blip_vqa", (6, 6)), 0.3, lambda _: None, seed
+            model, samples("blip_vqa", (6, 6)), 0.3, seed
         )
         assert torch.equal(torch.get_rng_state(), before)
         torch.rand(1)  # leaves another state

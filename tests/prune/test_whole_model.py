@@ -22,8 +22,9 @@ from ecoflap.models.loading.loader import prunable
 from ecoflap.prune.global_gradient import GlobalGradient, mean_gradients
 from ecoflap.prune.global_magnitude import GlobalMagnitude
 from ecoflap.prune.global_masks import choose_masks
-from ecoflap.prune.protocol import ModelPruner, OnBlock
+from ecoflap.prune.protocol import ModelPruner
 from ecoflap.prune.report import BlockReport, PruneReport
+from ecoflap.prune.whole_model import prune_whole
 from tests import tiny
 from tests.score.test_first_order import nearly_flat
 
@@ -52,7 +53,7 @@ def test_magnitude_removes_the_smallest_of_all(family: str, scope: str) -> None:
         scores = {layer.name: layer.weight.detach().abs() for layer in layers}
         total = sum(score.numel() for score in scores.values())
         expected |= smallest(scores, total - total * 4 // 10)
-    allocation, report = GlobalMagnitude(scope).prune(model, None, 0.6, lambda _: None)
+    allocation, report = GlobalMagnitude(scope).prune(model, None, 0.6)
     assert all(torch.equal(report.masks[name], mask) for name, mask in expected.items())
     assert all(torch.equal(layer.weight != 0, expected[layer.name]) for layer in model.layers)
     assert allocation.keep == {name: int(mask.sum()) for name, mask in expected.items()}
@@ -83,9 +84,7 @@ def test_gradient_is_measured_anew_at_each_step(scope: str, iterations: int) -> 
         with torch.no_grad():
             for layer in other.layers:
                 layer.weight.mul_(masks[layer.name])
-    _, report = GlobalGradient(scope, iterations, samples=5, batch_size=1).prune(
-        model, calibration, 0.5, lambda _: None
-    )
+    _, report = GlobalGradient(scope, iterations, samples=5, batch_size=1).prune(model, calibration, 0.5)
     for name, mask in masks.items():
         assert (report.masks[name] != mask).float().mean() < 0.01, (
             name
@@ -97,8 +96,8 @@ def test_gradient_is_measured_anew_at_each_step(scope: str, iterations: int) -> 
 
 def test_a_removed_weight_never_comes_back() -> None:
     model, calibration = tiny.build("llama"), tiny.samples("llama")
-    _, first = GlobalGradient("model", 1).prune(tiny.build("llama"), calibration, 0.5**3, lambda _: None)
-    _, third = GlobalGradient("model", 3).prune(model, calibration, 0.5, lambda _: None)
+    _, first = GlobalGradient("model", 1).prune(tiny.build("llama"), calibration, 0.5**3)
+    _, third = GlobalGradient("model", 3).prune(model, calibration, 0.5)
     assert not any((third.masks[name] & ~mask).any() for name, mask in first.masks.items())
 
 
@@ -118,12 +117,12 @@ def test_a_tower_that_the_loss_does_not_see() -> None:
     module.model.layers[1].spare = nn.Linear(4, 4)
     calibration = tiny.samples("llama")
     _, report = GlobalGradient().prune(
-        prunable("tiny", module, None, language_loss, Selection()), calibration, 0.1, lambda _: None
+        prunable("tiny", module, None, language_loss, Selection()), calibration, 0.1
     )
     assert not report.masks["model.layers.1.spare.weight"].any()  # worth nothing, and the first to go
     alone = prunable("tiny", module, None, language_loss, Selection(None, [r"^(?!.*spare).*$"]))
     with pytest.raises(UserError, match="the loss depends on none of the layers"):
-        GlobalGradient().prune(alone, calibration, 0.1, lambda _: None)
+        GlobalGradient().prune(alone, calibration, 0.1)
 
 
 @pytest.mark.parametrize("pruner", [GlobalMagnitude(), GlobalGradient(samples=2)])
@@ -137,7 +136,8 @@ def test_blocks_are_reported_with_the_time_since_pruning_began(
     monkeypatch.setattr(sys.modules[type(pruner).__module__], "choose_masks", slowly)
     seen: list[BlockReport] = []
     model = tiny.build("llama", skip_layers=(r"layers\.0\.",))
-    pruner.prune(model, tiny.samples("llama"), 0.5, seen.append)
+    _, report = prune_whole(model, tiny.samples("llama"), pruner, 0.5, seen.append)
+    assert seen == report.blocks
     assert [block.block for block in seen] == ["model.layers.0", "model.layers.1"]
     assert all(block.seconds > 0.05 for block in seen)
 
@@ -151,7 +151,7 @@ def test_refusals() -> None:
     with torch.no_grad():
         model.layers[0].weight[0, 0] = float("nan")
     with pytest.raises(NumericalError, match="NaN or infinite"):
-        GlobalMagnitude().prune(model, None, 0.5, lambda _: None)
+        GlobalMagnitude().prune(model, None, 0.5)
 
 
 @dataclass(frozen=True)
@@ -163,14 +163,9 @@ class Changed(ModelPruner):
     requires_calibration: ClassVar[bool] = False
 
     def prune(
-        self,
-        model: PrunableModel,
-        calibration: CalibrationSet | None,
-        sparsity: float,
-        on_block: OnBlock,
-        seed: int = 0,
+        self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, seed: int = 0
     ) -> tuple[Allocation, PruneReport]:
-        allocation, report = GlobalMagnitude().prune(model, calibration, sparsity, on_block)
+        allocation, report = GlobalMagnitude().prune(model, calibration, sparsity)
         with torch.no_grad():
             return self.change(model, allocation, report) or allocation, report
 

@@ -140,7 +140,7 @@ def _time_prune(
 
     def prune(samples: CalibrationSet | None) -> None:
         if pruner.allocates:
-            pruner.prune(model, samples, config.sparsity, lambda _: None, config.seed)
+            pruner.prune(model, samples, config.sparsity, config.seed)
             return
         driver.prune(
             model,
