@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -146,6 +146,12 @@ class SavesLavis(PrunableModel):
 class Blip2(Blip2Options, Pretrained):
     """A BLIP-2."""
 
+    classes: ClassVar[tuple[str, str, str]] = (
+        "Blip2Config",
+        "Blip2ForConditionalGeneration",
+        "Blip2Processor",
+    )
+
     def __post_init__(self) -> None:
         check_prompt(self.prompt)
 
@@ -155,30 +161,12 @@ class Blip2(Blip2Options, Pretrained):
         return self.save_lavis
 
     @override
-    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
-        """Load weights and processor.
-
-        Raises:
-            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
-        """
-        from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
-
-        module, processor = self.read(Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, device)
-        require_loaded(self, "lavis_checkpoint", "vision_from", "language_from")
-        if device.type != "meta" and self.lavis_checkpoint is not None:
-            take_lavis_weights(module, self.lavis_checkpoint)
-        if device.type != "meta" and self.vision_from is not None:
-            transfer(module, self.vision_from, "vision_model", "model.vision_from")
-        if device.type != "meta" and self.language_from is not None:
-            transfer(module, self.language_from, "language_model", "model.language_from")
-        return self.from_module(module, processor, selection)
-
-    @override
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
         """Wrap a transformers model in memory and its processor, which may be None.
 
         Raises:
-            UserError: if there is no such loss or tower, or LAVIS has no such model.
+            UserError: if there is no such loss or tower, LAVIS has no such model, or weights to take from
+                elsewhere don't fit.
         """
         loss = find_loss(self.loss, {"answer": answer_loss})
         interface = Blip2Interface(module, processor, self.prompt) if processor is not None else None
@@ -187,5 +175,13 @@ class Blip2(Blip2Options, Pretrained):
                 "model.save_lavis=true writes BLIP-2 with a T5, and this one has a decoder-only language"
                 " model; leave it out"
             )
+        require_loaded(self, "lavis_checkpoint", "vision_from", "language_from")
+        if not next(module.parameters()).is_meta:
+            if self.lavis_checkpoint is not None:
+                take_lavis_weights(module, self.lavis_checkpoint)
+            if self.vision_from is not None:
+                transfer(module, self.vision_from, "vision_model", "model.vision_from")
+            if self.language_from is not None:
+                transfer(module, self.language_from, "language_model", "model.language_from")
         model = prunable(self.name, module, processor, loss, selection, self.towers, interface)
         return SavesLavis(**vars(model)) if self.save_lavis else model

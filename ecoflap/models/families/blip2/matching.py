@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -154,29 +154,19 @@ LOSSES = {"match_and_contrastive": match_and_contrastive_loss, "match": match_lo
 class Blip2Itm(Blip2ItmOptions, Pretrained):
     """BLIP-2's first stage for retrieval: vision tower and Q-Former."""
 
-    @override
-    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
-        """Load weights and processor.
-
-        Raises:
-            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
-        """
-        from transformers import Blip2Config, Blip2ForImageTextRetrieval, Blip2Processor
-
-        module, processor = self.read(Blip2Config, Blip2ForImageTextRetrieval, Blip2Processor, device)
-        require_loaded(self, "vision_from")
-        if device.type != "meta" and self.vision_from is not None:
-            transfer(module, self.vision_from, "vision_model", "model.vision_from")
-        return self.from_module(module, processor, selection)
+    classes: ClassVar[tuple[str, str, str]] = ("Blip2Config", "Blip2ForImageTextRetrieval", "Blip2Processor")
 
     @override
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
         """Wrap a transformers model in memory and its processor, which may be None.
 
         Raises:
-            UserError: if there is no such loss or tower.
+            UserError: if there is no such loss or tower, or the other vision tower doesn't fit.
         """
         loss = find_loss(self.loss, LOSSES)
+        require_loaded(self, "vision_from")
+        if self.vision_from is not None and not next(module.parameters()).is_meta:
+            transfer(module, self.vision_from, "vision_model", "model.vision_from")
         interface = None
         if processor is not None:
             tokenizer = processor.tokenizer
