@@ -5,30 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ecoflap.models.core.towers import Block
 
+if TYPE_CHECKING:
+    from ecoflap.models.core.prunable import PrunableModel
+
 AT_A_TIME = 2  # blocks: the one that runs and the next, or in a backward pass the one before
 WORK = "offload"  # folder inside a run's for pruned blocks and hidden states on the disk
-
-
-class Saves(Protocol):
-    """A model that can write a checkpoint of itself while its weights are in place."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The transformers model."""
-
-    @property
-    def processor(self) -> Any:
-        """Its tokenizer or processor."""
-
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint."""
 
 
 class Placement:
@@ -66,7 +54,7 @@ class Placement:
         """Load the weights of all blocks for this context, as far as memory holds them."""
         yield
 
-    def save(self, model: Saves, folder: Path) -> None:
+    def save(self, model: PrunableModel, folder: Path) -> None:
         """Write the model's checkpoint."""
         model.save(folder)
 

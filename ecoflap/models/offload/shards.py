@@ -16,10 +16,10 @@ from typing_extensions import override
 
 from ecoflap.console.startup import M_MMAP_THRESHOLD
 from ecoflap.errors import NumericalError
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.conversion import saved_form
 from ecoflap.models.loading.converted_tensor import CheckpointTensor
 from ecoflap.models.offload.offloaded import Offloaded
-from ecoflap.models.offload.placement import Saves
 from ecoflap.storage.disk_space import writing
 from ecoflap.storage.file_names import WEIGHTS_INDEX
 from ecoflap.storage.stored_tensor import StoredTensor, stored_tensors, write_in_parts
@@ -91,7 +91,7 @@ class OnDisk(Offloaded):
             ctypes.CDLL(None).malloc_trim(0)
 
     @override
-    def save(self, model: Saves, folder: Path) -> None:
+    def save(self, model: PrunableModel, folder: Path) -> None:
         """Write new shards, one per block and one for the rest, with their index, a block at a time."""
         self.store_changes()
         module = model.module
