@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, overload
 
@@ -14,6 +14,7 @@ from ecoflap.data.batch import Sample
 from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Classes, Example
 from ecoflap.errors import UserError
+from ecoflap.models.core.hooks import setting
 from ecoflap.models.core.protocols import Converses, Encodes, require
 from ecoflap.models.core.prunable import PrunableModel
 
@@ -42,17 +43,12 @@ class OnDemand(Sequence[Sample]):
 _on_demand: ContextVar[bool] = ContextVar("on_demand", default=False)
 
 
-@contextmanager
-def encoding_on_demand() -> Iterator[None]:
+def encoding_on_demand() -> AbstractContextManager[object]:
     """Let data sets that are read in this context encode samples on demand.
 
     A whole encoded training split does not fit in memory.
     """
-    token = _on_demand.set(True)
-    try:
-        yield
-    finally:
-        _on_demand.reset(token)
+    return setting(_on_demand, True)
 
 
 def require_encoder(model: PrunableModel, option: str, pictures: bool) -> Any:

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 
 from torch import Tensor
 
 from ecoflap.errors import NumericalError
+from ecoflap.models.core.hooks import setting
 
 _collected: ContextVar[list[Tensor] | None] = ContextVar("collected", default=None)
 
 
-@contextmanager
-def collecting_logits() -> Iterator[list[Tensor]]:
+def collecting_logits() -> AbstractContextManager[list[Tensor]]:
     """Collect the logits of every target of the losses that are computed in this context.
 
-    Yields:
-        A list that fills up: [targets, classes] each, in the order in which the losses were computed.
+    Returns:
+        A context whose list fills up: [targets, classes] each, in the order in which the losses were
+            computed.
     """
-    found: list[Tensor] = []
-    token = _collected.set(found)
-    try:
-        yield found
-    finally:
-        _collected.reset(token)
+    return setting(_collected, [])
 
 
 def collect(logits: Tensor, is_target: Tensor | None = None) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ecoflap.errors import UserError, did_you_mean
+from ecoflap.models.core.hooks import setting
 from ecoflap.models.core.logits import collect
 from ecoflap.models.core.prunable import Loss
 
@@ -165,8 +166,7 @@ def find_loss(name: str, known: Mapping[str, Loss], option: str = "model.loss") 
 _counted: ContextVar[tuple[tuple[str | None, Tensor], ...]] = ContextVar("counted", default=())
 
 
-@contextmanager
-def counting(*tokens: Tensor, **towers: Tensor) -> Iterator[None]:
+def counting(*tokens: Tensor, **towers: Tensor) -> AbstractContextManager[object]:
     """Declare, around a forward pass over padded sequences, which tokens are real; statistics ignore padding.
 
     Args:
@@ -176,11 +176,7 @@ def counting(*tokens: Tensor, **towers: Tensor) -> Iterator[None]:
             one may read as many tokens of its own as another one's mask has.
     """
     masks = [*((None, mask) for mask in tokens), *towers.items()]
-    token = _counted.set(tuple((kind, mask.bool()) for kind, mask in masks))
-    try:
-        yield
-    finally:
-        _counted.reset(token)
+    return setting(_counted, tuple((kind, mask.bool()) for kind, mask in masks))
 
 
 def counted_tokens(kind: str | None) -> tuple[Tensor, ...]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ecoflap.models.core.hooks import setting
 from ecoflap.models.core.losses import IGNORED
 
 # What configs of transformers call the token that pictures or frames take the place of.
@@ -39,18 +39,13 @@ class TokenKinds:
 _declared: ContextVar[dict[str, TokenKinds] | None] = ContextVar("token_kinds", default=None)
 
 
-@contextmanager
-def declaring(**towers: TokenKinds | None) -> Iterator[None]:
+def declaring(**towers: TokenKinds | None) -> AbstractContextManager[object]:
     """Declare, around a forward pass, the kinds of the tokens in the towers that read text and pictures.
 
     Args:
         towers: {tower: the kinds of its tokens}; None where they are not known.
     """
-    token = _declared.set({name: kinds for name, kinds in towers.items() if kinds is not None})
-    try:
-        yield
-    finally:
-        _declared.reset(token)
+    return setting(_declared, {name: kinds for name, kinds in towers.items() if kinds is not None})
 
 
 def kinds_in(tower: str, hidden: Tensor) -> TokenKinds | None:

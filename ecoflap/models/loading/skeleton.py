@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ecoflap.errors import UserError
+from ecoflap.models.core.hooks import setting
 from ecoflap.models.offload.load import parameters_on_meta
 
 # The old name makes the fifth release warn at each load; releases before 4.56 know no other.
@@ -22,17 +23,12 @@ DTYPE_OPTION = "torch_dtype" if version("transformers").startswith("4.") else "d
 _with_processors: ContextVar[bool] = ContextVar("with_processors", default=False)
 
 
-@contextmanager
-def with_processors() -> Iterator[None]:
+def with_processors() -> AbstractContextManager[object]:
     """Read processors of models on the meta device, too, in this context.
 
     The protocols of an interface are known only with its processor.
     """
-    token = _with_processors.set(True)
-    try:
-        yield
-    finally:
-        _with_processors.reset(token)
+    return setting(_with_processors, True)
 
 
 def wants_processor(device: torch.device) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from ecoflap.console.tables import table
 from ecoflap.console.telemetry import free_memory
 from ecoflap.errors import UserError
 from ecoflap.models.core.expert_slices import refresh
+from ecoflap.models.core.hooks import setting
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.checkpoint_folder import stored_in
 from ecoflap.models.loading.conversion import match_tensors, warn_unused
@@ -48,15 +49,9 @@ class Streaming:
 _streaming: ContextVar[Streaming | None] = ContextVar("streaming", default=None)
 
 
-@contextmanager
-def streaming_from_disk() -> Iterator[Streaming]:
+def streaming_from_disk() -> AbstractContextManager[Streaming]:
     """Make the loaders of checkpoint folders read names, shapes and buffers only, in this context."""
-    report = Streaming()
-    token = _streaming.set(report)
-    try:
-        yield report
-    finally:
-        _streaming.reset(token)
+    return setting(_streaming, Streaming())
 
 
 def streaming() -> Streaming | None:
