@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
 from ecoflap.data.batch import Sample
 from ecoflap.data.calibration_set import CalibrationSet, by_shape, stack
@@ -16,19 +15,6 @@ from ecoflap.errors import UserError
 from ecoflap.finetune.options import ScheduleOptions
 from ecoflap.models.core.encoding import encoding_on_demand, pad_together
 from ecoflap.models.core.prunable import PrunableModel
-
-
-class TrainingSet(Dataset[Sample]):
-    """Samples that are encoded when they are read, if their reader supports it."""
-
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.samples[index]
 
 
 @dataclass(frozen=True)
@@ -42,8 +28,8 @@ class Split:
     """
 
     name: str
-    train: TrainingSet
-    held_out: TrainingSet
+    train: Sequence[Sample]
+    held_out: Sequence[Sample]
 
 
 def read_everything(
@@ -106,9 +92,7 @@ def divide(everything: CalibrationSet, held_out: int) -> Split:
             f" {everything.name}; hold out fewer"
         )
     border = len(everything) - held_out
-    return Split(
-        everything.name, TrainingSet(everything.samples[:border]), TrainingSet(everything.samples[border:])
-    )
+    return Split(everything.name, everything.samples[:border], everything.samples[border:])
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.processes import size
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.finetune.learner import Learner
-from ecoflap.finetune.training_set import Collator, TrainingSet
+from ecoflap.finetune.training_set import Collator
 from ecoflap.models.core.forward_modes import in_float32
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.units import Units, cut_all, find_units, total_cost
@@ -133,7 +133,8 @@ class UPop(UPopOptions, ModelPruner):
 
     def _batches(self, model: PrunableModel, samples: CalibrationSet) -> Iterator[dict[str, Any]]:
         """One batch per step, in the order in which the samples were drawn, over as many epochs as needed."""
-        loader = DataLoader(TrainingSet(samples.samples), self.batch_size, collate_fn=Collator(model))
+        sequence: Any = samples.samples  # which a DataLoader reads like a Dataset
+        loader = DataLoader(sequence, self.batch_size, collate_fn=Collator(model))
         yielded = 0
         while True:
             for batch in loader:
