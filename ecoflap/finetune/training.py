@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import patch_environment
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -39,7 +39,7 @@ from ecoflap.storage.files import write_json
 log = logging.getLogger(__name__)
 
 IDENTITY = "identity.json"
-DEVICE = "ACCELERATE_TORCH_DEVICE"
+DEVICE = "ACCELERATE_TORCH_DEVICE"  # transformers and accelerate read it
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _arguments(options: dict[str, Any], device: torch.device) -> TrainingArgumen
     try:
         arguments = TrainingArguments(**options)
         if arguments.device.type != device.type:
-            with _named(device):
+            with patch_environment(**{DEVICE: device}):
                 arguments = TrainingArguments(**options)
     except ValueError as error:
         raise UserError(
@@ -136,20 +136,6 @@ def _arguments(options: dict[str, Any], device: torch.device) -> TrainingArgumen
             "use finetune=reconstruct, which needs no trainer, or device=cpu"
         )
     return arguments
-
-
-@contextmanager
-def _named(device: torch.device) -> Iterator[None]:
-    """Name a device to transformers and accelerate, in the environment variable that both read."""
-    before = os.environ.get(DEVICE)
-    os.environ[DEVICE] = str(device)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[DEVICE]
-        else:
-            os.environ[DEVICE] = before
 
 
 @contextmanager
