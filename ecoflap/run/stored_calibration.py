@@ -24,11 +24,8 @@ def stored_calibration(
     store: Store,
     calibrator: Calibration,
     model: PrunableModel,
-    fingerprint: str,
-    config: Mapping[str, Any],
-    processor: Mapping[str, Any],
     seed: int,
-    computed_by: Mapping[str, Any],
+    key: Mapping[str, Any],
 ) -> tuple[CalibrationSet, bool]:
     """Draw a calibration set, or read it from the store.
 
@@ -36,11 +33,9 @@ def stored_calibration(
         store: the stage cache.
         calibrator: draws the set.
         model: its processor encodes the samples.
-        fingerprint: the model's fingerprint.
-        config: the config of the calibration set.
-        processor: the config of the model, whose prompt and files determine the encoding.
         seed: seed of the draw.
-        computed_by: the code that draws the set, and the versions of the libraries.
+        key: what else the set depends on; among it ``calibration`` and ``processor``, the configs of the set
+            and of what encodes it, whose values may be files or folders.
 
     Returns:
         The set, and whether it came from the store.
@@ -51,17 +46,12 @@ def stored_calibration(
     # Drawing the set tells such a model its classes; reading a stored set would not.
     if hasattr(model.interface, "set_classes"):
         return calibrator.load(model, seed), False
-    key = {
-        "version": 1,
-        **computed_by,
-        "calibration": dict(config),
-        "processor": dict(processor),
-        "files": states_of_files(calibrator, model, seed, [config, processor]),
-        "model": fingerprint,
-        "seed": seed,
-    }
+    files = states_of_files(calibrator, model, seed, [key["calibration"], key["processor"]])
     tensors, cached = store.get_or_compute(
-        "calibration", key, lambda: _to_tensors(calibrator.load(model, seed)), AS_TENSORS
+        "calibration",
+        {"version": 1, **key, "files": files, "seed": seed},
+        lambda: _to_tensors(calibrator.load(model, seed)),
+        AS_TENSORS,
     )
     sources = json.loads(bytes(tensors.pop(SOURCES).tolist()))
     return CalibrationSet(calibrator.name, tuple(_samples(tensors)), frozenset(sources)), cached

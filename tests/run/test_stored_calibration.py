@@ -18,6 +18,8 @@ from ecoflap.run.stored_calibration import stored_calibration
 from ecoflap.storage.cache.store import Store
 from ecoflap.storage.results import sources
 
+NO_CONFIG: dict[str, Any] = {"calibration": {}, "processor": {}}
+
 
 @dataclass
 class Counts:
@@ -45,7 +47,8 @@ def load(
     seed: int = 0,
     prompt: str = "{}",
 ) -> CalibrationSet:
-    return stored_calibration(store, counts, model(), fingerprint, config, {"prompt": prompt}, seed, {})[0]
+    key = {"calibration": config, "processor": {"prompt": prompt}, "model": fingerprint}
+    return stored_calibration(store, counts, model(), seed, key)[0]
 
 
 def test_a_hit_is_the_set_that_was_drawn(tmp_path: Path) -> None:
@@ -113,7 +116,7 @@ def test_a_model_that_is_told_its_classes_is_told_each_time(tmp_path: Path) -> N
 
     counts, store = Counts(), Store(tmp_path)
     for _ in range(2):
-        assert not stored_calibration(store, counts, model(Told()), "m", {}, {}, 0, {})[1]
+        assert not stored_calibration(store, counts, model(Told()), 0, NO_CONFIG)[1]
     assert counts.drawn == 2
 
 
@@ -123,4 +126,4 @@ def test_an_empty_set(tmp_path: Path, interface: object) -> None:
         def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
             return CalibrationSet("empty", ())
 
-    assert len(stored_calibration(Store(tmp_path), Empty(), model(interface), "m", {}, {}, 0, {})[0]) == 0
+    assert len(stored_calibration(Store(tmp_path), Empty(), model(interface), 0, NO_CONFIG)[0]) == 0

@@ -81,15 +81,14 @@ def calibrate(plan: Plan, model: PrunableModel, state: RunState) -> CalibrationS
     """
     with measure(state.costs, "calibrate") as cost:
         processor = {name: value for name, value in plan.config.model.items() if name not in ("name", "save")}
+        key = {
+            **computed_by(plan, "calibration"),
+            "calibration": plan.config.calibration,
+            "processor": processor,
+            "model": state.fingerprint,
+        }
         state.calibration, cost["cached"] = stored_calibration(
-            plan.store,
-            plan.calibrator,
-            model,
-            state.fingerprint,
-            plan.config.calibration,
-            processor,
-            plan.config.seed,
-            computed_by(plan, "calibration"),
+            plan.store, plan.calibrator, model, plan.config.seed, key
         )
     if not len(state.calibration):
         raise UserError(

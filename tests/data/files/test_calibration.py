@@ -114,7 +114,8 @@ def test_a_stored_set_is_not_that_of_other_files(vlm: PrunableModel, folder: Pat
     store, chats = Store(folder / "cache"), Chat(path=str(folder / "a-*.jsonl"), samples=6)
 
     def drawn() -> tuple[str, bool]:
-        found, cached = stored_calibration(store, chats, vlm, "m", {"path": chats.path}, {}, 0, {})
+        key = {"calibration": {"path": chats.path}, "processor": {}}
+        found, cached = stored_calibration(store, chats, vlm, 0, key)
         return found.fingerprint(), cached
 
     before, _ = drawn()
