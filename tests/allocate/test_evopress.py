@@ -176,6 +176,14 @@ def test_a_stopped_search_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def test_another_target_is_another_search() -> None:
+    memory, options = Memory(), {**SMALL, "generations": 1}
+    for sparsity in (0.5, 0.7):
+        allocation = EvoPress(**options)(tiny.build("llama"), None, sparsity, context("llama", recall=memory))
+        alone = EvoPress(**options)(tiny.build("llama"), None, sparsity, context("llama"))
+        assert allocation.details == alone.details
+
+
 def test_another_seed_is_another_search() -> None:
     model = tiny.build("llama")
     first = EvoPress(**SMALL)(model, None, 0.6, context("llama"))

@@ -56,6 +56,13 @@ def test_towers_of_other_names_are_measured_again() -> None:
     assert allocator(renamed, None, 0.5, context).keep == keep
 
 
+def test_another_target_is_measured_again() -> None:
+    memory, model = Memory(), tiny.build("llama")
+    for count, sparsity in enumerate((0.5, 0.7, 0.5), start=1):
+        Neuronal(spreads=(0.1,))(model, None, sparsity, context("llama", recall=memory))
+        assert len(memory.computed) == min(count, 2)
+
+
 @pytest.mark.parametrize(("sparsity", "spread"), PUBLISHED)
 def test_the_lines_are_the_published_ones(sparsity: float, spread: float) -> None:
     model = tiny_opt.opt_model()

@@ -156,6 +156,14 @@ def test_auto_takes_the_candidate_of_the_smallest_loss(
     assert len(memory.computed) == computed
 
 
+@pytest.mark.parametrize("allocator", TRIED, ids=label)
+def test_auto_tries_another_target_anew(model: PrunableModel, context: Context, allocator: Any) -> None:
+    memory = Memory()
+    for sparsity in (0.5, 0.7):
+        found = allocator(model, None, sparsity, replace(context, recall=memory)).details
+        assert found["losses"] == allocator(model, None, sparsity, context).details["losses"]
+
+
 def test_auto_prunes_as_the_fine_stage_does(model: PrunableModel, context: Context) -> None:
     """The loss of a candidate is that of masks on the dense inputs, made here weight by weight."""
     found = ATP(samples=3)(model, None, 0.7, context).details["losses"]

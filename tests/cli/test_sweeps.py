@@ -239,15 +239,18 @@ def test_statistics_and_allocations_of_other_tokens_are_others(
     run: Callable[..., Result], tmp_path: Path
 ) -> None:
     """They are stored apart, and offloaded models measure the same ones."""
-    plan = ["model=blip2_mini", "score=none", "allocation=owl", "steps=[calibrate,allocate,prune]"]
+    plan = ["model=blip2_mini", "score=none", "allocation=owl", "allocation.scope=model"]
     plan += ["propagate=dense", "calibration.samples=8", "model.save=true", "tracking=none", "device=cpu"]
+    plan += ["steps=[calibrate,allocate,prune]"]
+    layers = {}
     for name, more in (
         ("other", ["tokens=all", f"cache={tmp_path / 'cache'}"]),
         ("after", ["tokens=atv", f"cache={tmp_path / 'cache'}"]),
         ("alone", ["tokens=atv", "cache_mode=off"]),
         ("disk", ["tokens=atv", "cache_mode=off", "runtime.offload=disk"]),
     ):
-        run([*plan, *more], name)
+        layers[name] = run([*plan, *more], name).sparsity["layers"]
+    assert layers["after"] == layers["alone"] != layers["other"]
     other, after, alone, disk = (
         load_masks(tmp_path / name / "checkpoint" / "masks.safetensors")
         for name in ("other", "after", "alone", "disk")

@@ -72,6 +72,18 @@ def test_the_errors_are_those_of_a_whole_forward_pass(family: str) -> None:
         )
 
 
+def test_padding_counts_in_no_error() -> None:
+    short = tiny.samples("clip", lengths=(7, 7, 7))
+    padded = CalibrationSet("padded", tuple(tiny._padded(sample, 11) for sample in short.samples))
+    found = []
+    for calibration in (short, padded):
+        model, masks = pruned("clip")
+        task = Job(model, masks, None, calibration, lambda: tiny.build("clip"), 3, 0, Path())
+        curve = Reconstruct(epochs=1, learning_rate=1e-9).finetune(task).curve
+        found.append([point["error_before"] for point in curve])
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
 def test_steps_that_make_it_worse_are_undone() -> None:
     task = job("llama")
     fingerprint = task.model.fingerprint()

@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import ecoflap
+from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.finetune.full import Full
 from ecoflap.finetune.job import Job, Point, masks_fingerprint
 from ecoflap.finetune.lora import Lora
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.language.causal_lm import language_loss
 from tests.finetune.test_masked_parameters import pruned
 from tests.tiny import samples
 
@@ -55,6 +57,36 @@ def test_every_sample_of_a_step_weighs_the_same(tmp_path: Path) -> None:
     parts = gradients(tmp_path / "parts", batch_size=2, accumulation=3)
     assert whole
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+def twice(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
+    return 2 * language_loss(module, batch, copies)
+
+
+def test_the_loss_of_ones_own_is_the_one_that_is_trained(tmp_path: Path) -> None:
+    plain = gradients(tmp_path / "plain", batch_size=5)
+    own = gradients(tmp_path / "own", batch_size=5, loss=f"{__name__}.twice")
+    assert plain
+    torch.testing.assert_close(own, [2 * gradient for gradient in plain], rtol=1e-4, atol=1e-6)
+
+
+def test_a_training_begins_anew_when_its_loss_was_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gradients(tmp_path, batch_size=5)
+    assert not gradients(tmp_path, batch_size=5), "the checkpoint of the last step is resumed"
+    monkeypatch.setattr(PrunableModel, "loss_identity", lambda *_: {"source": "edited"})
+    assert gradients(tmp_path, batch_size=5)
+
+
+def test_the_trainer_gets_the_options() -> None:
+    schedule = Full(epochs=3, batch_size=2, accumulation=2, warmup=0.25, weight_decay=0.05, clip=0.5)
+    for processes, steps in ((1, 9), (2, 6)):
+        found = schedule.arguments(Path(), 7, torch.device("cpu"), samples=9, processes=processes)
+        assert found["max_steps"] == steps, "of 4 samples each, or 8"
+        assert found["warmup_steps"] == 2
+    names = ("weight_decay", "max_grad_norm", "seed", "lr_scheduler_type")
+    assert [found[name] for name in names] == [0.05, 0.5, 7, "cosine"]
 
 
 def with_batch_norms() -> tuple[PrunableModel, dict[str, Tensor], CalibrationSet]:

@@ -60,6 +60,7 @@ CHANGES = {
         "t5",
         edited("tokenizer.json", lambda content: content.update(normalizer={"type": "Lowercase"})),
     ),
+    "chat": ("t5", edited("tokenizer_config.json", lambda content: content.update(chat_template="{{ 1 }}"))),
     "longest": ("t5", edited("tokenizer_config.json", lambda content: content.update(model_max_length=7))),
 }
 

@@ -1,4 +1,6 @@
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -192,3 +194,12 @@ def test_damaged_weights_are_refused(value: float, monkeypatch: pytest.MonkeyPat
         NumericalError, match=r"model\.decoder\.layers\.1\.fc1\.bias of opt holds NaN or infinite"
     ):
         tiny.build("opt")
+
+
+def test_a_loss_over_other_classes_is_another_one() -> None:
+    """A classifier of texts has its classes beside the weights."""
+    model = tiny.build("clip")
+    classes = (None, torch.eye(2), torch.eye(2).flip(0))
+    asked = [replace(model, interface=SimpleNamespace(classes=one)) for one in classes]
+    one, other, third = (model.loss_identity(None) for model in asked)
+    assert one != other != third != one

@@ -92,3 +92,10 @@ def test_a_model_of_which_no_tower_fits_is_refused_with_the_reason() -> None:
         UserError, match=r"has none .*; in tower language, the loss declares the kinds of \[1, "
     ):
         pruned(model, "answer")
+
+
+def test_padding_is_none_of_the_chosen_tokens() -> None:
+    real = torch.tensor([[True, True, False]])
+    chosen = torch.tensor([[True, False, True]])
+    counted = (torch.ones(1, 5, dtype=torch.bool), real)  # of a part that some layers read alone, and of all
+    assert token_choice._real(chosen, counted).tolist() == [[True, False, False]]

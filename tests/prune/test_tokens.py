@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
 
 import ecoflap
+from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.blocks.token_choice import most_moved
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.token_kinds import TokenKinds
@@ -138,3 +141,17 @@ def test_in_python() -> None:
         ecoflap.prune(model, data=samples("llava"), sparsity=0.5, tokens="visual")
     with pytest.raises(UserError, match="pruner=global_magnitude measures no inputs"):
         ecoflap.prune(model, sparsity=0.5, pruner="global_magnitude", tokens="text")
+
+
+def test_allocators_in_python_get_what_the_call_says() -> None:
+    seen: list[tuple[int, int, str]] = []
+
+    class Noting(WaterFilling):
+        def __call__(self, model: Any, scores: Any, sparsity: float, context: Any = None) -> Any:
+            seen.append((context.batch_size, context.seed, context.tokens))
+            return super().__call__(model, scores, sparsity, context)
+
+    given: Any = {"data": samples("llava"), "sparsity": 0.5, "batch_size": 3, "seed": 7, "tokens": "text"}
+    ecoflap.prune(only_mixed("llava"), score="none", allocation=Noting(), **given)
+    ecoflap.allocate(only_mixed("llava"), method=Noting(), **given)
+    assert seen == [(3, 7, "text")] * 2

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ecoflap.errors import UserError
 from ecoflap.models.core.units import Units, find_units, total_cost
+from ecoflap.prune import upop
 from ecoflap.prune.upop import UPop, choose, progress, standardised, update
 from tests.tiny import build, samples
 
@@ -88,6 +91,37 @@ def test_it_cuts_the_share_of_weights_that_was_asked_for(family: str) -> None:
     assert abs(sum(allocation.keep.values()) - 0.5 * sum(sizes.values())) <= largest / 2
     assert all(mask.all() for mask in report.masks.values())
     assert model.loss(calibration.batches(2)[0]).isfinite().all()
+
+
+def test_weights_are_trained_on_each_batch_alone() -> None:
+    """In steps so small that the gradients of one batch, seen three times, stay the same."""
+    norms: list[float] = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        values = (value for group in optimizer.param_groups for value in group["params"])
+        norms.append(sum(float(value.grad.norm()) for value in values if value.grad is not None))
+
+    hook = register_optimizer_step_pre_hook(note)
+    try:
+        UPop(steps=3, interval=3, batch_size=2, learning_rate=1e-12).prune(
+            build("blip_vqa"), samples("blip_vqa", (6, 6)), 0.3
+        )
+    finally:
+        hook.remove()
+    assert norms == [pytest.approx(norms[0], rel=1e-3)] * 3
+
+
+def test_the_share_of_chosen_units_rises(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[tuple[float, float]] = []
+
+    def watched(gates: Any, units: Any, removed: float, share: float) -> None:
+        shares.append((removed, share))
+        update(gates, units, removed, share)
+
+    monkeypatch.setattr(upop, "update", watched)
+    UPop(steps=6, interval=2, batch_size=2).prune(build("blip_vqa"), samples("blip_vqa", (6, 6)), 0.3)
+    rising = [progress(index, 3) for index in range(3)]
+    assert shares == [(pytest.approx(0.3 * share), pytest.approx(share)) for share in rising]
 
 
 def test_the_seed_alone_decides_about_dropout() -> None:

@@ -94,6 +94,16 @@ def test_gradient_is_measured_anew_at_each_step(scope: str, iterations: int) -> 
     )
 
 
+def test_batches_weigh_as_many_as_their_samples() -> None:
+    model, batches = tiny.build("llama"), tiny.samples("llama", lengths=(5, 5, 7)).batches(2)
+    layer, expected = model.layers[0], torch.zeros(model.layers[0].weight.shape)
+    for batch in batches:
+        (gradient,) = torch.autograd.grad(model.loss(batch).mean(), [layer.weight])
+        expected += gradient.abs() * len(batch["input_ids"]) / 3
+    assert len(batches) == 2
+    torch.testing.assert_close(mean_gradients(model, batches)[layer.name], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_removed_weight_never_comes_back() -> None:
     model, calibration = tiny.build("llama"), tiny.samples("llama")
     _, first = GlobalGradient("model", 1).prune(tiny.build("llama"), calibration, 0.5**3)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,11 +14,31 @@ import pytest
 from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.statistics import MeanSquare
 from ecoflap.data.calibration_set import CalibrationSet
-from ecoflap.run.steps.keys import _options_beside_identity, dense_metrics_key, scores_key, statistics_key
+from ecoflap.evaluate.prediction_log import PredictionLog
+from ecoflap.run.state import RunState
+from ecoflap.run.steps.evaluation import evaluate
+from ecoflap.run.steps.keys import (
+    _options_beside_identity,
+    allocate_key,
+    blocks_key,
+    dense_metrics_key,
+    scores_key,
+    statistics_key,
+)
 from ecoflap.score.first_order import FirstOrder
 from ecoflap.score.local import Local
 from ecoflap.score.zeroth_order import ZerothOrder
 from tests import tiny
+
+OPTIONS: dict[str, Any] = {
+    "allocation": {"name": "owl"},
+    "pruner": {"name": "wanda"},
+    "batch_size": 2,
+    "tokens": "all",
+    "seed": 0,
+    "propagate": "pruned",
+    "model": {},
+}
 
 
 @dataclass(frozen=True)
@@ -77,3 +99,83 @@ def test_two_tasks_of_one_identity_share_no_metrics() -> None:
     plan: Any = SimpleNamespace(code=defaultdict(str), tasks={"a": Clipped(), "b": Named()})
     state: Any = SimpleNamespace(fingerprint="f", tasks={"a": {}, "b": {}})
     assert dense_metrics_key(plan, state, "a") != dense_metrics_key(plan, state, "b")
+
+
+def pruned_with(
+    weights: str = "f", samples: int = 5, keep: int = 3, name: str = "values", **changes: Any
+) -> list[Any]:
+    """The keys of a trial of an allocation and of the pruned blocks; the rest is the same where not said."""
+    plan: Any = SimpleNamespace(config=SimpleNamespace(**{**OPTIONS, **changes}), code=defaultdict(str))
+    allocation = SimpleNamespace(keep={"a": keep}, rows={}, row_weights={})
+    calibration: CalibrationSet = tiny.samples("llama").take(samples)
+    state: Any = SimpleNamespace(fingerprint=weights, calibration=calibration, allocation=allocation)
+    model = tiny.build("llama")
+    return [allocate_key(plan, model, state, {"result": name}, dense=False), blocks_key(plan, model, state)]
+
+
+@pytest.mark.parametrize(
+    ("change", "trials", "blocks"),
+    [
+        ({"weights": "g"}, False, False),
+        ({"samples": 4}, False, False),
+        ({"pruner": {"name": "ria"}}, False, False),
+        ({"tokens": "text"}, False, False),
+        ({"batch_size": 3}, False, False),
+        ({"allocation": {"name": "dlp"}}, False, True),
+        ({"seed": 1}, False, True),
+        ({"name": "losses"}, False, True),
+        ({"keep": 4}, True, False),
+        ({"propagate": "dense"}, True, False),
+    ],
+    ids=str,
+)
+def test_what_the_pruner_makes_of_another_run_is_another(
+    change: dict[str, Any], trials: bool, blocks: bool
+) -> None:
+    assert [one == other for one, other in zip(pruned_with(), pruned_with(**change), strict=True)] == [
+        trials,
+        blocks,
+    ]
+
+
+def predictions(folder: Path, weights: str, limit: int) -> str:
+    """The key of what a pruned model answers to a task."""
+    found: list[str] = []
+
+    class Evaluation:
+        def identity(self) -> dict[str, Any]:
+            return {"limit": limit}
+
+        def __call__(self, _: Any, log: PredictionLog) -> dict[str, float]:
+            found.append(log.key)
+            return {"accuracy": 1.0}
+
+    plan: Any = SimpleNamespace(code=defaultdict(str), folder=folder, mean=None)
+    model: Any = SimpleNamespace(fingerprint=lambda: weights)
+    evaluate(plan, model, {"task": Evaluation()}, RunState("dense"), "pruned")
+    return found[0]
+
+
+def test_predictions_of_another_pruned_model_or_task_are_not_resumed(tmp_path: Path) -> None:
+    keys = {predictions(tmp_path, *given) for given in (("f", 1), ("g", 1), ("f", 2), ("f", 1))}
+    assert len(keys) == 3
+
+
+def test_each_key_names_the_code_that_computes_the_value() -> None:
+    model, state = tiny.build("llama"), RunState("f", calibration=tiny.samples("llama"), tasks={"a": {}})
+
+    def named(key: Callable[[Any], Any]) -> set[str]:
+        code = defaultdict[str, str](str)
+        config = SimpleNamespace(**OPTIONS)
+        key(SimpleNamespace(config=config, code=code, scorer=ZerothOrder(), tasks={"a": Clipped()}))
+        return set(code)
+
+    trial = named(lambda plan: allocate_key(plan, model, state, {}, dense=False))
+    assert trial == {"allocation", "pruner", "blocks", "model"}
+    dense = named(lambda plan: allocate_key(plan, model, state, {}, dense=True))
+    assert dense == {"allocation", "blocks", "model"}
+    assert named(lambda plan: blocks_key(plan, model, state)) == {"pruner", "blocks", "model"}
+    assert named(lambda plan: scores_key(plan, model, state)) == {"score", "model"}
+    measured = named(lambda plan: statistics_key(plan, Gram, model, state))
+    assert measured == {"blocks", "statistic", "model"}
+    assert named(lambda plan: dense_metrics_key(plan, state, "a")) == {"task a", "model"}

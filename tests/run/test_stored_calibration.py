@@ -46,8 +46,9 @@ def load(
     fingerprint: str = "m",
     seed: int = 0,
     prompt: str = "{}",
+    code: str = "c",
 ) -> CalibrationSet:
-    key = {"calibration": config, "processor": {"prompt": prompt}, "model": fingerprint}
+    key = {"calibration": config, "processor": {"prompt": prompt}, "model": fingerprint, "code": code}
     return stored_calibration(store, counts, model(), seed, key)[0]
 
 
@@ -74,12 +75,13 @@ def test_what_a_set_depends_on(tmp_path: Path) -> None:
         {"fingerprint": "n"},
         {"seed": 1},
         {"prompt": "Q: {}"},
+        {"code": "d"},
     ):
         load(store, counts, **{"config": config, **change})  # type: ignore[arg-type]
-    assert counts.drawn == 5
+    assert counts.drawn == 6
     data.write_text("another text")
     load(store, counts, config)
-    assert counts.drawn == 6
+    assert counts.drawn == 7
 
 
 def test_files_in_a_linked_folder_count(tmp_path: Path) -> None:

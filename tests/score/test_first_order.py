@@ -66,6 +66,11 @@ def test_measures_equal_plain_autograd(family: str) -> None:
     assert set(BY_HAND) == set(MEASURES)
 
 
+@pytest.mark.parametrize("options", [{"measure": "gradient_norm"}, {"samples": 3}, {"batch_size": 3}])
+def test_other_options_are_another_entry_of_the_cache(options: dict) -> None:
+    assert FirstOrder(**options).identity() != FirstOrder().identity()
+
+
 def test_only_the_first_samples_are_used() -> None:
     model, calibration = tiny.build("opt"), tiny.samples("opt")
     few = FirstOrder(samples=2, batch_size=1)(model, calibration, 0)

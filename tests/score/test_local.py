@@ -38,6 +38,11 @@ def test_the_batch_size_tells_scores_apart() -> None:
     assert one.identity() != other.identity()
 
 
+@pytest.mark.parametrize("options", [{"measure": "sparsegpt"}, {"samples": 3}])
+def test_other_options_are_another_entry_of_the_cache(options: dict) -> None:
+    assert Local(**options).identity() != Local().identity()
+
+
 def test_refusals() -> None:
     with pytest.raises(
         UserError, match=r"score\.measure=gradient is not known; the choices are wanda, sparsegpt"

@@ -250,6 +250,11 @@ def test_block_probe_is_another_entry_of_the_cache() -> None:
         ZerothOrder(probe="tower")
 
 
+@pytest.mark.parametrize("option", ["samples", "batch_size", "noises", "eps"])
+def test_other_options_are_another_entry_of_the_cache(option: str) -> None:
+    assert ZerothOrder(**{option: 3}).identity() != ZerothOrder().identity()
+
+
 @pytest.mark.parametrize("option", ["samples", "batch_size", "noises", "eps", "samples_per_pass"])
 def test_refusals(option: str) -> None:
     with pytest.raises(
