@@ -26,7 +26,6 @@ from ecoflap.allocate.options import TAMPOptions
 from ecoflap.allocate.parametric import Parametric, Values
 from ecoflap.allocate.protocol import Context, Requires
 from ecoflap.blocks.footprint import Footprint
-from ecoflap.blocks.input_statistics import is_routed
 from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.token_choice import require_kinds
 from ecoflap.blocks.walk import Visit, walk
@@ -147,7 +146,7 @@ def _watch(layer: Layer, kinds: TokenKinds, values: list[float]) -> Callable[[nn
     """A hook that adds the importance of a layer for each sample of a batch."""
 
     def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-        if output.shape[:-1].numel() != kinds.visual.numel() or is_routed(layer):
+        if output.shape[:-1].numel() != kinds.visual.numel() or layer.is_routed:
             raise UserError(
                 f"allocation=tamp: {layer.name} reads other tokens than those of its tower; leave it out with"
                 " skip_layers, or choose another allocation"

@@ -87,7 +87,7 @@ class DenseTwin:
             if (source := sources.get(layer)) is not None and source in raw:
                 found.residuals[layer] = counted_inputs(layer, raw[source], counted, call.tensors)
 
-        watched = [layer for layer in self.block.layers if layer not in self._dense and not layer.is_expert]
+        watched = [layer for layer in self.block.layers if layer not in self._dense and not layer.is_routed]
         noted = (layer.before_calls(partial(note, layer)) for layer in watched)
         with self._restored(), inputs_noted(set(sources.values()), raw.__setitem__), hooks(noted):
             output = call.run(self.block.module, stream.hidden)

@@ -5,7 +5,6 @@ Layers that read the same tensor (q, k and v; gate and up) share one statistic.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,12 +23,6 @@ from ecoflap.models.core.layers import Layer
 Shapes = tuple[Size, ...]
 Call = tuple[Layer, Size]
 """A layer, and the shape of what it reads."""
-ROUTED = re.compile(r"experts\.\d+\.")  # names of layers that read the tokens that a router sends them
-
-
-def is_routed(layer: Layer) -> bool:
-    """Whether a layer reads the tokens that a router sends it, in an order of its own."""
-    return layer.is_expert or ROUTED.search(layer.name) is not None
 
 
 class InputsComplete(BaseException):
@@ -67,7 +60,7 @@ class InputStatistics:
     @contextmanager
     def gathering(self, layers: Sequence[Layer]) -> Iterator[None]:
         """Gather the inputs of layers of the block while it runs in this context."""
-        self._layers, self._steady = layers, not any(map(is_routed, layers))
+        self._layers, self._steady = layers, not any(layer.is_routed for layer in layers)
 
         def watch(layer: Layer) -> Callable[[Tensor], None]:
             def note(inputs: Tensor) -> None:
@@ -215,7 +208,7 @@ def counted_inputs(
     rows = tuple(inputs.shape[:-1])
     alike = (mask for mask in counted if rows in (mask.shape, (mask.numel(),), (1, mask.numel())))
     mask = next(alike, None)
-    if mask is None or is_routed(layer) or any(inputs is other for other in foreign):
+    if mask is None or layer.is_routed or any(inputs is other for other in foreign):
         return tokens
     return tokens[mask.flatten()]
 

@@ -204,7 +204,7 @@ class LayerByLayer:
         """Begin the statistic and the drift of a group with no tokens, unless they have begun."""
         if group not in self._statistics:
             self._statistics[group] = self.kind(group[0].shape[1], device)
-            if self.twin is not None and not group[0].is_expert:
+            if self.twin is not None and not group[0].is_routed:
                 self._drifts[group] = GroupDrift(group, self._sources, device)
 
     def _note_residual(self, source: nn.Module, residual: Tensor) -> None:

@@ -44,7 +44,7 @@ class ResidualStreams:
         wrote = (
             layer.module.register_forward_hook(partial(self._wrote, layer))
             for layer in self.block.layers
-            if not layer.is_expert
+            if not layer.is_routed
         )
         with (
             hooks(wrote),

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from ecoflap.blocks.block_call import extract_hidden
-from ecoflap.blocks.input_statistics import ROUTED
 from ecoflap.blocks.stream import Stream
 from ecoflap.data.batch import Batch, first_samples
 from ecoflap.distributed.collectives import gathered
@@ -56,7 +55,7 @@ def require_tokens(
             level = logging.WARNING if missed.get(tower.name) else logging.INFO
             why = missed.get(tower.name, "the loss doesn't say which of them are visual")
             _say_once(level, f"{asked}: all tokens of tower {tower.name} ({tower.path}) count: {why}")
-    routed = [layer for tower in known for layer in tower.layers if ROUTED.search(layer.name)]
+    routed = [layer for tower in known for layer in tower.layers if layer.is_routed and not layer.is_expert]
     if routed:
         said = f"{asked}: in {len(routed)} layers of experts, all tokens count that a router sends them"
         _say_once(logging.INFO, said)

@@ -27,6 +27,20 @@ def test_written_matrix_is_read_back_and_takes_effect(module: nn.Module) -> None
     torch.testing.assert_close(module(inputs), inputs @ matrix.t() + module.bias)
 
 
+@pytest.mark.parametrize(
+    ("name", "routed"),
+    [
+        ("blocks.0.moe.experts.1.w1.weight", True),
+        ("blocks.0.mlp.experts.expert_1.wi.weight", True),
+        ("blocks.0.mlp.shared_experts.1.up.weight", False),
+        ("blocks.0.mlp.shared_expert.up.weight", False),
+        ("experts.blocks.0.mlp.up.weight", False),
+    ],
+)
+def test_experts_that_are_modules_are_known_by_their_names(name: str, routed: bool) -> None:
+    assert Layer(name, nn.Linear(2, 2)).is_routed == routed
+
+
 def test_matrix_is_a_view_without_gradient() -> None:
     layer = Layer("layer", Conv1D(5, 3))
     assert not layer.matrix().requires_grad

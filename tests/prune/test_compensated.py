@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ecoflap.blocks import layer_by_layer
+from ecoflap.blocks.drifts import GroupDrift
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.towers import Block
+from ecoflap.models.core.towers import Block, Selection
+from ecoflap.models.loading.loader import prunable
 from ecoflap.ops import compensate
 from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
@@ -27,7 +31,7 @@ from ecoflap.prune.protocol import LayerPruner
 from ecoflap.prune.report import BlockReport
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
-from tests import handing, tiny, unchained
+from tests import experts, handing, tiny, unchained
 
 from . import reference
 from .test_families import EVERY_TOWER, PRUNERS, assert_batch_size_changes_nothing, uneven, uniform
@@ -268,6 +272,59 @@ def test_a_stopped_run_goes_on_to_the_same_weights(size: int, tmp_path: Path) ->
     assert all(torch.equal(whole.masks[name], mask) for name, mask in resumed.masks.items())
     for layer, other in zip(models[0].layers, models[2].layers, strict=True):
         assert torch.equal(layer.weight, other.weight), layer.name
+
+
+class Listed(nn.ModuleDict):
+    """Mixtral's experts as modules, as releases before the fifth have them or as Switch Transformers does."""
+
+    def __init__(self, experts: nn.Module, name: str) -> None:
+        super().__init__()
+        ends = ("gate_up_proj", "down_proj")
+        for number, matrices in enumerate(zip(*(getattr(experts, end) for end in ends), strict=True)):
+            expert = nn.ModuleDict()
+            for end, matrix in zip(ends, matrices, strict=True):
+                expert[end] = nn.Linear(*reversed(matrix.shape), bias=False)
+                expert[end].weight = nn.Parameter(matrix.detach().clone())
+            self[name.format(number)] = expert
+
+    def forward(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """[tokens, features] -> the same, through the experts of each token."""
+        output = torch.zeros_like(hidden)
+        for number, expert in enumerate(self.values()):
+            tokens, place = (index == number).nonzero(as_tuple=True)
+            gate, up = expert["gate_up_proj"](hidden[tokens]).chunk(2, dim=-1)
+            found = expert["down_proj"](nn.functional.silu(gate) * up)
+            output.index_add_(0, tokens, found * weights[tokens, place, None])
+        return output
+
+
+@pytest.mark.parametrize("name", ["{}", "expert_{}"])
+def test_no_expert_is_compensated_in_either_layout(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dense model may route other tokens to it."""
+    grouped, inner = experts.build("mixtral"), experts.build("mixtral").module
+    for block in inner.get_submodule("model.layers").children():
+        mlp: Any = block.get_submodule("mlp")
+        mlp.experts = Listed(mlp.experts, name)
+    listed = prunable("mixtral", inner, None, grouped.loss_function, Selection())
+    compensated: list[str] = []
+
+    class Noted(GroupDrift):
+        def __init__(self, layers: Sequence[Layer], *rest: Any) -> None:
+            super().__init__(layers, *rest)
+            compensated.extend(layer.name for layer in layers)
+
+    monkeypatch.setattr(layer_by_layer, "GroupDrift", Noted)
+    for model in (grouped, listed):
+        prune(model, experts.samples(7, 9, 7), ADMM(), uniform(model), 2, propagate="compensated")
+    assert compensated
+    assert not [one for one in compensated if ".experts." in one]
+    found = {layer.name: layer.matrix() for layer in listed.layers}
+    assert len(found) == len(grouped.layers)
+    for layer in grouped.layers:
+        head, is_expert, tail = layer.name.partition(".experts.")
+        end, _, number = tail.partition(".")
+        other = f"{head}.experts.{name.format(number)}.{end}.weight" if is_expert else layer.name
+        torch.testing.assert_close(layer.matrix(), found[other], rtol=1e-3, atol=1e-4)
 
 
 def test_layers_that_are_called_again_are_refused_as_by_layer() -> None:

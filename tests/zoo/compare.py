@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.water_filling import WaterFilling
-from ecoflap.blocks.input_statistics import is_routed
 from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.calibration_set import CalibrationSet, stack
 from ecoflap.errors import UserError
@@ -116,7 +115,9 @@ def layer_by_layer(model: PrunableModel, calibration: CalibrationSet) -> Iterato
     for tower in model.towers:
         for block in tower.blocks:
             dense, calls = list(block.layers), list[list[Layer]]()
-            rerouted = any(map(is_routed, dense))  # by pruned weights, to experts in another order
+            rerouted = any(
+                layer.is_routed for layer in dense
+            )  # by pruned weights, to experts in another order
             while dense:
                 if rerouted or not calls:
                     with calls_of(block, dense) as calls:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from ecoflap.models.core.attention import OpenAttention
 from ecoflap.models.core.expert_slices import ExpertSlice, Routed, slices_of
+
+# In the name of a layer of an expert that is a module of its own: ``experts.0.``, or ``experts.expert_0.``.
+ROUTED = re.compile(r"(?<!shared_)experts\.(?:expert_)?\d+\.")
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,13 @@ class Layer:
 
     @property
     def is_expert(self) -> bool:
-        """Whether it is a part of a parameter that experts share, and reads only the tokens routed to it."""
+        """Whether it is a part of a parameter that experts share."""
         return isinstance(self.module, ExpertSlice)
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether it is a matrix of an expert, in either layout, and reads only the tokens routed to it."""
+        return self.is_expert or ROUTED.search(self.name) is not None
 
     @property
     def parameter(self) -> nn.Parameter:
