@@ -34,7 +34,7 @@ def can_stack(tower: Tower, dense: Tensor, losses: Losses) -> bool:
         dense: losses of a batch without a probe, [batch].
         losses: computes the losses with probes.
     """
-    if any(layer.is_expert for layer in tower.layers):
+    if any(layer.is_routed for layer in tower.layers):
         return False
     kinds: dict[str, list[tuple[Block, Layer]]] = {}
     for block in reversed(tower.blocks):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import Loss
+from ecoflap.score.stacking import can_stack
 from ecoflap.score.zeroth_order import ZerothOrder
 from tests.score.test_zeroth_order import two_forward_passes_per_probe
 from tests.stack import mean_square, stack
@@ -75,6 +76,24 @@ def test_equals_really_moving_the_weights(kind: type[nn.Module], loss: Loss) -> 
     scores = scorer(stack(kind, kind, loss=loss), calibration, seed=3)
     expected = two_forward_passes_per_probe(stack(kind, kind, loss=loss), calibration, scorer, 3)
     assert scores.importance == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+class Listed(nn.Module):
+    """Its experts, each a module, read the tokens that are routed to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.experts = nn.Linear(8, 8), nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+
+
+def test_experts_that_are_modules_are_not_stacked() -> None:
+    """A probe may move tokens between them, though the first ones that are tried don't."""
+
+    def losses(*_: object) -> Tensor:
+        raise AssertionError
+
+    (tower,) = stack(Listed).towers
+    assert not can_stack(tower, torch.zeros(2), losses)
 
 
 def pictures_first(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
