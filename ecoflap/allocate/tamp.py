@@ -27,7 +27,7 @@ from ecoflap.allocate.parametric import Parametric, Values
 from ecoflap.allocate.protocol import Context, Requires
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.token_choice import require_kinds
+from ecoflap.blocks.token_choice import Masks, require_kinds, without_padding
 from ecoflap.blocks.walk import Visit, walk
 from ecoflap.distributed.collectives import gathered
 from ecoflap.errors import NumericalError, UserError
@@ -35,7 +35,6 @@ from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.token_kinds import TokenKinds
 from ecoflap.models.core.towers import Tower
 from ecoflap.ops import water_fill
 from ecoflap.score.scores import LAYER
@@ -134,7 +133,7 @@ def _of_block(visit: Visit) -> dict[Layer, list[float]]:
                 f" {visit.tower.name} are visual; choose another allocation"
             )
         with hooks(
-            layer.module.register_forward_hook(_watch(layer, kinds, values))
+            layer.module.register_forward_hook(_watch(layer, kinds.visual, stream.counted, values))
             for layer, values in found.items()
         ):
             call = stream.call(visit.index)
@@ -142,17 +141,20 @@ def _of_block(visit: Visit) -> dict[Layer, list[float]]:
     return found
 
 
-def _watch(layer: Layer, kinds: TokenKinds, values: list[float]) -> Callable[[nn.Module, Any, Tensor], None]:
-    """A hook that adds the importance of a layer for each sample of a batch."""
+def _watch(
+    layer: Layer, visual: Tensor, counted: Masks, values: list[float]
+) -> Callable[[nn.Module, Any, Tensor], None]:
+    """A hook that adds the importance of a layer for each sample of a batch, whose padding is left out."""
+    real = without_padding(torch.ones_like(visual), counted)
 
     def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-        if output.shape[:-1].numel() != kinds.visual.numel() or layer.is_routed:
+        if output.shape[:-1].numel() != visual.numel() or layer.is_routed:
             raise UserError(
                 f"allocation=tamp: {layer.name} reads other tokens than those of its tower; leave it out with"
                 " skip_layers, or choose another allocation"
             )
-        outputs = output.float().view(*kinds.visual.shape, -1)
-        values.extend(diversity(one, visual) for one, visual in zip(outputs, kinds.visual, strict=True))
+        samples = zip(output.float().view(*visual.shape, -1), visual, real, strict=True)
+        values.extend(diversity(one[kept], seen[kept]) for one, seen, kept in samples)
 
     return hook
 

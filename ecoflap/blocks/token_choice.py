@@ -24,7 +24,7 @@ from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.token_kinds import TokenKinds, misfit
+from ecoflap.models.core.token_kinds import misfit
 from ecoflap.models.core.towers import Block, Tower
 
 log = logging.getLogger(__name__)
@@ -151,9 +151,10 @@ def choose_tokens(choice: str, tower: Tower, block: Block, streams: Sequence[Str
     """
     if choice == "all":
         return [stream.counted for stream in streams]
-    known = [stream.kinds for stream in streams if stream.kinds is not None]
-    visual = any(bool(one.visual.any()) for one in known)
-    of_all = gathered((len(streams), len(known), visual))  # of the samples of all processes
+    known = [(stream.kinds, stream.counted) for stream in streams if stream.kinds is not None]
+    visual = [without_padding(kinds.visual, counted) for kinds, counted in known]
+    seen = any(bool(mask.any()) for mask in visual)
+    of_all = gathered((len(streams), len(known), seen))  # of the samples of all processes
     batches, informed = sum(one[0] for one in of_all), sum(one[1] for one in of_all)
     if not informed:
         return [stream.counted for stream in streams]
@@ -167,11 +168,12 @@ def choose_tokens(choice: str, tower: Tower, block: Block, streams: Sequence[Str
             f"tokens={choice}: the calibration samples have no visual tokens in tower {tower.name}"
             f" ({tower.path}); use tokens=all, or calibrate on samples with pictures"
         )
-    if choice == "atv":
-        chosen = most_moved(known, [movement(block, stream) for stream in streams])
+    if choice == "answer":
+        chosen = [without_padding(kinds.answer, counted) for kinds, counted in known]
     else:
-        chosen = [one.answer if choice == "answer" else ~one.visual for one in known]
-    chosen = [_real(mask, stream.counted) for mask, stream in zip(chosen, streams, strict=True)]
+        chosen = [without_padding(~kinds.visual, counted) for kinds, counted in known]
+    if choice == "atv":
+        chosen = most_moved(chosen, visual, [movement(block, stream) for stream in streams])
     if not any(gathered(any(bool(mask.any()) for mask in chosen))):
         raise UserError(
             f"tokens={choice}: the calibration samples have no such tokens in tower {tower.name}"
@@ -180,8 +182,13 @@ def choose_tokens(choice: str, tower: Tower, block: Block, streams: Sequence[Str
     return [(mask,) for mask in chosen]
 
 
-def _real(mask: Tensor, counted: Masks) -> Tensor:
-    """The chosen tokens without padding."""
+def without_padding(mask: Tensor, counted: Masks) -> Tensor:
+    """The tokens of a mask that count.
+
+    Args:
+        mask: of a tower's sequence, [batch, tokens].
+        counted: masks of the real tokens, see ``Stream``.
+    """
     for real in counted:
         if real.shape == mask.shape:
             mask = mask & real
@@ -195,7 +202,7 @@ def movement(block: Block, stream: Stream) -> Tensor:
     return 1 - cosine_similarity(before, call.run(block.module, hidden).float(), dim=-1)
 
 
-def most_moved(kinds: Sequence[TokenKinds], moved: Sequence[Tensor]) -> list[Tensor]:
+def most_moved(texts: Sequence[Tensor], visuals: Sequence[Tensor], moved: Sequence[Tensor]) -> list[Tensor]:
     """The text tokens, and as many of the visual tokens that move most as the block moves them far.
 
     With r the mean movement of all visual tokens of all samples, of all processes, sample j counts
@@ -205,7 +212,8 @@ def most_moved(kinds: Sequence[TokenKinds], moved: Sequence[Tensor]) -> list[Ten
     of its visual tokens (ATV, CVPR 2026; its alpha is 1).
 
     Args:
-        kinds: the kinds of tokens, batch by batch.
+        texts: whether a token is text, [batch, tokens] for each batch; padding is of neither kind.
+        visuals: whether it is visual.
         moved: how far each token moves, [batch, tokens] each.
 
     Returns:
@@ -215,8 +223,8 @@ def most_moved(kinds: Sequence[TokenKinds], moved: Sequence[Tensor]) -> list[Ten
         NumericalError: if a movement is not finite.
     """
     own = [
-        (float(one[kind.visual].double().sum()), int(kind.visual.sum()))
-        for kind, one in zip(kinds, moved, strict=True)
+        (float(one[visual].double().sum()), int(visual.sum()))
+        for visual, one in zip(visuals, moved, strict=True)
     ]
     of_all = [batch for others in gathered(own) for batch in others]
     total = sum(distance for distance, _ in of_all)
@@ -226,11 +234,11 @@ def most_moved(kinds: Sequence[TokenKinds], moved: Sequence[Tensor]) -> list[Ten
         )
     ratio = min(1.0, total / sum(tokens for _, tokens in of_all))
     masks = []
-    for kind, one in zip(kinds, moved, strict=True):
-        mask = ~kind.visual
-        wanted = [round(ratio * count) for count in mask.sum(dim=1).tolist()]
-        far = one.where(kind.visual, float("-inf")).sort(dim=1, descending=True, stable=True).indices
-        for row, order, count in zip(mask, far, wanted, strict=True):
+    for text, visual, one in zip(texts, visuals, moved, strict=True):
+        wanted = [round(ratio * count) for count in text.sum(dim=1).tolist()]
+        far = one.where(visual, float("-inf")).sort(dim=1, descending=True, stable=True).indices
+        chosen = torch.zeros_like(visual)
+        for row, order, count in zip(chosen, far, wanted, strict=True):
             row[order[:count]] = True
-        masks.append(mask)
+        masks.append(text | (chosen & visual))
     return masks

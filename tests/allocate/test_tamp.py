@@ -17,9 +17,10 @@ from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.token_kinds import TokenKinds, declaring
 from ecoflap.prune.wanda import Wanda
-from tests import tiny, unchained
+from tests import padding, tiny, unchained
 from tests.allocate import golden, toy
 from tests.allocate.test_water_filling import check_counts
+from tests.prune.by_hand_tokens import samples
 
 VISUAL = 7  # tokens of the toy that stand for a picture, the first ones
 
@@ -89,6 +90,14 @@ def test_importance_is_that_of_plain_forward_passes(family: str, mixed: str) -> 
     kinds = [sample["input_ids"].flatten() == tiny.IMAGE_TOKEN for sample in given.samples.samples]
     expected = [by_hand(output, visual) for output, visual in zip(outputs, kinds, strict=True)]
     assert found[layer.name] == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+
+
+def test_padding_is_neither_text_nor_visual() -> None:
+    alone, padded = (
+        TAMP()(padding.model(), None, 0.6, Context(Wanda(), calibration, 2, 0)).details["values"]
+        for calibration in (samples("llava"), padding.samples())
+    )
+    assert padded == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.613, 0.95, 0.999])

@@ -98,4 +98,4 @@ def test_padding_is_none_of_the_chosen_tokens() -> None:
     real = torch.tensor([[True, True, False]])
     chosen = torch.tensor([[True, False, True]])
     counted = (torch.ones(1, 5, dtype=torch.bool), real)  # of a part that some layers read alone, and of all
-    assert token_choice._real(chosen, counted).tolist() == [[True, False, False]]
+    assert token_choice.without_padding(chosen, counted).tolist() == [[True, False, False]]

@@ -12,11 +12,10 @@ import ecoflap
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.blocks.token_choice import most_moved
 from ecoflap.errors import NumericalError, UserError
-from ecoflap.models.core.token_kinds import TokenKinds
 from ecoflap.prune.driver import prune
 from ecoflap.prune.inputs import measure_dense
 from ecoflap.prune.wanda import Wanda
-from tests import tiny
+from tests import padding, tiny
 
 if int(transformers.__version__.partition(".")[0]) < 5:
     pytest.skip("the zoo is of models of transformers 5", allow_module_level=True)
@@ -75,6 +74,16 @@ def counts(family: str, choice: str) -> dict[str, int]:
     return {name: int(kept[-1]) for name, kept in found.items()}
 
 
+@pytest.mark.parametrize("choice", CHOICES)
+def test_padding_is_neither_text_nor_visual(choice: str) -> None:
+    """Of a loss of one's own, which declares both the kinds of tokens and which of them are real."""
+    alone, padded = (
+        prune(model, calibration, Wanda(), uniform(model), 2, propagate="pruned", tokens=choice).masks
+        for model, calibration in ((padding.model(), samples("llava")), (padding.model(), padding.samples()))
+    )
+    assert all(torch.equal(alone[name], mask) for name, mask in padded.items())
+
+
 def test_which_tokens_count() -> None:
     found = {choice: counts("llava", choice) for choice in ("all", *CHOICES)}
     for name in found["all"]:
@@ -111,17 +120,17 @@ def test_batch_size_and_stored_statistics_change_nothing(choice: str) -> None:
 def test_the_visual_tokens_that_move_most() -> None:
     visual = torch.tensor([[True, True, True, False, False], [True, True, False, False, False]])
     moved = torch.tensor([[0.2, 0.8, 0.8, 9.0, 9.0], [0.6, 0.1, 9.0, 9.0, 9.0]])
-    kinds = [TokenKinds(visual, ~visual)]
+    kinds = [~visual], [visual]
     # The mean is 0.5: one visual token beside two of text, and round(1.5) = 2 beside three.
     expected = torch.tensor([[False, True, False, True, True], [True, True, True, True, True]])
-    assert torch.equal(most_moved(kinds, [moved])[0], expected)
-    assert torch.equal(most_moved(kinds, [0 * moved])[0], ~visual)
+    assert torch.equal(most_moved(*kinds, [moved])[0], expected)
+    assert torch.equal(most_moved(*kinds, [0 * moved])[0], ~visual)
     expected = torch.tensor([[False, True, True, True, True], [True, True, True, True, True]])
-    assert torch.equal(most_moved(kinds, [2 * moved + 1])[0], expected), (
+    assert torch.equal(most_moved(*kinds, [2 * moved + 1])[0], expected), (
         "no more than text, and than there are"
     )
     with pytest.raises(NumericalError, match="not finite"):
-        most_moved(kinds, [moved.where(moved != 0.1, float("nan"))])
+        most_moved(*kinds, [moved.where(moved != 0.1, float("nan"))])
 
 
 def test_in_python() -> None:
