@@ -16,7 +16,7 @@ from ecoflap.models.loading.hub import checkpoint_folder, from_hub, require_fold
 from ecoflap.models.loading.pretrained_weights import load_weights
 from ecoflap.models.loading.skeleton import DTYPE_OPTION, skeleton
 from ecoflap.models.sparse.sparsify import sparsify_if_possible
-from ecoflap.storage.saved_model import WEIGHTS, open_checkpoint
+from ecoflap.storage.saved_model import WEIGHTS, open_checkpoint, refuse_adapter
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -49,8 +49,8 @@ def load_pruned(
             warning.
 
     Raises:
-        UserError: if there is no such checkpoint, it is unfinished or damaged, or does not fit the module,
-            or ``sparse`` is requested on another device.
+        UserError: if there is no such checkpoint, it is unfinished or damaged, has an adapter beside it, or
+            does not fit the module, or ``sparse`` is requested on another device.
     """
     if not isinstance(folder, str | PathLike):
         raise UserError(
@@ -66,6 +66,7 @@ def load_pruned(
         sparsify_if_possible(module)
         return module
     path = str(checkpoint_folder(require_folder(str(folder), "folder"), None))
+    refuse_adapter(Path(path))
     if into is not None:
         _fill(into, Path(path), device)
         return into

@@ -37,8 +37,8 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
     The result of ``ecoflap.prune`` is saved with its masks (``masks.safetensors``, one bit per weight), the
     ``result.json``, ``scores.json`` and ``allocation.json`` of a run, a ``recipe.yaml`` with what is known of
     the run, and a model card (``README.md``). These files and the weights of an earlier checkpoint in the
-    folder, including a ``pytorch_model.bin``, are replaced or removed; all other files are kept, as is a card
-    that ecoflap did not write.
+    folder, including a ``pytorch_model.bin`` and an adapter, are replaced or removed; all other files are
+    kept, as is a card that ecoflap did not write.
 
     Args:
         model: the result of ``ecoflap.prune`` or ``ecoflap.load``.

@@ -37,6 +37,9 @@ FOREIGN_WEIGHTS = tuple(
 
 ``from_pretrained`` loads them where there are no safetensors, so they may not stay beside another model.
 """
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER = (ADAPTER_CONFIG, "adapter_model*.safetensors", "adapter_model*.bin")
+"""Patterns of the files of a peft adapter, which ``from_pretrained`` adds to the model beside them."""
 
 
 def open_checkpoint(folder: Path) -> AbstractContextManager[TensorFiles]:
@@ -100,9 +103,31 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def foreign_weights(folder: Path) -> list[Path]:
-    """The files with weights in transformers' other formats in a folder, and their indexes, sorted."""
-    found = (path for pattern in FOREIGN_WEIGHTS for path in folder.glob(pattern))
+    """The files with weights in transformers' other formats in a folder, and their indexes, sorted.
+
+    Those of an adapter are among them if its config is there, without which nothing loads them.
+    """
+    adapter = ADAPTER if (folder / ADAPTER_CONFIG).is_file() else ()
+    found = (path for pattern in (*FOREIGN_WEIGHTS, *adapter) for path in folder.glob(pattern))
     return sorted(path for path in found if path.is_file())
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Refuse a checkpoint with a peft adapter beside it, which ``from_pretrained`` would add to its model.
+
+    Raises:
+        UserError: if there is one.
+    """
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise adapter_beside(folder)
+
+
+def adapter_beside(place: str | Path) -> UserError:
+    """The error of a folder, or a repository of the hub, with a peft adapter beside its model."""
+    return UserError(
+        f"{place} has a peft adapter ({ADAPTER_CONFIG}) beside the weights of its model, which transformers"
+        " adds to it; give a folder without the adapter's files, or one with the merged model"
+    )
 
 
 def weight_bytes(folder: Path) -> int:

@@ -274,12 +274,14 @@ def test_push_leaves_out_what_is_not_of_the_saved_model(
     """And lists what the hub's library would upload."""
     checkpoint = copy / "checkpoint"
     (checkpoint / ".cache" / "deep").mkdir(parents=True)
-    for name in ("pytorch_model.bin", ".cache/deep/file", "training_args.bin"):
+    adapter = ("adapter_config.json", "adapter_model.safetensors")
+    for name in ("pytorch_model.bin", ".cache/deep/file", "training_args.bin", *adapter):
         (checkpoint / name).write_text("other")
     assert command.main(["push", str(copy), "me/tiny", "--dry-run"]) == 0
     listed = capsys.readouterr().out
     assert "training_args.bin" in listed
     assert "pytorch_model.bin" not in listed
+    assert "adapter" not in listed
     assert ".cache" not in listed
     assert command.main(["push", str(copy), "me/tiny"]) == 0
     assert "pytorch_model*.bin" in hub[1][1]["ignore_patterns"]

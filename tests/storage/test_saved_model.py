@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
+from peft import LoraConfig, get_peft_model
 
 import ecoflap
 from ecoflap.cli.command import main
+from ecoflap.models.loading.pretrained_weights import load_weights
 from ecoflap.storage.bitmask.forms import FORMS
 from ecoflap.storage.saved_model import usual_dtype, weight_bytes, weight_files
 from ecoflap.storage.tensor_files import LavisFile
@@ -59,6 +61,7 @@ def test_shards_of_other_names_are_replaced_by_a_save(renamed: Path) -> None:
 
 
 PICKLED = ("pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json")
+NOTHING_WRONG = {"mismatched_keys": [], "missing_keys": [], "unexpected_keys": []}
 FOREIGN = (*PICKLED, "tf_model.h5", "flax_model.msgpack")
 OTHERS = ("training_args.bin", "tokenizer.bin", "sub/pytorch_model.bin")
 
@@ -93,6 +96,46 @@ def test_weights_in_other_formats_do_not_stay_beside_another_model(
     if form != "dense":
         with pytest.raises(OSError, match=r"no file named model\.safetensors"):
             hf.AutoModelForCausalLM.from_pretrained(out)
+
+
+@pytest.fixture
+def adapted(tmp_path: Path) -> Path:
+    """A model with an adapter beside it, as a training with LoRA leaves them."""
+    folder = tmp_path / "adapted"
+    options = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(llama().module, options).save_pretrained(folder)
+    for part in (llama().module, llama().processor):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_adapter_does_not_stay_beside_another_model(adapted: Path, form: str) -> None:
+    one = llama()
+    ecoflap.save(ecoflap.load(one.module, one.processor), adapted, form=form)
+    assert not list(adapted.glob("adapter*"))
+    check_same(ecoflap.load_pruned(adapted, device="cpu"), one.module)
+
+
+def test_a_model_with_an_adapter_beside_it_is_refused(
+    adapted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ``from_pretrained`` would load another model than the saved one."""
+    refused = pytest.raises(ecoflap.UserError, match=r"has a peft adapter \(adapter_config\.json\) beside")
+    for load in (ecoflap.load, ecoflap.load_pruned, lambda at: ecoflap.load_pruned(at, llama().module)):
+        with refused:
+            load(adapted)
+    assert main(["convert", str(adapted), str(adapted.with_name("out")), "--to", "coded"]) == 2
+    assert "has a peft adapter" in capsys.readouterr().err
+    assert not adapted.with_name("out").exists()
+
+    class OfTheHub:
+        from_pretrained = staticmethod(
+            lambda *_, **__: (hf.AutoModel.from_pretrained(adapted), NOTHING_WRONG)
+        )
+
+    with refused:
+        load_weights(OfTheHub, "me/adapted", None, {})
 
 
 @pytest.mark.parametrize("name", ["../other.safetensors", "sub/../../other.safetensors", "{}", "config.json"])

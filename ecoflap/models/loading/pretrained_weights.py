@@ -15,7 +15,7 @@ from ecoflap.models.loading.checkpoint_folder import is_bitmask
 from ecoflap.models.loading.conversion import warn_unused
 from ecoflap.models.loading.hub import from_hub
 from ecoflap.models.loading.skeleton import read_generation_config, skeleton
-from ecoflap.storage.saved_model import open_checkpoint
+from ecoflap.storage.saved_model import adapter_beside, open_checkpoint, refuse_adapter
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +30,15 @@ def load_weights(model_class: Any, path: str, revision: str | None, options: Map
         options: further arguments of ``from_pretrained``.
 
     Raises:
-        UserError: if the model can't be loaded, or weights are missing or of another shape.
+        UserError: if the model can't be loaded, has an adapter beside it, or weights are missing or of
+            another shape.
     """
+    refuse_adapter(Path(path))
     reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True, **options}
     with _without_tables():
         module, report = from_hub(lambda: _from_pretrained(model_class, path, revision, reporting), path)
+    if getattr(module, "_hf_peft_config_loaded", False):  # of the hub
+        raise adapter_beside(path)
     if wrong := sorted(map(_mismatch, report["mismatched_keys"])):
         raise UserError(
             f"model.path={path} has {len(wrong)} weights of another shape than the model of its config.json, "

@@ -19,7 +19,7 @@ from ecoflap.storage.disk_space import writing
 from ecoflap.storage.file_names import WEIGHTS_FILE, WEIGHTS_INDEX
 from ecoflap.storage.files import TEMPORARY, flush, replacing, write_json
 from ecoflap.storage.lease import held
-from ecoflap.storage.saved_model import LAVIS, foreign_weights, open_checkpoint, weight_files
+from ecoflap.storage.saved_model import LAVIS, foreign_weights, open_checkpoint, refuse_adapter, weight_files
 from ecoflap.storage.sharing.card import adapt_card
 from ecoflap.storage.stored_tensor import stored_tensors, write_in_parts
 from ecoflap.storage.tensor_files import LavisFile, TensorFiles
@@ -47,12 +47,13 @@ def convert(folder: Path, out: Path, form: str) -> None:
         form: dense, bitmask, or coded.
 
     Raises:
-        UserError: if there is no such form, ``out`` holds something, is a mount point or is being written by
-            another process, or the disk is full.
+        UserError: if there is no such form, the folder has an adapter, ``out`` holds something, is a mount
+            point or is being written by another process, or the disk is full.
         FileNotFoundError: if the folder holds no checkpoint, or a part of it is missing.
         ValueError: if the checkpoint is damaged.
     """
     require_choice("form", form, FORMS)
+    refuse_adapter(folder)
     if folder.resolve() in out.resolve().parents:
         raise UserError(f"{out} is inside of {folder}, which is copied there; choose a folder beside it")
     _require_empty(out)

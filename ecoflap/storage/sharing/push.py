@@ -10,10 +10,10 @@ from ecoflap.errors import UserError
 from ecoflap.storage.file_names import CARD, RECIPE, RESULT
 from ecoflap.storage.results.record import Result
 from ecoflap.storage.results.verification import verify
-from ecoflap.storage.saved_model import FOREIGN_WEIGHTS
+from ecoflap.storage.saved_model import ADAPTER, FOREIGN_WEIGHTS
 from ecoflap.storage.sharing.describe import describe
 
-LEFT_OUT = (".cache/*", "*.partial/*", ".tmp-*", *FOREIGN_WEIGHTS)
+LEFT_OUT = (".cache/*", "*.partial/*", ".tmp-*", *FOREIGN_WEIGHTS, *ADAPTER)
 """Patterns, as the hub's library reads them, of files that are not of the saved model."""
 
 
