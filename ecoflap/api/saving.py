@@ -21,6 +21,7 @@ from ecoflap.storage.checkpoint import write_checkpoint
 from ecoflap.storage.file_names import ALLOCATION, BITMASK_INDEX, CARD, RECIPE, RESULT, SCORES, WEIGHTS_INDEX
 from ecoflap.storage.files import beside, remove_abandoned, write_json
 from ecoflap.storage.masks import FILE_NAME as MASKS
+from ecoflap.storage.processor_files import processor_files
 from ecoflap.storage.results.sparsity import read_layers
 from ecoflap.storage.saved_model import foreign_weights, weight_files
 from ecoflap.storage.sharing.card import has_own_card
@@ -37,8 +38,9 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
     The result of ``ecoflap.prune`` is saved with its masks (``masks.safetensors``, one bit per weight), the
     ``result.json``, ``scores.json`` and ``allocation.json`` of a run, a ``recipe.yaml`` with what is known of
     the run, and a model card (``README.md``). These files and the weights of an earlier checkpoint in the
-    folder, including a ``pytorch_model.bin`` and an adapter, are replaced or removed; all other files are
-    kept, as is a card that ecoflap did not write.
+    folder, including a ``pytorch_model.bin`` and an adapter, are replaced or removed. So are the files of an
+    earlier processor, such as its chat template, if the model has one. All other files are kept, as is a card
+    that ecoflap did not write.
 
     Args:
         model: the result of ``ecoflap.prune`` or ``ecoflap.load``.
@@ -154,14 +156,15 @@ def _write_record(result: PruneResult, folder: Path) -> None:
 def _move(partial: Path, final: Path) -> None:
     """Remove an earlier checkpoint, and move the new files into the folder, indexes last.
 
-    A model card that ecoflap did not write stays.
+    A model card that ecoflap did not write stays, and the files of a processor if the new model has none.
     """
     if has_own_card(final):
         (partial / CARD).unlink(missing_ok=True)
     else:
         (final / CARD).unlink(missing_ok=True)
     indexes, beside_them = ([final / name for name in names] for names in (INDEXES, BESIDE))
-    for old in (*indexes, *weight_files(final), *foreign_weights(final), *beside_them):
+    processor = processor_files(final) if processor_files(partial) else []
+    for old in (*indexes, *weight_files(final), *foreign_weights(final), *beside_them, *processor):
         old.unlink(missing_ok=True)
     for file in sorted(partial.iterdir(), key=lambda file: file.name in INDEXES):
         if file.is_dir():

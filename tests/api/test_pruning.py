@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from torch import nn
 
 import ecoflap
 from ecoflap.storage.masks import MaskFile
 from tests.abandoned import abandoned
-from tests.api.conftest import MODELS, Given, llama
+from tests.api.conftest import MODELS, Given, llama, llava
 
 QUICK = {"score": ecoflap.ZerothOrder(samples=4, batch_size=4)}
 
@@ -105,6 +106,32 @@ def test_a_saved_model_replaces_the_weights_of_an_earlier_one_and_nothing_else(t
     }
     assert list(tmp_path.glob(".tmp-*")) == []
     assert outputs(one.again.from_pretrained(tmp_path), one.inputs()).shape[-1]
+
+
+def test_a_saved_tokenizer_replaces_every_file_of_an_earlier_processor(tmp_path: Path) -> None:
+    earlier, one = llava(), llama()
+    ecoflap.save(ecoflap.load(earlier.module, earlier.processor), tmp_path)
+    (tmp_path / "additional_chat_templates").mkdir()
+    written = {  # by earlier releases, or a tokenizer of another kind
+        "special_tokens_map.json": '{"eos_token": "circle", "pad_token": "circle"}',
+        "added_tokens.json": '{"ZZZ": 40}',
+        "preprocessor_config.json": "{}",
+        "additional_chat_templates/tool.jinja": "no",
+        "tokenizer.model": "no",
+    }
+    for name, text in {**written, "notes.json": "mine"}.items():
+        (tmp_path / name).write_text(text)
+    ecoflap.save(ecoflap.load(one.module), tmp_path)
+    assert (tmp_path / "chat_template.jinja").is_file()
+    assert all((tmp_path / name).read_text() == text for name, text in written.items())
+    ecoflap.save(ecoflap.load(one.module, one.processor), tmp_path)
+    alone = ecoflap.save(ecoflap.load(one.module, one.processor), tmp_path / "alone")
+    files = {file.name for file in tmp_path.rglob("*") if file.is_file() and alone not in file.parents}
+    assert files == {file.name for file in alone.iterdir()} | {"notes.json"}
+    loaded = hf.AutoProcessor.from_pretrained(tmp_path)
+    assert loaded.get_vocab() == one.processor.get_vocab()
+    assert loaded.special_tokens_map == one.processor.special_tokens_map
+    assert loaded.chat_template is None
 
 
 def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
