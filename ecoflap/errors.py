@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import sys
 from collections.abc import Iterable
 from dataclasses import fields
 from difflib import SequenceMatcher
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -46,22 +46,23 @@ class NumericalError(Exception):
     """A NaN or an infinity appeared; the message says where."""
 
 
-def require_seed(seed: int) -> None:
-    """Refuse a seed that a random generator does not take.
+def require_seed(seed: Any) -> int:
+    """The seed as an int, if every random generator takes it.
 
     Raises:
         UserError: if it is not a whole number, or outside [0, 2**32).
     """
-    _require_whole("seed", seed)
+    seed = _whole("seed", seed)
     if not 0 <= seed < SEEDS:
         raise UserError(
             f"seed={seed} is outside [0, 2**32), the seeds that every random generator takes; choose one such"
             " as seed=0"
         )
+    return seed
 
 
 def require_positive(group: str, part: object, *options: str) -> None:
-    """Refuse counts below one.
+    """Refuse counts below one, and make the others ints.
 
     Args:
         group: the config group, for the message.
@@ -73,23 +74,29 @@ def require_positive(group: str, part: object, *options: str) -> None:
     """
     for option in options:
         if (value := getattr(part, option)) is not None:
-            require_count(f"{group}.{option}", value)
+            object.__setattr__(part, option, require_count(f"{group}.{option}", value))  # also if frozen
 
 
-def require_count(name: str, value: Any) -> None:
-    """Require a whole number of at least 1.
+def require_count(name: str, value: Any) -> int:
+    """The value as an int, if it is a whole number of at least 1.
 
     Raises:
         UserError: if it is not a whole number, or below one.
     """
-    _require_whole(name, value)
-    if value < 1:
-        raise UserError(f"{name}={value} must be at least 1")
+    count = _whole(name, value)
+    if count < 1:
+        raise UserError(f"{name}={count} must be at least 1")
+    return count
 
 
-def _require_whole(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise UserError(f"{name}={value!r} is a {type(value).__name__}; give a whole number")
+def _whole(name: str, value: Any) -> int:
+    """A whole number of any library as an int."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise UserError(f"{name}={value!r} is a {type(value).__name__}; give a whole number")
 
 
 def require_choices(group: str, part: object) -> None:

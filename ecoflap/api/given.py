@@ -1,8 +1,11 @@
-"""Refuse arguments of the wrong type for a step."""
+"""Refuse arguments of the wrong type for a step, and make NumPy's numbers plain."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from ecoflap.allocate.allocation import check_sparsity
 from ecoflap.errors import UserError
@@ -40,3 +43,8 @@ def requested_sparsity(sparsity: Any) -> float:
         raise UserError(f"sparsity={sparsity!r} is not a number, such as sparsity=0.6") from None
     check_sparsity(found)
     return found
+
+
+def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with NumPy's numbers as those of Python, as configs and JSON take no others."""
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}

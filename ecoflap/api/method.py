@@ -8,6 +8,7 @@ from typing import Any
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.protocol import Allocator, coarse_stage
+from ecoflap.api.given import plain
 from ecoflap.api.parts import part
 from ecoflap.errors import UserError
 from ecoflap.prune.protocol import Pruner
@@ -86,7 +87,7 @@ def _to_config(one: Any) -> dict[str, Any] | None:
     if isinstance(one, Scores):
         return {"name": one.method}
     values = asdict(one) if is_dataclass(one) and not isinstance(one, type) else {}
-    return {"_target_": f"{type(one).__module__}.{type(one).__qualname__}", **values}
+    return {"_target_": f"{type(one).__module__}.{type(one).__qualname__}", **plain(values)}
 
 
 def choose_method(pruner: Any, score: Any, allocation: Any, options: Mapping[str, Any]) -> Method:

@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from ecoflap.api.given import plain
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.run.config import register
 from ecoflap.run.plan.parts import make, require_members
@@ -65,7 +66,7 @@ def built(group: str, node: Mapping[str, Any]) -> Any:
     """
     if "_target_" not in node:
         return None
-    return make(group, OmegaConf.create(dict(node)))
+    return make(group, OmegaConf.create(plain(node)))
 
 
 def named(group: str, name: str) -> dict[str, Any]:

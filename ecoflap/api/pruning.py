@@ -93,6 +93,7 @@ def prune(
         method = choose_method(pruner, score, allocation, options)
         target = _target(sparsity, allocation)
         propagate = propagate_of(propagate, method.pruner, method.in_trials)
+        seed, batch_size = require_seed(seed), require_count("batch_size", batch_size)
         work = Work(model, method, target, seed, batch_size, propagate, tokens)
         _check(work, data)
         return work.run(data)
@@ -153,12 +154,10 @@ def _check(work: Work, data: Any) -> None:
         UserError: if it can't be carried out.
     """
     model, method = work.model, work.method
-    require_count("batch_size", work.batch_size)
     require_choice("propagate", work.propagate, PROPAGATE)
     check_propagate(work.propagate, method.pruner)
     require_choice("tokens", work.tokens, TOKENS)
     check_tokens(work.tokens, method.pruner)
-    require_seed(work.seed)
     if data is None and method.requires_calibration:
         raise UserError(
             "data is missing: the pruner, the allocation or the scores need calibration data; pass data=,"

@@ -56,7 +56,7 @@ def score(
     require(model, PrunableModel, "ecoflap.load")
     require(data, CalibrationSet, "ecoflap.calibrate")
     check_given(model, data)
-    require_seed(seed)
+    seed = require_seed(seed)
     chosen = ZEROTH_ORDER if method in (None, AUTO) else method
     scorer: Scorer | None = part("score", chosen, options)
     if scorer is None:
@@ -124,9 +124,9 @@ def allocate(
         )
     allocator.check_pruner(chosen_pruner)
     chosen_pruner.check_layers(model.layers)
-    require_count("batch_size", batch_size)
+    batch_size = require_count("batch_size", batch_size)
     require_choice("tokens", tokens, TOKENS)
-    require_seed(seed)
+    seed = require_seed(seed)
     context = Context(chosen_pruner, data, batch_size, seed, tokens)
     with unchanged(model.module):
         model.reopen()

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
@@ -91,6 +92,30 @@ def test_the_result_is_json_with_what_a_run_writes(tmp_path: Path) -> None:
     assert json.loads((folder / "allocation.json").read_text()) == value["allocation"]
     assert json.loads((folder / "scores.json").read_text()) == value["scores"]
     assert json.loads((folder / "result.json").read_text())["sparsity"] == value["sparsity"]
+
+
+def test_numbers_of_numpy_are_recorded_as_those_of_python(tmp_path: Path) -> None:
+    one, two = llama(), np.int64(2)
+    scorer = ecoflap.ZerothOrder(noises=two, samples=4)
+    result = ecoflap.prune(
+        one.module,
+        one.processor,
+        one.data,
+        sparsity=np.float32(0.5),
+        score=scorer,
+        pruner="sparsegpt",
+        block=np.int64(8),
+        seed=two,
+        batch_size=two,
+    )
+    folder = ecoflap.save(result, tmp_path)
+    config = json.loads((folder / "result.json").read_text())["config"]
+    assert (config["seed"], config["batch_size"], config["sparsity"]) == (2, 2, 0.5)
+    assert (config["pruner"]["block"], config["score"]["noises"]) == (8, 2)
+    with pytest.raises(ecoflap.UserError, match=r"seed=2\.0 is a float; give a whole number"):
+        ecoflap.prune(one.module, pruner="magnitude", sparsity=0.5, score="none", seed=2.0)
+    with pytest.raises(ecoflap.UserError, match=r"batch_size=True is a bool; give a whole number"):
+        ecoflap.prune(one.module, pruner="magnitude", sparsity=0.5, score="none", batch_size=True)
 
 
 def test_a_saved_model_replaces_the_weights_of_an_earlier_one_and_nothing_else(tmp_path: Path) -> None:
