@@ -57,7 +57,8 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
         for child, state in zip(children, before, strict=True):
             _restore(child, *state)
         for weight, needed, gradient in flags:
-            weight.requires_grad_(needed)
+            if weight.requires_grad != needed:  # else it may not even be set, in weights of inference mode
+                weight.requires_grad_(needed)
             weight.grad = gradient
         if side is not None:
             tokenizer.padding_side = side

@@ -17,9 +17,15 @@ def refuse_wrapped(module: nn.Module) -> None:
     """Refuse a model inside another module, whose layers would run or be named in another way.
 
     Raises:
-        UserError: if it is compiled, parallel or has adapters, or weights of its layers are computed.
+        UserError: if it is compiled, parallel or has adapters, or its weights can't be changed or, those of
+            its layers, are computed.
     """
     wrapped = type(module).__name__
+    if any(weight.is_inference() for weight in module.parameters()):
+        raise UserError(
+            f"the weights of {wrapped} were made under torch.inference_mode(), outside of which they can't be"
+            " changed; make the model without it, or under torch.no_grad()"
+        )
     if isinstance(module, DataParallel | DistributedDataParallel):
         raise UserError(f"{wrapped} wraps the model to prune; pass its .module")
     if hasattr(module, "_orig_mod"):

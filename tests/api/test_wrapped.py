@@ -47,6 +47,14 @@ def test_layers_whose_weights_are_computed_are_refused() -> None:
     assert ecoflap.load(module).layers
 
 
+def test_weights_that_were_made_under_inference_mode() -> None:
+    with torch.inference_mode():
+        module = llama().module
+    refused("were made under torch.inference_mode()", "or under torch.no_grad()", model=module)
+    with pytest.raises(UserError, match=r"were made under torch\.inference_mode\(\)"):
+        ecoflap.prune(module, sparsity=0.5, score="none", pruner="magnitude")
+
+
 def test_parts_that_are_compiled_are_refused() -> None:
     module: Any = llama().module
     module.model.layers[1].compile()
