@@ -23,7 +23,7 @@ from ecoflap.storage.files import beside, remove_abandoned, write_json
 from ecoflap.storage.masks import FILE_NAME as MASKS
 from ecoflap.storage.processor_files import processor_files
 from ecoflap.storage.results.sparsity import read_layers
-from ecoflap.storage.saved_model import foreign_weights, weight_files
+from ecoflap.storage.saved_model import foreign_weights, usual_dtype, weight_files
 from ecoflap.storage.sharing.card import has_own_card
 from ecoflap.storage.sharing.describe import describe
 
@@ -54,8 +54,8 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
     Raises:
         UserError: if there is no such form, the model has no ``save_pretrained``, a part of it is what
             ``torch.compile`` returned or has adapters, its embeddings are tied and its config says that
-            they aren't, weights that the masks remove are no longer zero, the folder is a file, or the disk
-            is full.
+            they aren't, weights that the masks remove are no longer zero, transformers does not save its
+            generation config, the folder can't be made, or the disk is full.
     """
     loaded = model.prunable if isinstance(model, PruneResult) else model
     require(loaded, PrunableModel, "ecoflap.load or ecoflap.prune")
@@ -74,7 +74,10 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
     _refuse_tied_by_hand(loaded.module)
     if isinstance(model, PruneResult):
         _require_masked(model)
-    final.mkdir(parents=True, exist_ok=True)
+    try:
+        final.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{final} can't be made ({error.strerror}); choose another folder") from error
     remove_abandoned(final)
     # In the folder, as that of a link or a mount may be on another disk than its parent.
     partial = beside(final / CARD)
@@ -136,9 +139,19 @@ def _require_masked(result: PruneResult) -> None:
             )
         if layer.name in counted and not weight.is_meta and _zeros(weight) > counted[layer.name].zeros:
             raise UserError(
-                f"{layer.name} has more zeros than this result counted, so the model was pruned further;"
-                " save the result of the last pruning, or result.prunable without masks and record"
+                f"{layer.name} has more zeros than this result counted, so the model was pruned"
+                f" further{_or_cast(result)}; save the result of the last pruning, or result.prunable without"
+                " masks and record"
             )
+
+
+def _or_cast(result: PruneResult) -> str:
+    """The other cause of zeros, if the model has another dtype than it was pruned in."""
+    dtype, pruned_in = usual_dtype(result.model.parameters()), result.record.model["dtype"]
+    if dtype == pruned_in:
+        return ""
+    lost = "in which its smallest weights are zero (cast it before pruning)"
+    return f", or cast from {pruned_in} to {dtype}, {lost}"
 
 
 def _zeros(weight: Tensor) -> int:

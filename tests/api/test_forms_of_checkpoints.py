@@ -250,6 +250,31 @@ def test_a_result_whose_model_was_pruned_further(tmp_path: Path) -> None:
     assert verify(tmp_path / "out") == []
 
 
+def test_a_result_whose_model_was_cast(tmp_path: Path) -> None:
+    one = llama()
+    result = ecoflap.prune(one.module, sparsity=0.5, score="none", pruner="magnitude")
+    one.module.half()
+    ecoflap.save(result, tmp_path / "out")
+    name = next(iter(result.masks))
+    with torch.no_grad():
+        one.module.float().get_parameter(name)[result.masks[name]] = 1e-9
+    one.module.half()
+    cast = r"more zeros .* pruned further, or cast from float32 to float16, in which its smallest weights are"
+    with pytest.raises(UserError, match=rf"{name} has {cast} zero \(cast it before"):
+        ecoflap.save(result, tmp_path / "out")
+
+
+def test_a_generation_config_that_is_not_saved(tmp_path: Path) -> None:
+    one = llama()
+    model = ecoflap.load(one.module, one.processor)
+    one.module.generation_config.temperature = 0.3
+    with pytest.raises(UserError, match=r"generation_config as it is: `temperature`: .*; change it in the"):
+        ecoflap.save(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+    one.module.generation_config.do_sample = True
+    ecoflap.save(model, tmp_path)
+
+
 def test_weights_that_a_checkpoint_would_lack(tmp_path: Path) -> None:
     given = llama()
     module: Any = given.module
@@ -287,6 +312,8 @@ def test_refusals(tmp_path: Path) -> None:
         ecoflap.save(model, tmp_path / "out", form="bitmsk")
     assert not (tmp_path / "out").exists()
     ecoflap.save(model, tmp_path / "out", form="bitmask")
+    with pytest.raises(ecoflap.UserError, match=r"sub can't be made \(Not a directory\); choose another"):
+        ecoflap.save(model, tmp_path / "out" / "config.json" / "sub")
     with pytest.raises(ecoflap.UserError, match="there is no such folder"):
         ecoflap.load_pruned(tmp_path / "nowhere")
     with pytest.raises(ecoflap.UserError, match=r"no/where could .*no such folder here, and from the hub: "):

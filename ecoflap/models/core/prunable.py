@@ -189,11 +189,20 @@ class PrunableModel:
         """Write a checkpoint that ``from_pretrained`` loads.
 
         Raises:
-            UserError: if modules share weights that their class does not tie.
+            UserError: if modules share weights that their class does not tie, or transformers does not save
+                the generation config.
         """
         module: Any = self.module
         try:
             module.save_pretrained(folder)
+        except ValueError as error:
+            if "GenerationConfig is invalid" not in str(error):
+                raise
+            reasons = [line[2:] for line in str(error).splitlines() if line.startswith("- ")]
+            raise UserError(
+                "transformers does not save model.generation_config as it is:"
+                f" {' '.join(reasons).rstrip('.') or error}; change it in the model, and save again"
+            ) from error
         except RuntimeError as error:
             if "shared tensors" not in str(error):
                 raise
