@@ -13,7 +13,7 @@ from ecoflap.api.given import require
 from ecoflap.api.inputs import samples_of
 from ecoflap.api.parts import names, part
 from ecoflap.api.paths import refuse_path
-from ecoflap.api.readable import check_given, check_lengths
+from ecoflap.api.readable import check_given
 from ecoflap.api.unchanged import unchanged
 from ecoflap.data.batch import Sample
 from ecoflap.data.calibration_set import CalibrationSet, draw
@@ -119,6 +119,7 @@ def calibrate(
         log.warning("samples=%d was asked for and there are only %d", samples, len(found))
     if not len(found):
         raise UserError(f"the data ({found.name}) gave no samples; give more, or samples=1 at least")
+    check_given(model, found)
     return found
 
 
@@ -143,7 +144,6 @@ def _in_memory(model: PrunableModel, given: Any, amount: Amount, seed: int) -> C
     data = read(given)
     if data.form == "inputs":
         made = tuple(islice(_samples(model, data.items), amount.samples))
-        check_lengths(model, made)
         return CalibrationSet(NAME, pad_together(model, made))
     if data.form == "chats":
         return _chats(model, data, amount)

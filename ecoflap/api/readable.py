@@ -24,7 +24,7 @@ READERS = {"input_ids": "get_encoder", "labels": "get_decoder", "decoder_input_i
 
 
 def check_given(model: PrunableModel, data: CalibrationSet) -> None:
-    """Refuse a calibration set that was drawn for another model, if this one can't read its tokens.
+    """Refuse a calibration set whose tokens a model can't read: one of another model, or of its tokenizer.
 
     Raises:
         UserError: if an id is outside the vocabulary, or a text is longer than the model's positions.

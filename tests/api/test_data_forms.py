@@ -266,6 +266,18 @@ def test_pictures_with_labels() -> None:
         refused(model, [held], f"labels of the data hold numbers from {label} ", "5 classes")
 
 
+def test_ids_beyond_the_vocabulary_are_refused_in_any_form() -> None:
+    sizes = {**tiny.LLAMA, "vocab_size": 12, "max_position_embeddings": 64}
+    module = hf.LlamaForCausalLM(hf.LlamaConfig(num_key_value_heads=1, **sizes))
+    model = ecoflap.load(module, word_tokenizer())
+    for data in (
+        TEXTS,
+        [talk("what is red ?", "the tree and the house")],
+        [{"input_ids": torch.tensor([2, 19])}],
+    ):
+        refused(model, data, "input_ids of the data hold ids from", "a vocabulary of 12", "own tokenizer")
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
 def test_short_integers_are_ids_and_labels_too(language_model: PrunableModel, dtype: torch.dtype) -> None:
     ids = torch.tensor([ROWS[1]])
@@ -303,6 +315,11 @@ def test_encoder_decoders_read_pairs_or_texts() -> None:
         assert set(sample) == {"input_ids", "attention_mask", "labels"}
 
 
+def talk(question: str, answer: str, **columns: Any) -> dict[str, Any]:
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"messages": turns, **columns}
+
+
 def refused(model: PrunableModel, data: Any, *words: str, **options: Any) -> None:
     with pytest.raises(UserError) as caught:
         ecoflap.calibrate(model, data, **options)
@@ -328,10 +345,12 @@ def test_what_is_not_understood_is_refused(language_model: PrunableModel) -> Non
     refused(language_model, "wikitext2", "pathh", "path", pathh="x")
     refused(language_model, TEXTS, "path", "in-memory", path="x")
     refused(language_model, ["the cat", {"text": "dog"}], "item 1", "one form")
-    talk = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    chatted = talk("a", "b")
     pair = {"text": "the cat", "target": "dog"}
-    refused(language_model, [talk, pair], "item 1", "one of examples", "are chats", "one form")
-    refused(language_model, [{"text": "the cat"}, talk], "item 1", "one of chats", "are examples", "one form")
+    refused(language_model, [chatted, pair], "item 1", "one of examples", "are chats", "one form")
+    refused(
+        language_model, [{"text": "the cat"}, chatted], "item 1", "one of chats", "are examples", "one form"
+    )
     refused(language_model, [{"text": "the cat"}, {"sentence": "dog"}], "item 1", "sentence", "rename")
     refused(language_model, [{"text": "the cat"}, {}], "item 1", "no columns")
     refused(language_model, [{"messages": None}], "messages", "rename")
