@@ -77,8 +77,9 @@ def calibrate(
 
             Texts, examples and inputs may come as a list, a ``datasets.Dataset``, a ``DataLoader`` or any
             other iterable, which is read once.
-        samples: number of samples; None for the data set's default, or 128. These are the first examples or
-            inputs, or random windows.
+        samples: number of samples; None for the data set's default, or 128. These are random windows of
+            texts. Of more examples, chats or inputs, the seed draws as many from a list or a
+            ``datasets.Dataset``; any other iterable, and a batch, is read from its start.
         sequence_length: tokens per window; None for the data set's default, or 512, but no more than the
             model reads and the texts have.
         seed: seed of the draw.
@@ -143,10 +144,11 @@ def _in_memory(model: PrunableModel, given: Any, amount: Amount, seed: int) -> C
     """Draw a calibration set from data in memory."""
     data = read(given)
     if data.form == "inputs":
-        made = tuple(islice(_samples(model, data.items), amount.samples))
+        items = data.drawn(amount.samples, seed).items
+        made = tuple(islice(_samples(model, items), amount.samples))
         return CalibrationSet(NAME, pad_together(model, made))
     if data.form == "chats":
-        return _chats(model, data, amount)
+        return _chats(model, data.drawn(amount.samples, seed), amount)
     if not isinstance(model.interface, Encodes):
         return _windows(model, data, amount, seed)
     if data.form == "texts" and not model.sees:
@@ -156,11 +158,11 @@ def _in_memory(model: PrunableModel, given: Any, amount: Amount, seed: int) -> C
             f"{model.name} reads pictures, and the data are texts; give dicts such as"
             ' {"image": ..., "text": ..., "target": ...}'
         )
-    return _examples(model, list(islice(data.items, amount.samples)))
+    return _examples(model, list(islice(data.drawn(amount.samples, seed).items, amount.samples)))
 
 
-def _samples(model: PrunableModel, items: Iterator[Mapping[str, Any]]) -> Iterator[Sample]:
-    for item in items:
+def _samples(model: PrunableModel, items: Iterator[tuple[int, Mapping[str, Any]]]) -> Iterator[Sample]:
+    for _, item in items:
         yield from samples_of(model, item)
 
 
@@ -186,11 +188,11 @@ def _windows(model: PrunableModel, data: Data, amount: Amount, seed: int) -> Cal
 def _targetless(data: Data) -> Data:
     """The same data, whose items are checked to have no targets as they are read."""
 
-    def checked() -> Iterator[Any]:
-        for item in data.items:
+    def checked() -> Iterator[tuple[int, Any]]:
+        for place, item in data.items:
             if not isinstance(item, str):
                 refuse_target(item)
-            yield item
+            yield place, item
 
     return data._replace(items=checked())
 
@@ -220,8 +222,8 @@ def _chats(model: PrunableModel, data: Data, amount: Amount) -> CalibrationSet:
     require_reader(model, "data")
 
     def rows() -> Iterator[Example | Conversation]:
-        for number, row in enumerate(data.items):
-            where = f"row {number} of the data"
+        for place, row in data.items:
+            where = f"row {place} of the data"
             yield fitting(model, conversation(row, None, where), "data", where)
 
     longest = amount.sequence_length or trained_tokens(model.module)
@@ -229,13 +231,13 @@ def _chats(model: PrunableModel, data: Data, amount: Amount) -> CalibrationSet:
     return CalibrationSet(NAME, encode_rows(model, found, "data"), picture_sources(files_of(found)))
 
 
-def _examples(model: PrunableModel, rows: Sequence[Mapping[str, Any]]) -> CalibrationSet:
+def _examples(model: PrunableModel, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> CalibrationSet:
     """Encode raw examples with the model's interface."""
     captioned = not isinstance(model.interface, Answers)
-    examples = [example(row, captioned) for row in rows]
-    for number, one in enumerate(examples):
+    examples = [example(row, captioned) for _, row in rows]
+    for (place, row), one in zip(rows, examples, strict=True):
         if model.sees and one.image is None:
-            raise UserError(f"{model.name} reads pictures, and example {number} of the data has no image")
-        require_target(model, one, f"example {number} of the data ({', '.join(map(str, rows[number]))})")
+            raise UserError(f"{model.name} reads pictures, and example {place} of the data has no image")
+        require_target(model, one, f"example {place} of the data ({', '.join(map(str, row))})")
     files = [one.image for one in examples if not isinstance(one.image, ImageInMemory)]
     return CalibrationSet(NAME, encode_all(model, examples, "data"), picture_sources(files))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from ecoflap.data.files.chat import CHATS, has_chat
-from ecoflap.data.files.columns import COLUMNS, is_texts
+from ecoflap.data.calibration_set import draw
+from ecoflap.data.files.chat import CHATS, has_chat, is_batch_of_chats
+from ecoflap.data.files.columns import COLUMNS
 from ecoflap.data.folder import half_character
 from ecoflap.errors import UserError
 
 INPUTS = ("input_ids", "pixel_values", "inputs_embeds", "input_features", "input_values")
+COLUMN_NAMES = tuple(name for names in COLUMNS.values() for name in names)
 FORMS = (
     'texts, dicts such as {"text": ...} or {"image": ..., "text": ..., "target": ...}, chats: {"messages":'
     " [...]}, or model inputs: dicts of tensors with a batch dimension"
@@ -25,13 +28,28 @@ class Data(NamedTuple):
 
     Attributes:
         form: texts, examples, chats or inputs.
-        items: str, dicts of one example or chat each, or dicts of tensors; can be read once.
+        items: (place, item) pairs, which can be read once: str, dicts of one example or chat each, or dicts
+            of tensors. Places count them or, where data are drawn, what was given.
         length: the number of items; None if unknown.
+        given: what was given, by item or batch.
     """
 
     form: str
-    items: Iterator[Any]
+    items: Iterator[tuple[int, Any]]
     length: int | None
+    given: Iterable[Any]
+
+    def drawn(self, samples: int, seed: int) -> Data:
+        """The same in a random order, if there are more items than samples and each can be read by its place.
+
+        What can only be iterated over stays as it is: it is read from its start.
+        """
+        given: Any = self.given
+        by_place = isinstance(given, Sequence) or hasattr(given, "__getitems__")  # as a datasets.Dataset has
+        if not by_place or len(given) <= samples:
+            return self
+        items = ((place, given[place]) for place in draw(len(given), len(given), seed))
+        return self._replace(items=_readable(self.form, _single(self.form, items)))
 
 
 def read(data: Any) -> Data:
@@ -40,18 +58,20 @@ def read(data: Any) -> Data:
     Raises:
         UserError: if the form is unknown, or there are no data.
     """
-    items = _items(data)
+    given = _given(data)
+    items = iter(given)
     try:
         first = next(items)
     except StopIteration:
         raise UserError(f"the data ({type(data).__name__}) are empty; give {FORMS}") from None
-    form = _form(first, "the first")
+    form = _form(_listed(first)[0], "the first")
     length = len(data) if hasattr(data, "__len__") and not isinstance(first, list) else None
-    return Data(form, _readable(form, _single(form, chain([first], items))), length)
+    single = (row for _, row in _single(form, enumerate(chain([first], items))))
+    return Data(form, _readable(form, enumerate(single)), length, given)
 
 
-def _items(data: Any) -> Iterator[Any]:
-    """The items of data; a single batch is one item.
+def _given(data: Any) -> Iterable[Any]:
+    """Data by item; a single batch is one item, and a tensor of token ids as many as it has rows.
 
     Raises:
         UserError: if the data are not an iterable of items.
@@ -61,30 +81,30 @@ def _items(data: Any) -> Iterator[Any]:
             raise UserError(
                 f"the data are a tensor of shape {list(data.shape)}; give token ids of shape [batch, tokens]"
             )
-        return iter([{"input_ids": data}])
+        return [{"input_ids": row} for row in torch.atleast_2d(data)]
     if hasattr(data, "iterrows"):
         raise UserError(f'the data are a {type(data).__name__}; give its rows: data.to_dict("records")')
     if isinstance(data, Mapping):
         splits = [str(name) for name, part in data.items() if hasattr(part, "column_names")]
         if splits:
             raise UserError(f"the data are a dict of splits; choose one, such as data[{splits[0]!r}]")
-        return iter([data])
+        return [data]
     if isinstance(data, str | bytes) or not isinstance(data, Iterable):
         raise UserError(f"the data are a {type(data).__name__}; give an iterable of {FORMS}")
-    return iter(data)
+    return data
 
 
 def _form(item: Any, where: str) -> str:
     """The form of an item: texts, examples, chats or inputs.
 
     Args:
-        item: a text, some texts, or a row.
+        item: a text or a row.
         where: which one it is, for messages.
 
     Raises:
         UserError: if it is none of them.
     """
-    if isinstance(item, str) or is_texts(item):
+    if isinstance(item, str):
         return "texts"
     if not isinstance(item, Mapping):
         raise UserError(f"{where} of the data is a {type(item).__name__}; give {FORMS}")
@@ -93,59 +113,65 @@ def _form(item: Any, where: str) -> str:
     only_tensors = bool(item) and all(isinstance(value, Tensor) for value in item.values())
     if only_tensors or any(name in item for name in INPUTS):
         return "inputs"
-    known = [name for names in COLUMNS.values() for name in names]
-    if any(name in item for name in known):
+    if any(name in item for name in COLUMN_NAMES):
         return "examples"
     raise UserError(
         f"{where} of the data has {', '.join(map(str, item)) or 'no columns'}, and none of"
-        f" {', '.join((*known, *CHATS))} or of the model inputs {', '.join(INPUTS)}; rename the columns"
+        f" {', '.join((*COLUMN_NAMES, *CHATS))} or of the model inputs {', '.join(INPUTS)}; rename the"
+        " columns"
     )
 
 
-def _single(form: str, items: Iterable[Any]) -> Iterator[Any]:
-    """Split batches of texts and examples into single ones; leave chats and inputs as they are.
+def _listed(item: Any) -> Sequence[Any]:
+    """The texts or rows of a batch that is a list of them; a list of anything else."""
+    return item if isinstance(item, list | tuple) and item else [item]
+
+
+def _single(form: str, items: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """Split batches of texts, examples and chats into single ones; leave batches of inputs as they are.
 
     Raises:
         UserError: if an item has another form than the first, or columns of a batch have other lengths.
     """
-    for number, item in enumerate(items):
-        where = f"item {number}"
-        if (found := _form(item, where)) != form:
-            raise UserError(
-                f"{where} of the data is one of {found}, and the first ones are {form}; give one form"
-            )
-        if form in ("chats", "inputs"):
-            yield item
-        elif form == "texts":
-            yield from [item] if isinstance(item, str) else item
-        else:
-            yield from _rows(item, where)
+    for place, item in items:
+        where = f"item {place}"
+        for row in _listed(item):
+            if (found := _form(row, where)) != form:
+                raise UserError(
+                    f"{where} of the data is one of {found}, and the first ones are {form}; give one form"
+                )
+            if form == "examples":
+                yield from ((place, one) for one in _rows(row, COLUMN_NAMES, where))
+            elif form == "chats" and is_batch_of_chats(row):
+                yield from ((place, one) for one in _rows(row, tuple(row), where))
+            else:
+                yield place, row
 
 
-def _readable(form: str, rows: Iterable[Any]) -> Iterator[Any]:
+def _readable(form: str, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
     """Rows whose texts are of whole characters.
 
     Raises:
         UserError: if a text holds half of one.
     """
     names = (*CHATS, *COLUMNS["text"], *COLUMNS["target"])
-    for number, row in enumerate(rows):
+    for place, row in rows:
         texts = [row.get(name) for name in names] if form in ("examples", "chats") else row
         if form != "inputs" and (half := half_character(texts)) is not None:
             raise UserError(
-                f"row {number} of the data has a text with half of a character, {half}; take it out, such as"
+                f"row {place} of the data has a text with half of a character, {half}; take it out, such as"
                 ' by text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
             )
-        yield row
+        yield place, row
 
 
-def _rows(columns: Mapping[str, Any], where: str) -> Iterator[Mapping[str, Any]]:
-    """The examples of a batch whose columns are lists; a single example as it is.
+def _rows(columns: Mapping[str, Any], names: Sequence[str], where: str) -> Iterator[Mapping[str, Any]]:
+    """The rows of a batch whose columns, of those with these names, are lists; a single row as it is.
 
     Raises:
         UserError: if the columns have other lengths than each other.
     """
-    known = [name for names in COLUMNS.values() for name in names if name in columns]
+    known = [name for name in names if name in columns]
     if not all(_is_column(columns[name]) for name in known):
         yield columns
         return
@@ -172,13 +198,13 @@ def texts_of(data: Data, most: int) -> list[str]:
     """The texts of data; of a stream of unknown length, only as many as have ``most`` bytes."""
     found: list[str] = []
     size = 0
-    for item in data.items:
+    for place, item in data.items:
         text = _text_of(item)
         if text is None:
             if null := next((name for name in COLUMNS["text"] if name in item and item[name] is None), None):
-                raise UserError(f"item {len(found)} of the data has no text: its {null} is null; take it out")
+                raise UserError(f"item {place} of the data has no text: its {null} is null; take it out")
             raise UserError(
-                f"a language model reads texts, and item {len(found)} of the data has"
+                f"a language model reads texts, and item {place} of the data has"
                 f" {', '.join(map(str, item))}; give texts, or dicts with {COLUMNS['text'][0]}"
             )
         found.append(text)

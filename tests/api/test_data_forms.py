@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 import ecoflap
 from ecoflap.api.forms import read, texts_of
+from ecoflap.data.calibration_set import draw
 from ecoflap.data.example import Example
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
@@ -115,8 +116,55 @@ def test_model_inputs_in_any_form(language_model: PrunableModel, form: str) -> N
 
 def test_a_tensor_of_rows(language_model: PrunableModel) -> None:
     rows = torch.randint(2, 20, (5, 7), generator=torch.Generator().manual_seed(0))
-    found = ecoflap.calibrate(language_model, rows, samples=3)
-    assert torch.equal(torch.stack([sample["input_ids"] for sample in found.samples]), rows[:3])
+    for samples, places in ((3, draw(5, 3, 0)), (5, range(5))):
+        found = ecoflap.calibrate(language_model, rows, samples=samples, seed=0)
+        assert torch.equal(torch.stack([sample["input_ids"] for sample in found.samples]), rows[[*places]])
+
+
+@pytest.mark.parametrize("form", ["inputs", "chats"])
+def test_rows_of_a_known_length_are_drawn_by_the_seed(language_model: PrunableModel, form: str) -> None:
+    ids = range(2, 18)
+    words = language_model.processor.convert_ids_to_tokens(ids)
+    chats, inputs = [talk("what ?", word) for word in words], [{"input_ids": [number] * 2} for number in ids]
+    rows: list[Any] = chats if form == "chats" else inputs
+
+    def places(data: Any, samples: int, seed: int = 3) -> list[int]:
+        found = ecoflap.calibrate(language_model, data, samples=samples, seed=seed)
+        return [ids.index(int(sample["input_ids"][-1])) for sample in found.samples]
+
+    for data in (rows, tuple(rows), Dataset.from_list(rows)):
+        assert places(data, 5) == draw(16, 5, 3)
+        assert places(data, 5, seed=4) == draw(16, 5, 4)
+        assert places(data, 16) == [*range(16)]
+    for stream in ((row for row in rows), IterableDataset.from_generator(lambda: iter(rows))):
+        assert places(stream, 5) == [*range(5)]
+
+
+def test_examples_of_a_known_length_are_drawn_by_the_seed() -> None:
+    one = clip()
+    model = ecoflap.load(one.module, one.processor)
+    wanted = ecoflap.calibrate(model, [one.data[place] for place in draw(6, 3, 1)])
+    assert ecoflap.calibrate(model, one.data, samples=3, seed=1).fingerprint() == wanted.fingerprint()
+    (third,) = draw(6, 1, 1)
+    rows = [{**row, "image": 3} if place == third else row for place, row in enumerate(one.data)]
+    rows[third] = {"image": picture(0), "label": 2}
+    refused(model, rows, f"example {third} of the data", "a label", samples=1, seed=1)
+
+
+def test_batches_of_chats_are_split(language_model: PrunableModel) -> None:
+    rows = [talk(f"what is {word} ?", word, system="the house") for word in ("red", "green", "a tree")]
+    wanted = ecoflap.calibrate(language_model, rows)
+    chats = Dataset.from_list(rows)
+    batches = {
+        "batched": chats.batch(2),
+        "iterated": chats.iter(2),
+        "lists": DataLoader(rows, batch_size=2, collate_fn=list),
+        "one by one": DataLoader(rows, batch_size=None),
+    }
+    for form, data in batches.items():
+        assert ecoflap.calibrate(language_model, data).fingerprint() == wanted.fingerprint(), form
+    collated = DataLoader(rows, batch_size=2)
+    refused(language_model, collated, "row 0", "turn 1: its role is a list", "one by one", "batch_size=None")
 
 
 def test_labels_that_leave_out_a_prompt_count(language_model: PrunableModel) -> None:

@@ -39,6 +39,12 @@ def has_chat(row: Mapping[str, Any]) -> bool:
     return any(row.get(name) is not None for name in CHATS)
 
 
+def is_batch_of_chats(row: Mapping[str, Any]) -> bool:
+    """Whether a row holds the turns of several rows, as ``Dataset.batch`` makes it."""
+    turns: Any = next((row[name] for name in CHATS if row.get(name) is not None), None)
+    return isinstance(turns, list) and bool(turns) and all(isinstance(one, list) for one in turns)
+
+
 def conversation(
     row: Mapping[str, Any], folder: Path | None, where: str, locate: Locate = locate, turns: str = "all"
 ) -> Conversation:
@@ -161,6 +167,11 @@ def _turn(turn: Mapping[str, Any], where: str, number: int) -> _Parts:
         raise UserError(
             f"{where}, turn {number}, of the role {role}, has {reasoning}, which is not read; write the"
             f" reasoning into its content as the model writes it, or take {reasoning} or the row out"
+        )
+    if not isinstance(role, str):
+        raise UserError(
+            f"{where}, turn {number}: its role is a {type(role).__name__}; give one role per turn, and chats"
+            " one by one, as a DataLoader with batch_size=None does"
         )
     if role not in ROLES:
         raise UserError(f"{where}, turn {number}: its role is {role}; {did_you_mean(str(role), ROLES)}")
