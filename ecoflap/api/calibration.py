@@ -22,11 +22,11 @@ from ecoflap.data.example import Example
 from ecoflap.data.files.chat import conversation
 from ecoflap.data.files.columns import example
 from ecoflap.data.files.fitting import (
+    chosen,
     files_of,
     fitting,
     require_reader,
     require_target,
-    short_enough,
 )
 from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.data.sources import picture_sources
@@ -227,7 +227,7 @@ def _chats(model: PrunableModel, data: Data, amount: Amount) -> CalibrationSet:
             yield fitting(model, conversation(row, None, where), "data", where)
 
     longest = amount.sequence_length or trained_tokens(model.module)
-    found = short_enough(model, rows(), "data", amount.samples, longest)
+    found = chosen(model, rows(), "data", amount.samples, longest)
     return CalibrationSet(NAME, encode_rows(model, found, "data"), picture_sources(files_of(found)))
 
 

@@ -4,6 +4,7 @@ words.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -514,6 +515,21 @@ def test_what_a_model_with_pictures_cannot_read_is_refused() -> None:
     refused(model, [{"image": 3, "target": "a circle"}], "int", "path")
     refused(model, [{"image": "nowhere.png", "target": "a circle"}], "nowhere.png")
     refused(model, [{"image": picture(0), "target": ["a", "b"]}], "list", "'a'")
+
+
+def test_chats_without_a_picture_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one = llava()
+    model = ecoflap.load(one.module, one.processor)
+    picture(0).save(tmp_path / "0.png")
+    rows = [talk("is there ?", "no"), talk("what ?", "a circle", image=str(tmp_path / "0.png"))]
+    (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with caplog.at_level("INFO"):
+        named = ecoflap.calibrate(model, "chat", path=str(tmp_path / "chats.jsonl"))
+        found = ecoflap.calibrate(model, rows)
+    assert found.fingerprint() == named.fingerprint()
+    assert len(found) == 1
+    assert "data: 1 rows without a picture are left out" in caplog.text
+    refused(model, rows[:1], "data: ", "none of the 1 rows has one")
 
 
 def test_what_a_token_of_mllama_sees_goes_with_the_padding() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from ecoflap.data.example import Example
 from ecoflap.data.files import json_rows, parquet, webdataset
 from ecoflap.data.files.chat import conversation, has_chat
 from ecoflap.data.files.columns import COLUMNS, example
-from ecoflap.data.files.fitting import files_of, fitting, images_of, is_text, require_reader, short_enough
+from ecoflap.data.files.fitting import chosen, files_of, fitting, images_of, is_text, require_reader
 from ecoflap.data.files.names import KINDS, named
 from ecoflap.data.files.options import ChatOptions, ParquetOptions, RowsOptions, WebDatasetOptions
 from ecoflap.data.files.pictures import IN_ROW, Locate, locate, look_up
@@ -28,8 +27,6 @@ from ecoflap.data.sources import file_source, picture_sources
 from ecoflap.errors import UserError, require_choices, require_positive
 from ecoflap.models.core.encoding import encode_rows
 from ecoflap.models.core.prunable import PrunableModel
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -169,31 +166,15 @@ class RowsCalibration(RowsOptions, ABC):
     def _drawn(
         self, model: PrunableModel, rows: Rows, seed: int, locate: Locate = locate
     ) -> list[Example | Conversation]:
-        """Rows in a random order, until there are enough; a model that sees reads only those with a picture.
+        """Rows in a random order, see ``chosen``.
 
         Raises:
             UserError: if the model can't read a row, reads pictures and no row has one, or all are too long.
         """
-        option, blind = f"calibration={self.name}", 0
-
-        def readable() -> Iterator[Example | Conversation]:
-            nonlocal blind
-            for row in self._shuffled(rows, seed):
-                one = fitting(model, self.parsed(row, locate), option, row.where)
-                if model.sees and not images_of(one):
-                    blind += 1
-                else:
-                    yield one
-
-        found = short_enough(model, readable(), option, self.samples, self.sequence_length)
-        if not found:
-            raise UserError(
-                f"calibration={self.name}: {model.name} reads pictures, and none of the {blind} rows has one;"
-                " name their column with calibration.image_column=NAME, or give other rows"
-            )
-        if blind:
-            log.info("calibration=%s: %d rows without a picture are left out", self.name, blind)
-        return found
+        option = f"calibration={self.name}"
+        shuffled = self._shuffled(rows, seed)
+        fit = (fitting(model, self.parsed(row, locate), option, row.where) for row in shuffled)
+        return chosen(model, fit, option, self.samples, self.sequence_length)
 
     def _shuffled(self, rows: Rows, seed: int) -> Iterator[Row]:
         """All rows in a random order, read in parts of as many as are wanted."""

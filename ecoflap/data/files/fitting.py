@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from ecoflap.data.conversation import Conversation, Turn
@@ -90,14 +90,16 @@ def require_target(model: PrunableModel, row: Example, where: str) -> None:
     )
 
 
-def short_enough(
+def chosen(
     model: PrunableModel,
     rows: Iterable[Example | Conversation],
     option: str,
     samples: int | None,
     longest: int | None,
 ) -> list[Example | Conversation]:
-    """The first rows, until there are enough; conversations too long for a language model are left out.
+    """The first rows, until there are enough; those that the model doesn't read are left out.
+
+    A model that sees reads only rows with a picture, and a language model no conversation that is too long.
 
     Args:
         model: the model.
@@ -105,6 +107,39 @@ def short_enough(
         option: the option that asks, for messages.
         samples: how many rows; None for all.
         longest: the most tokens of a conversation with a language model; None for any number.
+
+    Raises:
+        UserError: if the model can't read a row, reads pictures and no row has one, or all are too long.
+    """
+    blind = 0
+
+    def readable() -> Iterator[Example | Conversation]:
+        nonlocal blind
+        for row in rows:
+            if model.sees and not images_of(row):
+                blind += 1
+            else:
+                yield row
+
+    found = _short_enough(model, readable(), option, samples, longest)
+    if not found:
+        raise UserError(
+            f"{option}: {model.name} reads pictures, and none of the {blind} rows has one; give rows with"
+            " image or images, or name their column with calibration.image_column=NAME"
+        )
+    if blind:
+        log.info("%s: %d rows without a picture are left out", option, blind)
+    return found
+
+
+def _short_enough(
+    model: PrunableModel,
+    rows: Iterable[Example | Conversation],
+    option: str,
+    samples: int | None,
+    longest: int | None,
+) -> list[Example | Conversation]:
+    """The first rows, until there are enough, without conversations too long for a language model.
 
     Raises:
         UserError: if the model can't read a row, or all are too long.
