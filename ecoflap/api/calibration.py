@@ -80,8 +80,9 @@ def calibrate(
         samples: number of samples; None for the data set's default, or 128. These are random windows of
             texts. Of more examples, chats or inputs, the seed draws as many from a list or a
             ``datasets.Dataset``; any other iterable, and a batch, is read from its start.
-        sequence_length: tokens per window; None for the data set's default, or 512, but no more than the
-            model reads and the texts have.
+        sequence_length: tokens per window of texts, and the most tokens of a chat, for a decoder language
+            model; None for the data set's default, or, of windows, 512, but no more than the model reads and
+            the texts have. Other data in memory keep their lengths, and it is refused.
         seed: seed of the draw.
         options: options of a named data set, such as ``path="train.txt"``.
 
@@ -143,6 +144,11 @@ class Amount:
 def _in_memory(model: PrunableModel, given: Any, amount: Amount, seed: int) -> CalibrationSet:
     """Draw a calibration set from data in memory."""
     data = read(given)
+    if amount.sequence_length is not None and (data.form == "inputs" or isinstance(model.interface, Encodes)):
+        raise UserError(
+            f"sequence_length={amount.sequence_length}: it is for texts and chats that a decoder language"
+            f" model reads, and the data are {data.form} for {model.name}; leave it out, or shorten the data"
+        )
     if data.form == "inputs":
         items = data.drawn(amount.samples, seed).items
         made = tuple(islice(_samples(model, items), amount.samples))

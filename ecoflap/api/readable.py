@@ -15,7 +15,7 @@ from ecoflap.data.text.calibration import vocabulary_of
 from ecoflap.errors import UserError
 from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.text_length import most_tokens
+from ecoflap.models.core.text_length import most_tokens, warn_of_length
 from ecoflap.models.core.token_kinds import PLACEHOLDERS
 from ecoflap.models.loading.kinds import option_for_model
 
@@ -44,13 +44,18 @@ def picture_tokens(config: Any) -> Tensor:
 def check_lengths(model: PrunableModel, samples: Sequence[Sample]) -> None:
     """Refuse texts that have more tokens than a model has positions; all modules are searched for them once.
 
-    Vision-language models are skipped, as not all of their parts read the whole text.
+    Of vision-language models, not all parts read the whole text: there is only a warning if it is longer
+    than the model was trained for.
 
     Raises:
         UserError: if one is too long.
     """
     module: Any = model.module
     if option_for_model(module) == "vlm":
+        longest = max(
+            (sample["input_ids"].shape[-1] for sample in samples if "input_ids" in sample), default=0
+        )
+        warn_of_length(model, longest, f"a sample of the data has {longest} tokens")
         return
     apart = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
     for name in READERS if apart else ("input_ids",):

@@ -532,6 +532,27 @@ def test_chats_without_a_picture_are_left_out(tmp_path: Path, caplog: pytest.Log
     refused(model, rows[:1], "data: ", "none of the 1 rows has one")
 
 
+def test_a_length_is_refused_where_it_sets_nothing(language_model: PrunableModel) -> None:
+    one = llava()
+    model = ecoflap.load(one.module, one.processor)
+    words = "it is for texts and chats that a decoder language model reads, and the data are"
+    refused(language_model, [{"input_ids": [2, 3, 4]}], words, "inputs", sequence_length=2)
+    refused(model, one.data, "sequence_length=4: ", words, "examples", model.name, sequence_length=4)
+    refused(model, [talk("what ?", "no", image=picture(0))], words, "chats", sequence_length=4)
+
+
+def test_long_texts_of_a_vlm_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    one = llava()
+    one.module.config.text_config.max_position_embeddings = 40
+    model = ecoflap.load(one.module, one.processor)
+    ecoflap.calibrate(model, one.data[:1])
+    assert "was made for 40 tokens" not in caplog.text
+    ecoflap.calibrate(model, [{**one.data[0], "text": 99 * "what "}])
+    assert re.search(
+        r"data has \d+ tokens: .* was made for 40 tokens \(max_position_embeddings\)", caplog.text
+    )
+
+
 def test_what_a_token_of_mllama_sees_goes_with_the_padding() -> None:
     module, processor = MODELS["mllama"].build()
     processor.tokenizer.padding_side = "left"

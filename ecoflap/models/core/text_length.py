@@ -80,8 +80,14 @@ def require_length(model: PrunableModel, tokens: int, option: str) -> None:
     most = most_tokens(model.module)
     if most is not None and tokens > most:
         raise UserError(f"{option}: {model.name} has positions for {most} tokens; choose no more")
+    if most is None:
+        warn_of_length(model, tokens, option)
+
+
+def warn_of_length(model: PrunableModel, tokens: int, option: str) -> None:
+    """Warn of texts longer than a model was trained for; see ``require_length``."""
     trained = trained_tokens(model.module)
-    if most is None and trained is not None and tokens > trained:
+    if trained is not None and tokens > trained:
         _warn_once(
             f"{option}: {model.name} was made for {trained} tokens (max_position_embeddings); it is worse on"
             " more"
