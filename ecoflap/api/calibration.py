@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from ecoflap.api.forms import Data, read, refuse_target, texts_of
+from ecoflap.api.forms import Data, read, texts_of
 from ecoflap.api.given import require
 from ecoflap.api.inputs import samples_of
 from ecoflap.api.parts import names, part
@@ -39,7 +39,7 @@ from ecoflap.errors import UserError, require_positive, require_seed
 from ecoflap.models.core.encoding import encode_all, encode_rows, pad_together
 from ecoflap.models.core.protocols import Answers, Encodes
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.text_length import at_most, require_length, trained_tokens
+from ecoflap.models.core.text_length import require_length, trained_tokens, window_tokens
 from ecoflap.run.config import RunConfig
 
 log = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ def _in_memory(model: PrunableModel, given: Any, amount: Amount, seed: int) -> C
         return _chats(model, data.drawn(amount.samples, seed), amount)
     if not isinstance(model.interface, Encodes):
         return _windows(model, data, amount, seed)
-    if data.form == "texts" and not model.sees:
+    if not model.sees and data.is_text:
         return _prefixes(model, data, amount, seed)
     if data.form == "texts":
         raise UserError(
@@ -175,9 +175,8 @@ def _samples(model: PrunableModel, items: Iterator[tuple[int, Mapping[str, Any]]
 def _windows(model: PrunableModel, data: Data, amount: Amount, seed: int) -> CalibrationSet:
     """Draw random windows of texts, as ``calibration=wikitext2`` does."""
     _require_tokenizer(model)
-    trained = trained_tokens(model.module) or Text.sequence_length
-    longest = amount.sequence_length or min(at_most(model, Text.sequence_length), trained)
-    texts = texts_of(_targetless(data), MOST_BYTES * longest * amount.samples)
+    longest = amount.sequence_length or window_tokens(model, Text.sequence_length)
+    texts = texts_of(data, MOST_BYTES * longest * amount.samples)
     tokens = tokenize(model.processor, Text.separator.join(texts))
     bos = bos_token(model.processor, "calibration.bos", Text.bos)
     length = amount.sequence_length or min(longest, len(tokens) + (bos is not None))
@@ -189,18 +188,6 @@ def _windows(model: PrunableModel, data: Data, amount: Amount, seed: int) -> Cal
     rows = windows(tokens, length, "calibration", bos=bos)
     chosen = rows[draw(len(rows), amount.samples, seed)]
     return CalibrationSet(NAME, tuple({"input_ids": row} for row in chosen))
-
-
-def _targetless(data: Data) -> Data:
-    """The same data, whose items are checked to have no targets as they are read."""
-
-    def checked() -> Iterator[tuple[int, Any]]:
-        for place, item in data.items:
-            if not isinstance(item, str):
-                refuse_target(item)
-            yield place, item
-
-    return data._replace(items=checked())
 
 
 def _require_tokenizer(model: PrunableModel) -> None:

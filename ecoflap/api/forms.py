@@ -32,12 +32,14 @@ class Data(NamedTuple):
             of tensors. Places count them or, where data are drawn, what was given.
         length: the number of items; None if unknown.
         given: what was given, by item or batch.
+        is_text: whether the first item is a text alone, by itself or in a column.
     """
 
     form: str
     items: Iterator[tuple[int, Any]]
     length: int | None
     given: Iterable[Any]
+    is_text: bool
 
     def drawn(self, samples: int, seed: int) -> Data:
         """The same in a random order, if there are more items than samples and each can be read by its place.
@@ -64,10 +66,12 @@ def read(data: Any) -> Data:
         first = next(items)
     except StopIteration:
         raise UserError(f"the data ({type(data).__name__}) are empty; give {FORMS}") from None
-    form = _form(_listed(first)[0], "the first")
+    row = _listed(first)[0]
+    form = _form(row, "the first")
+    is_text = form == "texts" or (form == "examples" and "text" in row and not _has_target(row))
     length = len(data) if hasattr(data, "__len__") and not isinstance(first, list) else None
     single = (row for _, row in _single(form, enumerate(chain([first], items))))
-    return Data(form, _readable(form, enumerate(single)), length, given)
+    return Data(form, _readable(form, enumerate(single)), length, given, is_text)
 
 
 def _given(data: Any) -> Iterable[Any]:
@@ -194,11 +198,25 @@ def _text_of(item: str | Mapping[str, Any]) -> str | None:
     return next((item[name] for name in COLUMNS["text"] if isinstance(item.get(name), str)), None)
 
 
+def _has_target(item: str | Mapping[str, Any]) -> bool:
+    return not isinstance(item, str) and any(item.get(name) is not None for name in COLUMNS["target"])
+
+
 def texts_of(data: Data, most: int) -> list[str]:
-    """The texts of data; of a stream of unknown length, only as many as have ``most`` bytes."""
+    """The texts of data; of a stream of unknown length, only as many as have ``most`` bytes.
+
+    Raises:
+        UserError: if an item has no text, or a target, which would not be read.
+    """
     found: list[str] = []
     size = 0
     for place, item in data.items:
+        if _has_target(item):
+            raise UserError(
+                f"item {place} of the data has {', '.join(map(str, item))}, and of these data whole texts"
+                ' are read; give chats, {"messages": [{"role": "user", "content": ...}, {"role": "assistant",'
+                ' "content": ...}]}, whose loss is that of the answer, one text, or model inputs with labels'
+            )
         text = _text_of(item)
         if text is None:
             if null := next((name for name in COLUMNS["text"] if name in item and item[name] is None), None):
@@ -212,16 +230,3 @@ def texts_of(data: Data, most: int) -> list[str]:
         if data.length is None and size >= most:
             break
     return found
-
-
-def refuse_target(row: Mapping[str, Any]) -> None:
-    """Refuse an example with a target for a language model, which would read only its text.
-
-    Raises:
-        UserError: if the example has a target.
-    """
-    if any(row.get(name) is not None for name in COLUMNS["target"]):
-        raise UserError(
-            "a language model is scored on whole texts; put question and answer into one text, or give"
-            ' model inputs: {"input_ids": ..., "labels": ...} with -100 for tokens that are not targets'
-        )

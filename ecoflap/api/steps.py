@@ -21,6 +21,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError, require_choice, require_count, require_seed
 from ecoflap.evaluate.protocol import Task
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.text_length import window_tokens
 from ecoflap.prune.protocol import Pruner
 from ecoflap.run.config import RunConfig
 from ecoflap.run.plan.automatic import AUTO, ZEROTH_ORDER, allocation_of
@@ -142,7 +143,8 @@ def evaluate(
         model: the result of ``ecoflap.load`` or ``ecoflap.prune``.
         task: the name of a task, as for ``task=`` on the command line: ``"wikitext2"``, ``"easy_vqa"``,
             ``"imagenet"``, ...; a task object; or a function of the transformers model that returns a
-            number, or several by name.
+            number, or several by name. Perplexity is measured on windows of 2,048 tokens, or of as many as
+            the model reads if these are fewer, unless ``sequence_length`` is given.
         options: options of a named task, such as ``path="test.txt"`` or ``limit=100``.
 
     Returns:
@@ -156,7 +158,7 @@ def evaluate(
     require(loaded, PrunableModel, "ecoflap.load or ecoflap.prune")
     with unchanged(loaded.module, loaded.processor), torch.no_grad():
         if isinstance(task, str):
-            found = {name: one.load(loaded)(loaded) for name, one in _tasks(task, options).items()}
+            found = {name: one.load(loaded)(loaded) for name, one in _tasks(loaded, task, options).items()}
             return next(iter(found.values())) if len(found) == 1 else _joined(found)
         refuse_options("task", task, options)
         if hasattr(task, "load"):
@@ -184,13 +186,16 @@ def _number(metric: str, value: Any) -> float:
         ) from None
 
 
-def _tasks(name: str, options: Mapping[str, Any]) -> dict[str, Task]:
+def _tasks(model: PrunableModel, name: str, options: Mapping[str, Any]) -> dict[str, Task]:
     """{name: task} of a named task, or of a suite.
 
     Raises:
         UserError: if there is no such task or option.
     """
-    return build_tasks(OmegaConf.create({**named("task", name), **options}))
+    node = named("task", name)
+    if "sequence_length" in node:
+        node["sequence_length"] = window_tokens(model, node["sequence_length"])
+    return build_tasks(OmegaConf.create({**node, **options}))
 
 
 def _joined(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -55,6 +55,15 @@ def test_texts_in_any_form(language_model: PrunableModel, form: str, tmp_path: P
     assert [list(sample["input_ids"].shape) for sample in found.samples] == [[16]] * 4
 
 
+def test_perplexity_is_on_windows_that_the_model_reads(tmp_path: Path) -> None:
+    (tmp_path / "test.txt").write_text(" ".join(TEXTS))
+    module = hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=22, n_positions=32, n_embd=8, n_layer=1, n_head=2))
+    model = ecoflap.load(module, word_tokenizer())
+    found = ecoflap.evaluate(model, "text", path=str(tmp_path / "test.txt"))
+    assert found == ecoflap.evaluate(model, "text", path=str(tmp_path / "test.txt"), sequence_length=32)
+    assert found["rows"] == 11  # of 360 words
+
+
 def test_texts_are_drawn_as_the_command_line_draws_them(
     language_model: PrunableModel, tmp_path: Path
 ) -> None:
@@ -360,8 +369,13 @@ def test_encoder_decoders_read_pairs_or_texts() -> None:
             sample["decoder_input_ids"],
             module.prepare_decoder_input_ids_from_labels(sample["labels"][None])[0],
         )
-    for sample in ecoflap.calibrate(model, TEXTS, samples=3).samples:
+    drawn = ecoflap.calibrate(model, TEXTS, samples=3)
+    for sample in drawn.samples:
         assert set(sample) == {"input_ids", "attention_mask", "labels"}
+    rows = [{"text": text} for text in TEXTS]
+    for data in (rows, Dataset.from_list(rows), DataLoader(rows, batch_size=5)):
+        assert ecoflap.calibrate(model, data, samples=3).fingerprint() == drawn.fingerprint()
+    refused(model, [rows[0], pairs[0]], "item 1 of the data has text, target", "whole texts", "messages")
 
 
 def talk(question: str, answer: str, **columns: Any) -> dict[str, Any]:
@@ -411,6 +425,8 @@ def test_what_is_not_understood_is_refused(language_model: PrunableModel) -> Non
         labelled = [{"input_ids": ids, "labels": torch.where(ids == 1, label, -100)}]
         refused(language_model, labelled, f"from {label} to {label}", "22 tokens", "-100")
     refused(language_model, {"train": Dataset.from_dict({"text": TEXTS})}, "data['train']")
+    asked = [{"question": "the cat", "answer": "dog"}]
+    refused(language_model, asked, "item 0 of the data has question, answer", '{"messages": [', "labels")
     refused(language_model, [{"text": "the cat", "target": "dog"}], "labels")
     refused(language_model, Frame(), "Frame", "to_dict")
     refused(language_model, [{"image": picture(0)}], "reads texts", "image")

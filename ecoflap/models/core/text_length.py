@@ -64,6 +64,11 @@ def at_most(model: PrunableModel, tokens: int) -> int:
     return tokens if most is None else min(tokens, most)
 
 
+def window_tokens(model: PrunableModel, tokens: int) -> int:
+    """The given number of tokens, or as many as the model can read or was trained for if these are fewer."""
+    return min(at_most(model, tokens), trained_tokens(model.module) or tokens)
+
+
 def require_length(model: PrunableModel, tokens: int, option: str) -> None:
     """Refuse texts longer than a model can read, and warn of texts longer than it was trained for.
 
