@@ -569,6 +569,29 @@ def test_long_texts_of_a_vlm_are_warned_of(caplog: pytest.LogCaptureFixture) -> 
     )
 
 
+def test_the_place_of_a_picture_in_a_plain_question_goes() -> None:
+    one = llava()
+    model = ecoflap.load(one.module, one.processor)
+    (image, question, answer), mark = one.data[0].values(), "<image>"
+    wanted = ecoflap.calibrate(model, one.data[:1])
+    for text in (f"{mark}\n{question}", f"{question}\n{mark}"):
+        rows = [{"image": image, "question": text, "answer": answer}]
+        assert ecoflap.calibrate(model, rows).fingerprint() == wanted.fingerprint()
+    twice = {"image": image, "text": f"{mark}{mark}{question}", "target": answer}
+    refused(model, [twice], "one picture", "2 places for pictures", mark)
+    refused(model, [{**one.data[0], "target": f"a {mark}"}], "an answer has <image>", "a <image>")
+    one.processor.image_token = "shape"  # as other models name it
+    refused(model, one.data, "a question has shape, which stands for a picture", "what shape is there")
+
+
+@pytest.mark.parametrize("prompt", ["USER: {} ASSISTANT:", "USER: <image><image> {} ASSISTANT:"])
+def test_a_prompt_must_show_one_picture(prompt: str) -> None:
+    one = llava()
+    assert ecoflap.load(one.module, one.processor, prompt="USER: <image>\n{} ASSISTANT:")
+    with pytest.raises(UserError, match=r"model.prompt='USER.* must show one picture, which <image> stands"):
+        ecoflap.load(one.module, one.processor, prompt=prompt)
+
+
 def test_what_a_token_of_mllama_sees_goes_with_the_padding() -> None:
     module, processor = MODELS["mllama"].build()
     processor.tokenizer.padding_side = "left"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.data.example import Example
+from ecoflap.data.files.chat import IMAGE
 from ecoflap.data.files.pictures import Locate, locate
 from ecoflap.errors import UserError
 
@@ -56,7 +57,7 @@ def example(
     image = _only(found["image"], where)
     label = None if found["label"] is None else _class(found["label"], where)
     return Example(
-        text or "",
+        (text or "") if image is None else _without_place(text or "", where),
         target or "",
         None if image is None else locate(image, folder, where),
         label=label,
@@ -83,6 +84,21 @@ def _only(image: Any, where: str) -> Any:
             " a chat with <image> in its text"
         )
     return image[0] if image else None
+
+
+def _without_place(text: str, where: str) -> str:
+    """A question without the place of its picture, which the model's prompt has.
+
+    Raises:
+        UserError: if it has several.
+    """
+    pieces = text.split(IMAGE)
+    if len(pieces) > 2:
+        raise UserError(
+            f"{where} has one picture, and its text has {len(pieces) - 1} places for pictures ({IMAGE}); give"
+            " one at most, or a chat with a picture for each"
+        )
+    return text if len(pieces) == 1 else "\n".join(filter(None, (piece.strip("\n") for piece in pieces)))
 
 
 def _class(label: Any, where: str) -> int:

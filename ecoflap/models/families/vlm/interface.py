@@ -73,7 +73,11 @@ class VlmInterface:
 
         The answer's tokens are put behind the question's, so that nothing else of the model's input (the text
         that a Q-Former reads, what the processor writes after a prompt) can see the answer.
+
+        Raises:
+            UserError: if question or answer hold the token of a picture.
         """
+        self._require_text(example.text, "a question")
         text = self._ask(example)
         question = dict(self._inputs(load_image(example.image or ""), text))
         begun = example.bare and example.text  # the answer goes on behind its first words
@@ -164,7 +168,11 @@ class VlmInterface:
             text: what it made them of.
             target: the answer.
             opening: see ``written``.
+
+        Raises:
+            UserError: if the answer holds the token of a picture.
         """
+        self._require_text(target, "an answer")
         tokenizer = self.processor.tokenizer
         if not writes_after_prompt(self.module):
             return {**question, "labels": tokenizer(target, return_tensors="pt")["input_ids"]}
@@ -182,6 +190,39 @@ class VlmInterface:
             longer[SEEN] = torch.cat([seen, seen[:, -1:].expand(-1, answer.shape[1], -1, -1)], dim=1)
         labels = torch.cat([torch.full_like(asked, IGNORED), answer], dim=1)
         return {**question, **longer, "input_ids": torch.cat([asked, answer], dim=1), "labels": labels}
+
+    @property
+    def _image_token(self) -> str:
+        """What stands for a picture in a text."""
+        return str(getattr(self.processor, "image_token", None) or "<image>")
+
+    def _require_text(self, text: str, what: str) -> None:
+        """Refuse a text with the token of a picture.
+
+        Raises:
+            UserError: if it has one.
+        """
+        if self._image_token in text:
+            raise UserError(
+                f"{what} has {self._image_token}, which stands for a picture: {text[:80]!r}; take it out"
+            )
+
+    def check_prompt(self) -> None:
+        """Refuse a prompt that doesn't show one picture, judging by what the processor makes of it.
+
+        Raises:
+            UserError: if there is no place for the picture, or more than one.
+        """
+        from PIL import Image
+
+        blank, text = Image.new("RGB", (64, 64)), self.prompt.format("what is this?")
+        try:
+            self._shown(text, [blank])
+        except UserError as error:
+            raise UserError(
+                f"model.prompt={self.prompt!r} must show one picture, which {self._image_token} stands for;"
+                f" {error.__cause__}"
+            ) from error
 
     @property
     def _is_paligemma(self) -> bool:
@@ -213,7 +254,7 @@ class VlmInterface:
         """The prompt of an example; for a bare text, only the prompt's opening and the text."""
         if not example.bare:
             return replace(example, text=example.text + (self.brief or "")).worded(self.prompt)
-        if not self.is_chat and str(getattr(self.processor, "image_token", "<image>")) not in self.prompt:
+        if not self.is_chat and self._image_token not in self.prompt:
             return example.worded(self.prompt)
         opened = self.prompt.format("")
         space = "" if opened[-1:].isspace() or not example.text else " "

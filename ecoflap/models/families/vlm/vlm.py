@@ -76,7 +76,7 @@ class VisionLanguage(VisionLanguageOptions, Pretrained):
         """Wrap a transformers model in memory and its processor, which may be None.
 
         Raises:
-            UserError: if there is no such loss, tower or known prompt.
+            UserError: if there is no such loss, tower or known prompt, or the prompt doesn't show a picture.
         """
         loss = find_loss(self.loss, {"answer": answer_loss})
         interface = (
@@ -84,4 +84,6 @@ class VisionLanguage(VisionLanguageOptions, Pretrained):
             if processor is not None
             else None
         )
+        if interface is not None and self.prompt is not None:
+            interface.check_prompt()
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)
