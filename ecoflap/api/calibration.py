@@ -93,7 +93,7 @@ def calibrate(
     numbers = {"samples": samples, "sequence_length": sequence_length}
     given = {name: value for name, value in numbers.items() if value is not None}
     require(model, PrunableModel, "ecoflap.load")
-    require_seed(seed)
+    seed = require_seed(seed)
     if isinstance(data, CalibrationSet):
         if ignored := [name for name in (*given, *options) if name != "samples"]:
             raise UserError(
