@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from ecoflap.data.example import Example, Generation
 from ecoflap.models.core.prunable import PrunableModel
@@ -24,10 +25,11 @@ LOADERS: dict[str, Any] = {"clip": Clip, "blip2": Blip2, "vit": ImageClassifier,
 
 
 def load(name: str, folder: Path | str) -> PrunableModel:
-    try:
-        return LOADERS[name](str(folder)).load(torch.device("cpu"), Selection())
-    except ImportError:
+    loader = LOADERS[name](str(folder))
+    if not all(hasattr(transformers, one) for one in loader.classes):
         pytest.skip(f"transformers has no {name}")
+    try:
+        return loader.load(torch.device("cpu"), Selection())
     except Exception as error:
         if "data did not match any variant" not in str(error):
             raise
@@ -67,6 +69,8 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_every_change_is_seen(change: str, tmp_path: Path) -> None:
+    if change == "chat" and not hasattr(transformers.PreTrainedTokenizerBase, "apply_chat_template"):
+        pytest.skip("transformers has no chat templates")
     name, edit = CHANGES[change]
     folder = shutil.copytree(package_file(f"mini/{name}"), tmp_path / "copy")
     before = load(name, folder).fingerprint()
