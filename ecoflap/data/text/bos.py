@@ -1,4 +1,4 @@
-"""The BOS token: whether windows from the middle of a text begin with it, too.
+"""The tokens around a text, and the BOS token: whether windows from the middle of a text begin with it, too.
 
 Some models were never trained on a text without it: their perplexity is far off, and so are statistics of
 their inputs.
@@ -32,7 +32,7 @@ def bos_token(tokenizer: Any, option: str, choice: str) -> int | None:
             f"{option}=true: the model's tokenizer has no token that begins a text; use {option}=auto"
         )
     begun = choice.lower() == "true" or (
-        choice.lower() == "auto" and token is not None and _prepended(tokenizer)[:1] == [token]
+        choice.lower() == "auto" and token is not None and surrounding_tokens(tokenizer)[0][:1] == [token]
     )
     return token if begun else None
 
@@ -42,15 +42,17 @@ def opening(tokenizer: Any, choice: str) -> list[int]:
 
     With the other choices there are none, as each window begins by itself.
     """
-    return _prepended(tokenizer) if choice.lower() == "false" else []
+    return surrounding_tokens(tokenizer)[0] if choice.lower() == "false" else []
 
 
-def _prepended(tokenizer: Any) -> list[int]:
-    """The tokens that a tokenizer puts before a text, such as the ``<s>`` of a LLaMA's."""
-    ids = tokenizer("a", verbose=False)["input_ids"]
-    plain = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
-    places = range(len(ids) - len(plain) + 1)
-    return ids[: next((place for place in places if ids[place : place + len(plain)] == plain), 0)]
+def surrounding_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The tokens that a tokenizer puts before and behind a text, such as LLaMA's ``<s>``, T5's ``</s>``."""
+    whole, plain = (
+        tokenizer("a", add_special_tokens=special, verbose=False)["input_ids"] for special in (True, False)
+    )
+    places = range(len(whole) - len(plain) + 1 if plain else 0)
+    starts = [place for place in places if whole[place : place + len(plain)] == plain]
+    return (list(whole[: starts[0]]), list(whole[starts[-1] + len(plain) :])) if starts else ([], [])
 
 
 def begin(rows: Tensor, token: int | None) -> Tensor:

@@ -95,14 +95,6 @@ def end_token(tokenizer: Any, closing: str) -> int | None:
     return int(tokens[0])
 
 
-def appended(tokenizer: Any) -> list[int]:
-    """The tokens that a tokenizer puts behind each text, such as the ``</s>`` of a T5's."""
-    whole, plain = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
-    ends = range(len(whole), len(plain) - 1, -1) if plain else ()
-    end = next((end for end in ends if whole[:end][-len(plain) :] == plain), len(whole))
-    return list(whole[end:])
-
-
 def as_lines(conversation: Conversation) -> str:
     """All before the last answer, a line per turn, for a model without a chat template."""
     return "".join(f"{turn.text}\n" for turn in conversation.turns[:-1])

@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from ecoflap.data.batch import Sample
 from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Example, Generation
-from ecoflap.models.core.chats import appended, as_lines, has_template, written
+from ecoflap.data.text.bos import surrounding_tokens
+from ecoflap.models.core.chats import as_lines, has_template, written
 from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.chat import encoded
@@ -33,7 +34,7 @@ class LanguageInterface:
 
     @cached_property
     def _appended(self) -> list[int]:
-        return appended(self.tokenizer)
+        return surrounding_tokens(self.tokenizer)[1]
 
     def length(self, text: str) -> int:
         """Number of tokens of a text."""

@@ -13,8 +13,9 @@ from torch import Tensor
 from ecoflap.data.batch import Sample
 from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Example, Generation
+from ecoflap.data.text.bos import surrounding_tokens
 from ecoflap.errors import UserError, did_you_mean
-from ecoflap.models.core.chats import appended, templated, written
+from ecoflap.models.core.chats import templated, written
 from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.pictures import load_image
 from ecoflap.models.core.prunable import PrunableModel
@@ -293,7 +294,7 @@ class VlmInterface:
 
     @cached_property
     def _appended(self) -> Tensor:
-        return torch.tensor(appended(self.processor.tokenizer))
+        return torch.tensor(surrounding_tokens(self.processor.tokenizer)[1])
 
 
 def check_image_options(processor: Any, options: Mapping[str, Any]) -> None:
