@@ -47,9 +47,7 @@ def opening(tokenizer: Any, choice: str) -> list[int]:
 
 def surrounding_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The tokens that a tokenizer puts before and behind a text, such as LLaMA's ``<s>``, T5's ``</s>``."""
-    whole, plain = (
-        tokenizer("a", add_special_tokens=special, verbose=False)["input_ids"] for special in (True, False)
-    )
+    whole, plain = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
     places = range(len(whole) - len(plain) + 1 if plain else 0)
     starts = [place for place in places if whole[place : place + len(plain)] == plain]
     return (list(whole[: starts[0]]), list(whole[starts[-1] + len(plain) :])) if starts else ([], [])
