@@ -32,13 +32,13 @@ STATES = "optimizer"  # a folder, of shards
 class PrunedTrainer(Trainer):
     """Trains a ``Learner``; its checkpoints hold the trained values and nothing else of the model."""
 
-    _part_size = 1.0
-    """Samples in a part of this step, on average."""
+    _samples = 1
+    """Samples in this step."""
 
     def get_batch_samples(self, *arguments: Any, **keywords: Any) -> Any:
         """The parts of a step, whose samples are counted here."""
         parts, items = super().get_batch_samples(*arguments, **keywords)
-        self._part_size = sum(len(part["rows"]) for part in parts) / max(1, len(parts))
+        self._samples = sum(len(part["rows"]) for part in parts)
         return parts, items
 
     def compute_loss(
@@ -47,14 +47,16 @@ class PrunedTrainer(Trainer):
         """The loss of a batch: the mean over its samples.
 
         In training, it is weighed so that the mean over the parts of a step, which the Trainer takes, is the
-        mean over their samples.
+        mean over their samples. Older releases divide by the parts of a whole step also where there are fewer.
 
         Raises:
             NumericalError: if it is NaN or infinite.
         """
         loss = model(**inputs)
         if model.training:
-            loss = loss * (len(inputs["rows"]) / self._part_size)
+            whole = self.args.gradient_accumulation_steps
+            parts = getattr(self, "current_gradient_accumulation_steps", whole)
+            loss = loss * (parts * len(inputs["rows"]) / self._samples)
         if not torch.isfinite(loss):
             raise NumericalError(
                 f"the loss is {loss.item()} at step {self.state.global_step}; use a smaller"

@@ -97,7 +97,11 @@ def save_onevision(folder: Path) -> None:
         size={"height": 8, "width": 8}, image_grid_pinpoints=[[8, 8], [8, 16]]
     )
     video = hf.LlavaOnevisionVideoProcessor(size={"height": 8, "width": 8})
-    options = {"num_image_tokens": 4, "vision_feature_select_strategy": "full", "video_token": "<|video_pad|>"}
+    options = {
+        "num_image_tokens": 4,
+        "vision_feature_select_strategy": "full",
+        "video_token": "<|video_pad|>",
+    }
     hf.LlavaOnevisionProcessor(images, words, video, **options).save_pretrained(folder)
 
 

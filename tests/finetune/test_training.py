@@ -59,6 +59,42 @@ def test_every_sample_of_a_step_weighs_the_same(tmp_path: Path) -> None:
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
 
 
+def trained(folder: Path, **options: Any) -> tuple[list[float], dict[str, Tensor]]:
+    """The losses of the curve, and the weights, after two epochs of five samples and three that are held
+    out.
+    """
+    model, masks = pruned("llama")
+    drawn = samples("llama", (5, 7, 5, 7, 5, 7, 7, 5))
+    schedule = Full(
+        data="calibration",
+        held_out=3,
+        epochs=2,
+        learning_rate=0.01,
+        log_every=1,
+        clip=1e9,
+        precision="float32",
+        **options,
+    )
+    curve = schedule.finetune(Job(model, masks, None, drawn, lambda: model, 2, 0, folder)).curve
+    losses = [point.get("loss", point.get("held_out_loss", 0.0)) for point in curve]
+    assert len(losses) == 6, "four steps and two epochs"
+    return losses, dict(model.module.state_dict())
+
+
+def assert_alike(
+    one: tuple[list[float], dict[str, Tensor]], other: tuple[list[float], dict[str, Tensor]]
+) -> None:
+    assert one[0] == pytest.approx(other[0], rel=1e-4)
+    for name, value in other[1].items():
+        torch.testing.assert_close(one[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_last_step_of_fewer_parts_counts_as_much(tmp_path: Path) -> None:
+    """Of five samples, the second step of an epoch has one, in one part instead of two."""
+    parts = trained(tmp_path / "parts", batch_size=2, accumulation=2)
+    assert_alike(parts, trained(tmp_path / "whole", batch_size=4))
+
+
 def twice(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     return 2 * language_loss(module, batch, copies)
 
