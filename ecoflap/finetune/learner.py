@@ -36,7 +36,7 @@ class Learner(nn.Module):
         """Mean loss over the samples of all groups.
 
         Args:
-            rows: [batch], one entry per sample.
+            rows: [batch], one entry per sample; without any, the loss is that of what the groups hold.
             groups: model inputs, one batch per shape.
 
         Raises:
@@ -45,7 +45,7 @@ class Learner(nn.Module):
         fill = _missing(groups) if self.in_step else 0
         losses = [self.model[0].loss(group).sum() for group in groups]
         losses += [0 * self.model[0].loss(groups[0]).sum() for _ in range(fill)]
-        return torch.stack(losses).sum() / len(rows)
+        return torch.stack(losses).sum() / max(1, len(rows))
 
 
 def _missing(groups: list[dict[str, Tensor]]) -> int:

@@ -19,9 +19,11 @@ from transformers.trainer import SCHEDULER_NAME
 
 from ecoflap.console.progress import track
 from ecoflap.distributed.collectives import gathered
+from ecoflap.distributed.processes import rank, size
 from ecoflap.errors import NumericalError
 from ecoflap.finetune.job import Point
 from ecoflap.finetune.sharding import copy_whole, is_sharded, load_states, reshard, save_states, unsharded
+from ecoflap.finetune.training_set import first_of
 
 log = logging.getLogger(__name__)
 
@@ -32,22 +34,36 @@ STATES = "optimizer"  # a folder, of shards
 class PrunedTrainer(Trainer):
     """Trains a ``Learner``; its checkpoints hold the trained values and nothing else of the model."""
 
-    _samples = 1
-    """Samples in this step."""
+    _samples = 1.0
+    """Samples in this step, the mean over processes."""
 
     def get_batch_samples(self, *arguments: Any, **keywords: Any) -> Any:
         """The parts of a step, whose samples are counted here."""
         parts, items = super().get_batch_samples(*arguments, **keywords)
-        self._samples = sum(len(part["rows"]) for part in parts)
+        if parts:
+            parts[-1], last = self._once(parts[-1], self.train_dataset)
+            self._samples = sum(len(part["rows"]) for part in parts[:-1]) + last
         return parts, items
+
+    def _once(self, batch: dict[str, Any], dataset: Any) -> tuple[dict[str, Any], float]:
+        """A batch without samples that are in another one, and the mean number of its samples over processes.
+
+        accelerate fills the last batches of an epoch, one in each process, with the epoch's first samples.
+        """
+        full = self.args.train_batch_size
+        left = len(dataset) % (full * size())
+        if size() == 1 or not left or not self.accelerator.gradient_state.end_of_dataloader:
+            return batch, len(batch["rows"])
+        return first_of(batch, min(max(left - full * rank(), 0), full)), left / size()
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
     ) -> Any:
         """The loss of a batch: the mean over its samples.
 
-        In training, it is weighed so that the mean over the parts of a step, which the Trainer takes, is the
-        mean over their samples. Older releases divide by the parts of a whole step also where there are fewer.
+        In training, it is weighed so that the mean over the parts of a step and over processes, which the
+        Trainer takes, is the mean over their samples. Older releases divide by the parts of a whole step also
+        where there are fewer.
 
         Raises:
             NumericalError: if it is NaN or infinite.
@@ -74,8 +90,8 @@ class PrunedTrainer(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any
     ) -> tuple[Tensor, None, None]:
-        """The loss of a held-out batch."""
-        inputs = self._prepare_inputs(inputs)
+        """The loss of a held-out batch; that of each process counts as often as its batch has samples."""
+        inputs = self._prepare_inputs(self._once(inputs, self.eval_dataset)[0])
         with self.compute_loss_context_manager():
             return self.compute_loss(model, inputs).detach(), None, None
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
-from ecoflap.data.batch import Sample
+from ecoflap.data.batch import Sample, samples_in
 from ecoflap.data.calibration_set import CalibrationSet, by_shape, stack
 from ecoflap.errors import UserError
 from ecoflap.finetune.options import ScheduleOptions
 from ecoflap.models.core.encoding import encoding_on_demand, pad_together
 from ecoflap.models.core.prunable import PrunableModel
+
+PLACE = "place of the sample"
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,28 @@ class Collator:
     model: PrunableModel
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """Collate samples: ``groups`` are the model inputs, and ``rows`` [batch] has one entry per sample."""
-        groups = by_shape(pad_together(self.model, samples))
-        return {"rows": torch.arange(len(samples)), "groups": [stack(group) for group in groups.values()]}
+        """Collate samples.
+
+        Returns:
+            ``groups``, the model inputs, and ``rows`` [batch], the places of their samples among the given
+            ones, group by group.
+        """
+        padded = enumerate(pad_together(self.model, samples))
+        numbered = [{**sample, PLACE: torch.tensor(place)} for place, sample in padded]
+        groups = [stack(group) for group in by_shape(numbered).values()]
+        return {"rows": torch.cat([group.pop(PLACE) for group in groups]), "groups": groups}
+
+
+def first_of(batch: dict[str, Any], count: int) -> dict[str, Any]:
+    """The first ``count`` samples of a collated batch.
+
+    For none, ``rows`` is empty, and one group has a sample, as a model can't be called without any.
+    """
+    rows = batch["rows"]
+    parts = zip(batch["groups"], rows.split([samples_in(group) for group in batch["groups"]]), strict=True)
+    groups = [
+        {name: tensor[kept] for name, tensor in group.items()}
+        for group, places in parts
+        if (kept := places < max(count, 1)).any()
+    ]
+    return {"rows": rows[rows < count], "groups": groups}

@@ -19,6 +19,7 @@ from ecoflap.finetune.job import Job, Point, masks_fingerprint
 from ecoflap.finetune.lora import Lora
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.causal_lm import language_loss
+from tests.distributed.together import together
 from tests.finetune.test_masked_parameters import pruned
 from tests.tiny import samples
 
@@ -93,6 +94,14 @@ def test_a_last_step_of_fewer_parts_counts_as_much(tmp_path: Path) -> None:
     """Of five samples, the second step of an epoch has one, in one part instead of two."""
     parts = trained(tmp_path / "parts", batch_size=2, accumulation=2)
     assert_alike(parts, trained(tmp_path / "whole", batch_size=4))
+
+
+@pytest.mark.parametrize("parts", [{"batch_size": 2}, {"batch_size": 1, "accumulation": 2}])
+def test_two_processes_count_each_sample_once(tmp_path: Path, parts: dict[str, int]) -> None:
+    """Also in the last step of an epoch, which has one of five samples, and among three that are held out."""
+    one = trained(tmp_path / "one", batch_size=4)
+    for found in together(2, lambda: trained(tmp_path / "two", **parts)):
+        assert_alike(found, one)
 
 
 def twice(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
