@@ -26,6 +26,8 @@ from ecoflap.storage.results.record import LMMS_EVAL
 log = logging.getLogger(__name__)
 
 SEED = 1234  # of examples before a question, as lmms-eval draws them
+ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+"""What lmms-eval reads of a launcher: as if one process evaluated a task, which a process of a run does."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ class LmmsEvalEvaluation:
             ``metrics``, without standard errors and with the number of examples; ``scores`` of each example;
             and ``samples``, the model's answers.
         """
+        from accelerate.utils import patch_environment
         from lmms_eval.evaluator import evaluate
 
         tasks = read_tasks(self.manager, name)
@@ -133,10 +136,10 @@ class LmmsEvalEvaluation:
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=SEED)
-        # simple_evaluate would also seed the global generators, and patch ssl and filelock for good
-        found = evaluate(
-            asked, tasks, limit=self.task.limit, bootstrap_iters=0, log_samples=True, process_docs_parallel=1
-        )
+        options = {"limit": self.task.limit, "bootstrap_iters": 0, "log_samples": True}
+        with patch_environment(**ALONE):
+            # simple_evaluate would also seed the global generators, and patch ssl and filelock for good
+            found = evaluate(asked, tasks, process_docs_parallel=1, **options)
         samples, values = found["samples"], flatten(found["results"])
         counts = {f"{task}/samples": float(len(of_it)) for task, of_it in samples.items()}
         return {

@@ -28,6 +28,7 @@ from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.vlm.vlm import VisionLanguage
 from tests import tiny
 from tests.api.conftest import llava, picture
+from tests.distributed.together import together
 from tests.evaluate.lmms_tasks import HARNESS, TASK, index_alone, write_tasks
 
 
@@ -80,6 +81,16 @@ def test_answers_are_those_of_the_model_in_memory(
     line = json.loads(log.file.read_text().splitlines()[1])[0]
     assert [sample["filtered_resps"] for sample in line["samples"][name]] == [[one] for one in answers]
     assert line["scores"][name]["length"] == {str(i): len(one) for i, one in enumerate(answers)}
+
+
+@HARNESS
+@pytest.mark.usefixtures("own_index")
+@pytest.mark.parametrize("names", [["one"], ["one", "choice"]])
+def test_two_processes_find_what_one_finds(folder: Path, model: PrunableModel, names: list[str]) -> None:
+    """Each takes whole tasks; lmms-eval would divide the pictures of a task among them, too."""
+    evaluation = LmmsEval(names, include_path=str(folder)).load(model)
+    whole = evaluation(model)
+    assert together(2, lambda: evaluation(model)) == [whole, whole]
 
 
 @HARNESS
