@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.errors import NumericalError, UserError, require_positive
+from ecoflap.evaluate.alone import alone
 from ecoflap.evaluate.harness_scores import directions, errors, logged, noted, reported, scores
 from ecoflap.evaluate.lm_eval_tasks import code_below, examples, fingerprint, read_task, task_manager
 from ecoflap.evaluate.options import LmEvalOptions
@@ -158,15 +159,16 @@ class LmEvalEvaluation:
         """
         from lm_eval import simple_evaluate
 
-        found = simple_evaluate(
-            harness_model(model, name in self.with_pictures, self.task.batch_size),
-            tasks=[name],
-            num_fewshot=self.task.num_fewshot,
-            **self.examples,
-            task_manager=self.manager,
-            bootstrap_iters=0,
-            log_samples=True,
-        )
+        with alone():
+            found = simple_evaluate(
+                harness_model(model, name in self.with_pictures, self.task.batch_size),
+                tasks=[name],
+                num_fewshot=self.task.num_fewshot,
+                **self.examples,
+                task_manager=self.manager,
+                bootstrap_iters=0,
+                log_samples=True,
+            )
         samples = logged(found["samples"], "doc_id", "filter", "target", "filtered_resps")
         if any(has_nan(sample["filtered_resps"]) for of_it in samples.values() for sample in of_it):
             raise NumericalError(

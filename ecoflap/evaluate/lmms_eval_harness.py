@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ecoflap.errors import UserError, require_positive
+from ecoflap.evaluate.alone import alone
 from ecoflap.evaluate.harness_scores import Scores, directions, errors, logged, noted, reported, scores
 from ecoflap.evaluate.inputs import interface_settings
 from ecoflap.evaluate.lm_eval_harness import flatten
@@ -26,8 +27,6 @@ from ecoflap.storage.results.record import LMMS_EVAL
 log = logging.getLogger(__name__)
 
 SEED = 1234  # of examples before a question, as lmms-eval draws them
-ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-"""What lmms-eval reads of a launcher: as if one process evaluated a task, which a process of a run does."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,6 @@ class LmmsEvalEvaluation:
             ``metrics``, without standard errors and with the number of examples; ``scores`` of each example;
             and ``samples``, the model's answers.
         """
-        from accelerate.utils import patch_environment
         from lmms_eval.evaluator import evaluate
 
         tasks = read_tasks(self.manager, name)
@@ -137,7 +135,7 @@ class LmmsEvalEvaluation:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=SEED)
         options = {"limit": self.task.limit, "bootstrap_iters": 0, "log_samples": True}
-        with patch_environment(**ALONE):
+        with alone():
             # simple_evaluate would also seed the global generators, and patch ssl and filelock for good
             found = evaluate(asked, tasks, process_docs_parallel=1, **options)
         samples, values = found["samples"], flatten(found["results"])

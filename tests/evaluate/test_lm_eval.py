@@ -28,6 +28,7 @@ from tests import tiny
 from tests.api.conftest import llava
 from tests.cli.conftest import WORDS, tiny_llama  # noqa: F401
 from tests.cli.test_vlm import save_llava
+from tests.distributed.together import together
 
 HARNESS = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,
@@ -127,6 +128,16 @@ def test_accuracy_of_own_tasks_on_the_model_in_memory(folder: Path, llama: Pruna
     pruned = accuracy(llama)
     assert pruned != dense
     assert evaluation(llama)["one/acc"] == pytest.approx(pruned)
+
+
+@HARNESS
+@pytest.mark.usefixtures("own_index")
+@pytest.mark.parametrize("names", [["one"], ["one", "other"]])
+def test_two_processes_find_what_one_finds(folder: Path, llama: PrunableModel, names: list[str]) -> None:
+    """Each takes whole tasks; by itself, the harness would return nothing in the second one."""
+    evaluation = LmEval(names, include_path=str(folder)).load(llama)
+    whole = evaluation(llama)
+    assert together(2, lambda: evaluation(llama)) == [whole, whole]
 
 
 @HARNESS
