@@ -105,6 +105,15 @@ def test_where_the_package_lies_does_not_count(
     assert hashed("mine.scorer") == before
 
 
+def test_the_folder_of_a_package_may_be_a_path(parts: Path) -> None:
+    """As that of transformers is once its processors are imported; a checkout of it counts as one's own."""
+    before = hashed("mine.scorer")
+    spec = importlib.import_module("mine").__spec__
+    assert spec is not None
+    spec.submodule_search_locations = [parts / "mine"]  # type: ignore[list-item]
+    assert hashed("mine.scorer") == before
+
+
 def test_a_running_process_keeps_the_hash_of_the_code_that_it_runs(parts: Path) -> None:
     before = hashed("mine.scorer")
     (parts / "mine" / "formulas.py").write_text("SIGN = -1\n")

@@ -184,5 +184,6 @@ def _spec(module: str) -> ModuleSpec | None:
     package = _spec(parent)
     if package is None or package.submodule_search_locations is None:
         return None
-    found = (FileFinder(folder, *LOADERS).find_spec(module) for folder in package.submodule_search_locations)
+    folders = map(str, package.submodule_search_locations)  # transformers makes paths of its own
+    found = (FileFinder(folder, *LOADERS).find_spec(module) for folder in folders)
     return next((spec for spec in found if spec is not None), None)
