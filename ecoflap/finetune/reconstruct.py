@@ -8,7 +8,8 @@ learns to undo what its predecessors and its own mask have changed,
 
 where y is the dense block's output of a batch of the dense stream, and x' that batch of the pruned stream.
 Biases and norms of the block are trained too. The other arguments of later blocks (such as position biases
-from a table in a block) are not, as they were computed before.
+from a table in a block) are not, as they were computed before, nor is what another block shares, which would
+change that block after its outputs were computed.
 """
 
 from __future__ import annotations
@@ -87,7 +88,11 @@ class Reconstruct(ReconstructOptions, Finetuner):
         if block.layers:
             masked = [layer for layer in block.layers if layer.name in job.masks]
             saved = copy.deepcopy(block.module.state_dict())
-            with masked_parameters(job.model.module, masked, job.masks), _gradients(block.module) as values:
+            shared = _shared(block, job.model.every_tower)
+            with (
+                masked_parameters(job.model.module, masked, job.masks),
+                _gradients(block.module, shared) as values,
+            ):
                 trained = sum(value.numel() for value in values)
                 self._minimise(values, block, index, streams, targets)
             after = _error(block, index, streams, targets)
@@ -141,10 +146,20 @@ def _same(towers: Sequence[Tower], wanted: Tower) -> Tower:
     return next(tower for tower in towers if tower.path == wanted.path)
 
 
+def _shared(block: Block, towers: Sequence[Tower]) -> set[nn.Parameter]:
+    """The parameters of a block that blocks beside it have too, such as those of Zamba's shared block."""
+    inside = set(block.module.modules())
+    others = (other.module for tower in towers for other in tower.blocks)
+    beside = (one for one in others if one not in inside and block.module not in set(one.modules()))
+    return {parameter for one in beside for parameter in one.parameters()} & set(block.module.parameters())
+
+
 @contextmanager
-def _gradients(module: nn.Module) -> Iterator[list[nn.Parameter]]:
+def _gradients(module: nn.Module, without: set[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """Enable gradients of a block's vectors: kept weights, biases and norms, but no position tables."""
-    chosen = [parameter for parameter in module.parameters() if parameter.ndim <= 1]
+    chosen = [
+        parameter for parameter in module.parameters() if parameter.ndim <= 1 and parameter not in without
+    ]
     for parameter in chosen:
         parameter.requires_grad_(True)
     try:

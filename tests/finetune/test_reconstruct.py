@@ -72,6 +72,31 @@ def test_the_errors_are_those_of_a_whole_forward_pass(family: str) -> None:
         )
 
 
+def with_shared_norms(family: str) -> PrunableModel:
+    model = tiny.build(family)
+    first, second = model.module.model.layers  # type: ignore[union-attr, misc]
+    second.input_layernorm, second.post_attention_layernorm = (
+        first.input_layernorm,
+        first.post_attention_layernorm,
+    )
+    return model
+
+
+def test_what_blocks_share_stays_as_it_is() -> None:
+    """As in Zamba: trained in the second block, a norm would change the first one as well."""
+    model, masks = pruned("llama", with_shared_norms)
+    dense, calibration = with_shared_norms("llama"), tiny.samples("llama", lengths=(5, 5, 5, 5))
+    task = Job(model, masks, None, calibration, lambda: with_shared_norms("llama"), 4, 0, Path())
+    curve = Reconstruct(epochs=3, learning_rate=3e-3).finetune(task).curve
+    for point, ours, theirs in zip(curve, model.blocks, dense.blocks, strict=True):
+        output, target = (
+            block_outputs(one, block.module, calibration) for one, block in ((model, ours), (dense, theirs))
+        )
+        error = float((output - target).square().sum() / target.square().sum())
+        assert error == pytest.approx(point["error"], rel=1e-4)
+        assert point["error"] < point["error_before"]
+
+
 def test_padding_counts_in_no_error() -> None:
     short = tiny.samples("clip", lengths=(7, 7, 7))
     padded = CalibrationSet("padded", tuple(tiny._padded(sample, 11) for sample in short.samples))
