@@ -271,6 +271,10 @@ PARTS: list[Case] = [
         ("model.save=bitmask", "model.save_lavis=true"),
         ("model.save=bitmask", "LAVIS' format, which is dense", "model.save=dense"),
     ),
+    Case(
+        ("model.save=true", "model.save_lavis=true", "runtime.offload=disk"),
+        ("runtime.offload=disk saves a block at a time", "which is one file; use runtime.offload=cpu"),
+    ),
     Case(("model.path=[a]",), ("model.path=[a] is not a single text",)),
     Case(
         ("tracking=wandb", "tracking.mode=loud"),

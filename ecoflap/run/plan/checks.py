@@ -70,10 +70,17 @@ def check_save(plan: Plan) -> None:
         UserError: if there is no such form.
     """
     form = form_of(plan.loader.save)
-    if form not in (None, DENSE) and getattr(plan.loader, "in_lavis_format", False):
+    if form is None or not getattr(plan.loader, "in_lavis_format", False):
+        return
+    if form != DENSE:
         raise UserError(
             f"model.save={form}: {plan.loader.name} is saved in LAVIS' format, which is dense; use"
             " model.save=dense"
+        )
+    if plan.config.runtime.offload == "disk":
+        raise UserError(
+            f"runtime.offload=disk saves a block at a time, and {plan.loader.name} is saved in LAVIS' format,"
+            " which is one file; use runtime.offload=cpu"
         )
 
 
