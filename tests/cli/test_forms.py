@@ -235,9 +235,15 @@ def test_a_loader_that_writes_lavis_files_has_only_the_dense_form() -> None:
 
     assert LavisPretrained.in_lavis_format
     loader = SimpleNamespace(name="nlvr", in_lavis_format=True, save="coded")
-    plan = SimpleNamespace(loader=loader)
+    runtime = SimpleNamespace(offload="none")
+    plan = SimpleNamespace(loader=loader, config=SimpleNamespace(runtime=runtime))
     with pytest.raises(UserError, match=r"model\.save=coded: nlvr is saved in LAVIS' format, .*save=dense"):
         check_save(plan)  # type: ignore[arg-type]
     for save in (True, False, "dense"):
         loader.save = save
+        check_save(plan)  # type: ignore[arg-type]
+    loader.save, runtime.offload = True, "disk"
+    with pytest.raises(
+        UserError, match=r"nlvr is saved in LAVIS' format, .*one file; use runtime\.offload=cpu"
+    ):
         check_save(plan)  # type: ignore[arg-type]
