@@ -18,7 +18,7 @@ from ecoflap.models.core.forward_modes import full_precision
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.device import resolve_device
-from ecoflap.models.offload.load import show_weights
+from ecoflap.models.offload.weight_memory import show_weights
 from ecoflap.run.closing import show_closing, show_in_tracker
 from ecoflap.run.folder import claimed, discard_products
 from ecoflap.run.invocation import given_options, record_command, sweep_name

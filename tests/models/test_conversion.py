@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ecoflap.models.loading.checkpoint_folder import stored_in
 from ecoflap.models.loading.conversion import match_tensors
-from ecoflap.models.loading.skeleton import DTYPE_OPTION, framework
+from ecoflap.models.loading.skeleton import DTYPE_OPTION, without_weights
 from ecoflap.storage.stored_tensor import StoredTensor
 from tests import tiny
 
@@ -171,7 +171,9 @@ def test_what_is_read_is_what_from_pretrained_loads(
     )
     assert not report["missing_keys"]
     expected = entries(expected)
-    module = framework(model_class, model_class.config_class.from_pretrained(tmp_path), getattr(torch, dtype))
+    module = without_weights(
+        model_class, model_class.config_class.from_pretrained(tmp_path), getattr(torch, dtype)
+    )
     places = match_tensors(str(tmp_path), module, stored_in(tmp_path))
     assert places.unused == []
     found = entries(module)
@@ -185,7 +187,7 @@ def test_what_is_read_is_what_from_pretrained_loads(
 def test_one_parameter_reads_its_own_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: Any = make(MODELS["mixtral"][0])
     made.save_pretrained(tmp_path)
-    module = framework(hf.MixtralForCausalLM, hf.MixtralConfig.from_pretrained(tmp_path), torch.float32)
+    module = without_weights(hf.MixtralForCausalLM, hf.MixtralConfig.from_pretrained(tmp_path), torch.float32)
     read: list[str] = []
     original = StoredTensor.read
     monkeypatch.setattr(StoredTensor, "read", lambda self: read.append(self.name) or original(self))
@@ -208,7 +210,7 @@ def test_experts_are_merged_one_at_a_time(
 ) -> None:
     made: Any = make(MODELS["qwen2_moe"][0])
     made.save_pretrained(tmp_path)
-    module = framework(hf.Qwen2MoeForCausalLM, made.config, torch.float32)
+    module = without_weights(hf.Qwen2MoeForCausalLM, made.config, torch.float32)
     places = match_tensors(str(tmp_path), module, stored_in(tmp_path)).found
     place = next((places[one] for one in places if one.endswith(name)), None)
     if place is None:

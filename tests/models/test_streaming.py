@@ -24,7 +24,7 @@ from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.causal_lm import CausalLM
-from ecoflap.models.offload import load, shards
+from ecoflap.models.offload import shards, weight_memory
 from ecoflap.models.offload.ahead import Order
 from ecoflap.models.offload.load import load_offloaded
 from ecoflap.models.offload.placement import block_bytes, bytes_outside, is_placeholder
@@ -166,7 +166,7 @@ def test_nothing_is_loaded_ahead_without_room(
 ) -> None:
     plain = offloaded(folder, "none", tmp_path)
     room = bytes_outside(plain.module, plain.blocks) + blocks * max(block_bytes(plain.blocks))
-    monkeypatch.setattr(load, "free_memory", lambda _: int(room))
+    monkeypatch.setattr(weight_memory, "free_memory", lambda _: int(room))
     if ahead is None:
         with pytest.raises(UserError, match="still needs"):
             offloaded(folder, kind, tmp_path)

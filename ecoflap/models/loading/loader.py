@@ -27,18 +27,17 @@ from ecoflap.models.loading.hub import (
     require_folder,
 )
 from ecoflap.models.loading.kinds import check_kind, warn_of_vision
+from ecoflap.models.loading.modes import streaming, wants_processor
 from ecoflap.models.loading.options import PretrainedOptions
 from ecoflap.models.loading.pretrained_weights import check_vocabulary, load_weights
 from ecoflap.models.loading.quantised import check_config, check_weights, dequantise
 from ecoflap.models.loading.skeleton import (
     DTYPE_OPTION,
     described,
-    framework,
     read_generation_config,
     skeleton,
-    wants_processor,
+    without_weights,
 )
-from ecoflap.models.offload.load import streaming
 
 PROCESSOR = "the tokenizer or processor of "  # for messages
 
@@ -206,7 +205,8 @@ class Pretrained(PretrainedOptions):
         known_dtype = dtype or getattr(config, DTYPE_OPTION, None)
         if stream is not None:
             stream.folder = folder
-            module = without_weights(model_class, config, known_dtype or stored_dtype(folder), folder)
+            module = without_weights(model_class, config, known_dtype or stored_dtype(folder))
+            read_generation_config(module, folder)
             return module, processor
         check_fits(sum(parameter.numel() for parameter in shape.parameters()), known_dtype, device)
         options = {DTYPE_OPTION: dtype or "auto", **({"config": dequantise(config)} if quantised else {})}
@@ -214,10 +214,3 @@ class Pretrained(PretrainedOptions):
         if not files and not quantised:  # downloaded just now
             check_weights(path, sorted(folder.glob("*.safetensors")))
         return module.to(device), processor
-
-
-def without_weights(model_class: Any, config: Any, dtype: torch.dtype, folder: Path) -> nn.Module:
-    """A model whose weights stay in its checkpoint folder; everything else is loaded from there."""
-    module = framework(model_class, config, dtype)
-    read_generation_config(module, folder)
-    return module

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from contextvars import ContextVar
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,27 +12,9 @@ import torch
 from torch import nn
 
 from ecoflap.errors import UserError
-from ecoflap.models.core.hooks import setting
-from ecoflap.models.offload.load import parameters_on_meta
 
 # The old name makes the fifth release warn at each load; releases before 4.56 know no other.
 DTYPE_OPTION = "torch_dtype" if version("transformers").startswith("4.") else "dtype"
-
-
-_with_processors: ContextVar[bool] = ContextVar("with_processors", default=False)
-
-
-def with_processors() -> AbstractContextManager[object]:
-    """Read processors of models on the meta device, too, in this context.
-
-    The protocols of an interface are known only with its processor.
-    """
-    return setting(_with_processors, True)
-
-
-def wants_processor(device: torch.device) -> bool:
-    """Whether a model on this device gets a processor; one that is only inspected does not."""
-    return device.type != "meta" or _with_processors.get()
 
 
 def skeleton(model_class: Any, config: Any, dtype: torch.dtype | None = None) -> nn.Module:
@@ -44,23 +25,17 @@ def skeleton(model_class: Any, config: Any, dtype: torch.dtype | None = None) ->
         config: its config.
         dtype: of its weights; None for what the config says.
     """
-    build = getattr(model_class, "_from_config", None) or model_class.from_config
-    options = {} if dtype is None else {DTYPE_OPTION: dtype}
     with torch.device("meta"):
-        module: nn.Module = build(config, **options)
-        _untie_t5(module)
-    return module
+        return _built(model_class, config, dtype)
 
 
-def framework(model_class: Any, config: Any, dtype: torch.dtype) -> nn.Module:
+def without_weights(model_class: Any, config: Any, dtype: torch.dtype) -> nn.Module:
     """The model of a config as ``from_pretrained`` builds it in a dtype, before any weight is read.
 
     Its buffers are real; its parameters are on the meta device.
     """
-    build = getattr(model_class, "_from_config", None) or model_class.from_config
     with parameters_on_meta():
-        module: nn.Module = build(config, **{DTYPE_OPTION: dtype})
-        _untie_t5(module)
+        module = _built(model_class, config, dtype)
     options = {
         torch.float16: ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"),
         torch.bfloat16: ("_keep_in_fp32_modules_strict",),
@@ -69,6 +44,34 @@ def framework(model_class: Any, config: Any, dtype: torch.dtype) -> nn.Module:
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if wide.intersection(name.split(".")):
             tensor.data = tensor.data.float()
+    return module
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Build modules whose parameters are on the meta device.
+
+    Buffers are built as usual, because checkpoints lack some, such as rotary frequencies.
+    """
+    original = nn.Module.register_parameter
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        original(module, name, parameter)
+        if parameter is not None and parameter.device.type != "meta":
+            module._parameters[name] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = original  # type: ignore[method-assign]
+
+
+def _built(model_class: Any, config: Any, dtype: torch.dtype | None) -> nn.Module:
+    """The model of a config, with the weights that the class initialises."""
+    build = getattr(model_class, "_from_config", None) or model_class.from_config
+    module: nn.Module = build(config, **({} if dtype is None else {DTYPE_OPTION: dtype}))
+    _untie_t5(module)
     return module
 
 

@@ -13,7 +13,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.hub import require_folder
 from ecoflap.models.loading.loader import Pretrained
-from ecoflap.models.loading.skeleton import with_processors
+from ecoflap.models.loading.modes import with_processors
 from ecoflap.run.plan.plan import Plan
 
 Found = TypeVar("Found")

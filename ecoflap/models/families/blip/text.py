@@ -20,8 +20,8 @@ from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.blip.options import BlipCaptionOptions, BlipVqaOptions
 from ecoflap.models.families.blip.ranking import best_answers
 from ecoflap.models.loading.loader import Pretrained, prunable
+from ecoflap.models.loading.modes import require_loaded
 from ecoflap.models.loading.positions import set_image_size
-from ecoflap.models.offload.load import require_loaded
 
 LONGEST = 35  # tokens of a question or a matched caption, as BLIP cuts them
 LONGEST_CAPTION = 40  # the same of a caption that is written, with its prompt

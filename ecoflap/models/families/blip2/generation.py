@@ -29,8 +29,8 @@ from ecoflap.models.loading.loader import (
     generated_tokens,
     prunable,
 )
+from ecoflap.models.loading.modes import require_loaded
 from ecoflap.models.loading.tower_transfer import transfer
-from ecoflap.models.offload.load import require_loaded
 
 log = logging.getLogger(__name__)
 

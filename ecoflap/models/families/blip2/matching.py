@@ -20,8 +20,8 @@ from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.blip2.options import Blip2ItmOptions
 from ecoflap.models.families.clip.clip import DualInterface
 from ecoflap.models.loading.loader import Pretrained, prunable
+from ecoflap.models.loading.modes import require_loaded
 from ecoflap.models.loading.tower_transfer import transfer
-from ecoflap.models.offload.load import require_loaded
 
 TEMPERATURE = 0.07  # BLIP-2 learns it from here on; the checkpoints of transformers leave it out
 

@@ -24,7 +24,7 @@ from ecoflap.models.families.language.options import SmolLM2Options
 from ecoflap.models.loading.device import place
 from ecoflap.models.loading.installed import installed_file
 from ecoflap.models.loading.loader import prunable
-from ecoflap.models.offload.load import parameters_on_meta
+from ecoflap.models.loading.skeleton import parameters_on_meta
 from ecoflap.storage.installation import install_extra
 
 TOP_LEVEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
