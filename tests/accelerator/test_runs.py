@@ -317,15 +317,15 @@ def _noise_on_cpu(patch: pytest.MonkeyPatch) -> None:
 def _blocks_on_cpu(patch: pytest.MonkeyPatch) -> None:
     def make(
         self: Any,
-        kind: str,
         module: Any,
         blocks: Any,
         source: Any,
         device: Any,
         folder: Path,
+        reads_ahead: bool,
         made: Any = Offloaded.__init__,
     ) -> None:
-        made(self, kind, module, blocks, source, torch.device("cpu"), folder)
+        made(self, module, blocks, source, torch.device("cpu"), folder, reads_ahead)
 
     patch.setattr(Offloaded, "__init__", make)
 

@@ -18,9 +18,9 @@ class InMemory:
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.tensors = tensors
 
-    def read(self, names: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-        """The tensors; those that have the dtype already are not copied."""
-        return {name: self.tensors[name].to(dtype) for name, dtype in names.items()}
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        """A tensor; one that has the dtype already is not copied."""
+        return self.tensors[name].to(dtype)
 
     def write(self, block: str, tensors: Mapping[str, Tensor]) -> None:
         """Replace some tensors."""
@@ -29,6 +29,8 @@ class InMemory:
 
 class OnCpu(Offloaded):
     """Blocks are stored in the CPU's memory."""
+
+    kind = "cpu"
 
     @contextmanager
     @override
@@ -39,8 +41,8 @@ class OnCpu(Offloaded):
         self._coming = None
         self._loaded.clear()
         for name, mine in self.parameters.items():
-            for full, tensor in self.source.read(self.dtypes[name]).items():
-                mine[full].data = tensor
+            for full, parameter in mine.items():
+                parameter.data = self.source.read(full, self.dtypes[name][full])
         try:
             yield
         finally:

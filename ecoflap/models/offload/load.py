@@ -53,8 +53,7 @@ def _on_cpu(loader: Any, device: torch.device, selection: Any, work: Path) -> Pr
         parameter.data = placeholder(parameter.shape, parameter.dtype)
     refresh(model.module)
     _move_rest(model.module, {id(parameter) for parameter in parameters.values()}, device)
-    placement = OnCpu("cpu", model.module, model.blocks, source, device, work)
-    placement.reads_ahead = ahead
+    placement = OnCpu(model.module, model.blocks, source, device, work, ahead)
     return replace(model, placement=placement)
 
 
@@ -81,8 +80,8 @@ def _on_disk(loader: Any, device: torch.device, selection: Any, work: Path) -> P
                 offloaded_parameter = nn.Parameter(empty, parameter.requires_grad)
                 owner._parameters[attribute] = made.setdefault(id(parameter), offloaded_parameter)
     _move_rest(model.module, {id(parameter) for parameter in made.values()}, device)
-    placement = OnDisk("disk", model.module, model.blocks, Shards(matched.found, work), device, work)
-    placement.reads_ahead = ahead
+    source = Shards(matched.found, work)
+    placement = OnDisk(model.module, model.blocks, source, device, work, ahead)
     return replace(model, placement=placement)
 
 

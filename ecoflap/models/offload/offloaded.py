@@ -31,8 +31,8 @@ from ecoflap.models.offload.placement import AT_A_TIME, Placement, own_parameter
 class Source(Protocol):
     """Storage of the weights of offloaded blocks."""
 
-    def read(self, names: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-        """Weights by name, on the CPU in the given dtypes."""
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        """A weight, on the CPU in the given dtype."""
 
     def write(self, block: str, tensors: Mapping[str, Tensor]) -> None:
         """Replace the weights of a block."""
@@ -63,24 +63,24 @@ class Offloaded(Placement):
 
     def __init__(
         self,
-        kind: str,
         module: nn.Module,
         blocks: list[Block],
         source: Source,
         device: torch.device,
         folder: Path,
+        reads_ahead: bool,
     ) -> None:
         """Offload the blocks; from now on their ``forward`` loads their weights.
 
         Args:
-            kind: cpu or disk.
             module: the model.
             blocks: its blocks.
             source: storage of their weights.
             device: the device that blocks run on.
             folder: folder for what doesn't fit into memory.
+            reads_ahead: whether the next block is loaded while one runs.
         """
-        self.kind, self.source, self.device, self.folder = kind, source, device, folder
+        self.source, self.device, self.folder, self.reads_ahead = source, device, folder, reads_ahead
         self.parameters = own_parameters(module, blocks)
         self.dtypes = {
             block: {name: parameter.dtype for name, parameter in mine.items()}
@@ -165,7 +165,7 @@ class Offloaded(Placement):
             if dropped.is_set():
                 room.clear()
                 break
-            (tensor,) = self.source.read({full: dtype}).values()
+            tensor = self.source.read(full, dtype)
             if name not in self._checked and not torch.isfinite(tensor).all():
                 raise NumericalError(
                     f"{full} holds NaN or infinite weights; the checkpoint is damaged, nothing was pruned"
@@ -220,6 +220,4 @@ class Offloaded(Placement):
         self.store_changes()
         offloaded = {name: dtype for mine in self.dtypes.values() for name, dtype in mine.items()}
         for name, tensor in module.state_dict().items():
-            is_offloaded = name in offloaded
-            values = self.source.read({name: offloaded[name]})[name] if is_offloaded else tensor
-            yield name, tensor, [values]
+            yield name, tensor, [self.source.read(name, offloaded[name]) if name in offloaded else tensor]

@@ -51,9 +51,9 @@ class Shards:
         """Where a parameter is stored now."""
         return self.changed.get(name) or self.tensors[name]
 
-    def read(self, names: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-        """Some parameters, in the given dtypes."""
-        return {name: self.find(name).read().to(dtype) for name, dtype in names.items()}
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        """A parameter, in the given dtype."""
+        return self.find(name).read().to(dtype)
 
     def write(self, block: str, tensors: Mapping[str, Tensor]) -> None:
         """Write a block into its own shard.
@@ -72,6 +72,7 @@ class Shards:
 class OnDisk(Offloaded):
     """Blocks are stored in safetensors shards."""
 
+    kind = "disk"
     source: Shards  # type: ignore[assignment]
     slow = True
 
@@ -101,7 +102,8 @@ class OnDisk(Offloaded):
             if not mine:
                 continue
             file = f"model-{number:05d}.safetensors"
-            saved = saved_form(module, self.source.read({name: p.dtype for name, p in mine.items()}))
+            block = {name: self.source.read(name, parameter.dtype) for name, parameter in mine.items()}
+            saved = saved_form(module, block)
             write_in_parts(folder / file, saved, lambda name, saved=saved: [saved[name]])  # type: ignore[misc]
             file_of |= dict.fromkeys(saved, file)
             total += sum(tensor.nbytes for tensor in saved.values())
