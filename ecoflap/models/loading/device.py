@@ -69,17 +69,18 @@ def place(module: nn.Module, dtype: str, device: torch.device) -> Any:
     return module if device.type == "meta" else module.to(device)
 
 
-def check_fits(parameters: int, dtype: torch.dtype | None, device: torch.device) -> None:
-    """Compare the size of the weights with free memory before anything is read.
+def check_fits(module: nn.Module, dtype: torch.dtype | None, device: torch.device) -> None:
+    """Compare the size of a module's weights with free memory before anything is read.
 
     Args:
-        parameters: number of parameters.
-        dtype: their dtype; None for fp32.
+        module: the module; it needs no weights.
+        dtype: of its weights; None for fp32.
         device: the device that will hold them.
 
     Raises:
         UserError: if the weights alone don't fit.
     """
+    parameters = sum(parameter.numel() for parameter in module.parameters())
     width = (dtype or torch.float32).itemsize
     needed, free = parameters * width, free_memory(device)
     if needed > free:

@@ -208,7 +208,7 @@ class Pretrained(PretrainedOptions):
             module = without_weights(model_class, config, known_dtype or stored_dtype(folder))
             read_generation_config(module, folder)
             return module, processor
-        check_fits(sum(parameter.numel() for parameter in shape.parameters()), known_dtype, device)
+        check_fits(shape, known_dtype, device)
         options = {DTYPE_OPTION: dtype or "auto", **({"config": dequantise(config)} if quantised else {})}
         module = load_weights(model_class, path, self.revision, options)
         if not files and not quantised:  # downloaded just now

@@ -85,7 +85,7 @@ class OpenClip(OpenClipOptions):
                 self.name, shape, None, dual_loss(self.loss, None), selection, self.towers or _towers(shape)
             )
         dtype = resolve_dtype(self.dtype)
-        check_fits(sum(parameter.numel() for parameter in shape.parameters()), dtype, device)
+        check_fits(shape, dtype, device)
         file = Path(self.pretrained).expanduser()
         source = str(file) if file.is_file() else self.pretrained
         with silenced(logging.INFO):

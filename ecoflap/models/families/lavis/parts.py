@@ -133,14 +133,14 @@ class LavisPretrained(LavisPretrainedOptions):
     in_float32: ClassVar[tuple[str, ...]] = ()
     """Parts that compute in fp32 whatever the dtype of the rest."""
 
-    def read(self, module: nn.Module, lavis_class: Any, device: torch.device) -> nn.Module:
+    def read(self, module: nn.Module, lavis_class: Any, device: torch.device) -> None:
         """Fill a module on the meta device and move it to the device.
 
         Raises:
             UserError: if the weights are missing, belong to another model, or do not fit on the device.
         """
         dtype = resolve_dtype(self.dtype) or torch.float32
-        check_fits(sum(parameter.numel() for parameter in module.parameters()), dtype, device)
+        check_fits(module, dtype, device)
         if self.checkpoint is not None:
             fill(module, read_lavis_checkpoint(self.checkpoint), f"model.checkpoint={self.checkpoint}")
         else:
@@ -148,4 +148,3 @@ class LavisPretrained(LavisPretrainedOptions):
         module.to(device, dtype)
         for path in self.in_float32:
             module.get_submodule(path).float()
-        return module

@@ -66,7 +66,7 @@ class Torchvision(TorchvisionOptions):
         if device.type == "meta":
             return prunable(self.name, shape, None, loss, selection, towers)
         dtype = resolve_dtype(self.dtype)
-        check_fits(sum(parameter.numel() for parameter in shape.parameters()), dtype, device)
+        check_fits(shape, dtype, device)
         module, tag = self._read(models)
         interface = TorchvisionInterface(Pixels(tag.transforms()), tag.meta["categories"])
         return SavesStateDict(
