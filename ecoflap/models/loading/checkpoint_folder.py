@@ -53,7 +53,7 @@ def complete_weight_files(folder: Path) -> list[Path]:
             " model there with save_pretrained"
         )
     if single.is_file():
-        _whole(folder, single)
+        tensors_in(folder, single)
         return [single]
     file_of = _read_json(index).get("weight_map")
     if not isinstance(file_of, Mapping) or not file_of:
@@ -65,7 +65,7 @@ def complete_weight_files(folder: Path) -> list[Path]:
             f"model.path={folder} lacks {missing[0]} ({len(missing)} of {len(files)} files that its"
             f" {WEIGHTS_INDEX} names); copy it there"
         )
-    inside = {file: _whole(folder, folder / file) for file in files}
+    inside = {file: tensors_in(folder, folder / file) for file in files}
     lost = [name for name, file in file_of.items() if name not in inside[file]]
     if lost:
         raise UserError(
@@ -73,6 +73,22 @@ def complete_weight_files(folder: Path) -> list[Path]:
             " there; copy both anew"
         )
     return [folder / file for file in files]
+
+
+def tensors_in(path: str | Path, file: Path) -> Mapping[str, Any]:
+    """What the header of a complete safetensors file says of each tensor.
+
+    Args:
+        path: hub id or folder of the checkpoint, for the message.
+        file: the file.
+
+    Raises:
+        UserError: if it is damaged or truncated.
+    """
+    try:
+        return read_header(file)[1]
+    except OSError as error:
+        raise UserError(f"model.path={path}: {error}; copy the file anew") from error
 
 
 def is_bitmask(folder: Path) -> bool:
@@ -114,14 +130,6 @@ def stored_dtype(folder: Path) -> torch.dtype:
     """
     dtypes = (tensor.dtype for tensor in stored_in(folder).values())
     return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
-
-
-def _whole(folder: Path, file: Path) -> Mapping[str, Any]:
-    """The header of a safetensors file; refuses a truncated file."""
-    try:
-        return read_header(file)[1]
-    except OSError as error:
-        raise UserError(f"model.path={folder}: {error}; copy the file anew") from error
 
 
 def _read_json(file: Path) -> dict[str, Any]:

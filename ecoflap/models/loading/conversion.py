@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ def match_tensors(path: str, module: nn.Module, stored: Mapping[str, StoredTenso
             )
         found |= dict.fromkeys(tied, matches[0])
     if lost:
-        raise UserError(_missing(path, sorted(lost), unused))
+        raise lacks_weights(path, lost, unused)
     return MatchedTensors(found, unused)
 
 
@@ -200,12 +200,13 @@ def _forms(module: Any, name: str) -> Iterator[str]:
         yield from (form, prefix + form, form.removeprefix(prefix))
 
 
-def _missing(path: str, lost: list[str], unused: list[str]) -> str:
-    """The message about a checkpoint that lacks some weights and has the ``unused`` ones instead."""
+def lacks_weights(path: str, lost: Iterable[str], unused: Sequence[str] = ()) -> UserError:
+    """The error of a checkpoint that lacks some weights, and has the ``unused`` ones instead."""
+    lost = sorted(lost)
     lacks = f"model.path={path} lacks {len(lost)} weights of its model, such as {lost[0]}"
     if not unused:
-        return f"{lacks}; the checkpoint is damaged or of another model"
-    return (
+        return UserError(f"{lacks}; the checkpoint is damaged or of another model")
+    return UserError(
         f"{lacks}, and has {len(unused)} that belong to nothing in it, such as {unused[0]}; it is of another"
         " model, or was saved by a newer transformers, and if runtime.offload=cpu loads it all the same, use"
         " that"

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ecoflap.errors import NumericalError, UserError
+from ecoflap.errors import UserError
 from ecoflap.models.core.attention import open_attention
 from ecoflap.models.core.experts import open_experts
+from ecoflap.models.core.finite_weights import broken_parameter, damaged
 from ecoflap.models.core.prunable import Loss, PrunableModel
 from ecoflap.models.core.shared_memory import refuse_shared_memory
 from ecoflap.models.core.skipped import skipped_weights
@@ -105,22 +106,11 @@ def prunable(
     chosen = select(every, named, selection.skip_layers)
     refuse_shared_memory(module, (layer for tower in chosen for layer in tower.layers))
     if (broken := broken_parameter(module)) is not None:
-        raise NumericalError(
-            f"{broken[0]} of {name} holds NaN or infinite weights; the checkpoint is damaged, nothing was"
-            " pruned"
-        )
+        raise damaged(f"{broken[0]} of {name}")
     skipped = tuple(skipped_weights(module, every, chosen))
     return PrunableModel(
         name, module.eval(), every, chosen, skipped, loss, processor, interface, selection=selection
     )
-
-
-def broken_parameter(module: nn.Module) -> tuple[str, nn.Parameter] | None:
-    """The first parameter that holds NaN or infinite weights, with its name; None if all are finite."""
-    for name, parameter in module.named_parameters():
-        if parameter.device.type != "meta" and not torch.isfinite(parameter).all():
-            return name, parameter
-    return None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import nn
 
 from ecoflap.errors import UserError
 from ecoflap.models.loading.checkpoint_folder import is_bitmask
-from ecoflap.models.loading.conversion import warn_unused
+from ecoflap.models.loading.conversion import lacks_weights, warn_unused
 from ecoflap.models.loading.hub import from_hub
 from ecoflap.models.loading.skeleton import read_generation_config, skeleton
 from ecoflap.storage.saved_model import adapter_beside, open_checkpoint, refuse_adapter
@@ -45,10 +45,9 @@ def load_weights(model_class: Any, path: str, revision: str | None, options: Map
             f"such as {wrong[0]}; copy both anew from one place"
         )
     # The positions 0, 1, 2, ... are a buffer that the first releases store and later ones compute.
-    lost = sorted(str(name) for name in report["missing_keys"] if not str(name).endswith("position_ids"))
+    lost = [str(name) for name in report["missing_keys"] if not str(name).endswith("position_ids")]
     if lost:
-        lacks = f"model.path={path} lacks {len(lost)} weights of its model, such as {lost[0]}"
-        raise UserError(f"{lacks}; the checkpoint is damaged or of another model")
+        raise lacks_weights(path, lost)
     warn_unused(path, module, map(str, report["unexpected_keys"]))
     return module  # type: ignore[no-any-return]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.errors import UserError
-from ecoflap.storage.stored_tensor import read_header
+from ecoflap.models.loading.checkpoint_folder import tensors_in
 
 # Methods that need no package beside transformers, on any device, and the module that dequantises them.
 DEQUANTISED = {"fp8": "transformers.integrations.finegrained_fp8", "mxfp4": "transformers.integrations.mxfp4"}
@@ -79,16 +79,12 @@ def check_weights(path: str, files: list[Path]) -> None:
         UserError: if there are such weights, or a file is damaged.
     """
     for file in files:
-        try:
-            header = read_header(file)[1]
-        except OSError as error:
-            raise UserError(f"model.path={path}: {error}; copy the file anew") from error
-        for name, dtype in _quantised_weights(header):
+        for name, dtype in _quantised_weights(tensors_in(path, file)):
             raise _refusal(path, f"quantised: {name} in {file.name} has the dtype {dtype}")
 
 
-def _quantised_weights(header: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for name, entry in header.items():
+def _quantised_weights(tensors: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, entry in tensors.items():
         matrix = len(entry["shape"]) > 1 and "weight" in name.rsplit(".", 1)[-1]
         if entry["dtype"].startswith(NARROW_FLOATS) or (entry["dtype"] in INTEGERS and matrix):
             yield name, entry["dtype"]

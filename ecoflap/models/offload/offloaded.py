@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ecoflap.errors import NumericalError
 from ecoflap.models.core.expert_slices import refresh
+from ecoflap.models.core.finite_weights import require_finite
 from ecoflap.models.core.towers import Block
 from ecoflap.models.offload.ahead import Order, at_once, in_background
 from ecoflap.models.offload.copies import Copies
@@ -166,10 +166,8 @@ class Offloaded(Placement):
                 room.clear()
                 break
             tensor = self.source.read(full, dtype)
-            if name not in self._checked and not torch.isfinite(tensor).all():
-                raise NumericalError(
-                    f"{full} holds NaN or infinite weights; the checkpoint is damaged, nothing was pruned"
-                )
+            if name not in self._checked:
+                require_finite(full, [tensor])
             found[full] = self._copies.send(tensor, room.pop(full, None))
         else:
             self._checked.add(name)

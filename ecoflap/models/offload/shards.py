@@ -15,7 +15,7 @@ from torch.nn.functional import embedding
 from typing_extensions import override
 
 from ecoflap.console.startup import M_MMAP_THRESHOLD
-from ecoflap.errors import NumericalError
+from ecoflap.models.core.finite_weights import require_finite
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.conversion import saved_form
 from ecoflap.models.loading.converted_tensor import CheckpointTensor
@@ -167,10 +167,7 @@ def read_outside(
                 continue
             stored = tensors[name]
             if id(parameter) not in made:
-                if not all(torch.isfinite(part).all() for part in stored.parts()):
-                    raise NumericalError(
-                        f"{name} holds NaN or infinite weights; the checkpoint is damaged, nothing was pruned"
-                    )
+                require_finite(name, stored.parts())
                 values = stored.mapped().to(device, parameter.dtype)
                 made[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
             owner._parameters[attribute] = made[id(parameter)]

@@ -11,8 +11,8 @@ from ecoflap.distributed.processes import shared_folder
 from ecoflap.errors import NumericalError
 from ecoflap.finetune.agreement import agree
 from ecoflap.finetune.job import Job, masks_fingerprint
+from ecoflap.models.core.finite_weights import broken_parameter
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.loading.loader import broken_parameter
 from ecoflap.run.plan import Plan
 from ecoflap.run.state import RunState
 from ecoflap.run.steps.keys import computed_by
