@@ -17,7 +17,8 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.interface import LanguageInterface
-from ecoflap.models.families.vlm.interface import VlmInterface, writes_after_prompt
+from ecoflap.models.families.vlm.interface import VlmInterface
+from ecoflap.models.families.vlm.processor_inputs import writes_after_prompt
 from ecoflap.models.loading.kinds import option_for_model
 
 RANKS = {"input_ids": 2, "inputs_embeds": 3, "pixel_values": 4, "input_features": 3, "input_values": 2}

@@ -517,7 +517,7 @@ def test_an_answer_stands_before_what_a_vlms_tokenizer_puts_behind_texts() -> No
     asked = [found.interface._ask(Example(text, "")) for text in ("what ?", "is there a circle ?")]
     pictures = [picture(number) for number in range(2)]
     words.padding_side = plain.processor.tokenizer.padding_side = "left"
-    batch, expected = (one.interface._batch(pictures, asked) for one in (found, wanted))
+    batch, expected = (one.interface.inputs.of_batch(pictures, asked) for one in (found, wanted))
     assert all(batch[name].equal(expected[name]) for name in ("input_ids", "attention_mask"))
 
 

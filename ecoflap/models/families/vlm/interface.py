@@ -4,35 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ecoflap.data.batch import Sample
 from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Example, Generation
-from ecoflap.data.text.bos import surrounding_tokens
-from ecoflap.errors import UserError, did_you_mean
+from ecoflap.errors import UserError
 from ecoflap.models.core.chats import templated, written
-from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.pictures import load_image
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.vlm.chat import around_answer, chat_prompt
+from ecoflap.models.families.vlm.processor_inputs import ProcessorInputs, with_answer, writes_after_prompt
 from ecoflap.models.loading.loader import generated_tokens
-
-WRITTEN = {"attention_mask": 1, "mm_token_type_ids": 0, "moe_mm_token_type_ids": 0}
-"""What processors say of tokens that are read and are text; ERNIE routes tokens by the last one."""
-SEEN = "cross_attention_mask"
-"""Which tiles of which pictures a token of Mllama attends to, [1, tokens, pictures, tiles]."""
-
-
-def writes_after_prompt(module: Any) -> bool:
-    """Whether question and answer are one sequence, not two as in InstructBLIP with a T5."""
-    config = module.config
-    text = getattr(config, "text_config", config)
-    return not (getattr(config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False))
 
 
 class VlmInterface:
@@ -63,8 +48,7 @@ class VlmInterface:
             UserError: if there is no chat template, or no such option of it or of the image processor.
         """
         self.module, self.processor, self.brief = module, processor, brief
-        self.images = dict(images or {})
-        check_image_options(processor, self.images)
+        self.inputs = ProcessorInputs(module, processor, images or {})
         self.is_chat, self.chat = prompt is None, dict(chat or {})
         self.prompt = chat_prompt(processor, self.chat) if prompt is None else prompt
         self.opening, self.end = around_answer(processor, self.chat) if prompt is None else (None, None)
@@ -80,7 +64,7 @@ class VlmInterface:
         """
         self._require_text(example.text, "a question")
         text = self._ask(example)
-        question = dict(self._inputs(load_image(example.image or ""), text))
+        question = self.inputs.of_question(load_image(example.image or ""), text)
         begun = example.bare and example.text  # the answer goes on behind its first words
         return self._answered(question, text, example.target, None if begun else self.opening)
 
@@ -96,6 +80,12 @@ class VlmInterface:
         question, text = self._asked(conversation)
         return self._answered(question, text, conversation.target, self.opening)
 
+    def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
+        """The answer to each question."""
+        images = [load_image(example.image or "") for example in examples]
+        texts = [self._ask(example) for example in examples]
+        return self._generated(model, self.inputs.of_batch(images, texts), generation)
+
     def reply(
         self, model: PrunableModel, conversations: Sequence[Conversation], generation: Generation
     ) -> list[str]:
@@ -109,17 +99,34 @@ class VlmInterface:
             return self._generated(model, self._asked(conversation)[0], generation)
         texts = [self._put(one) for one in conversations]
         images = [load_image(one.images[0]) for one in conversations]
-        return self._generated(model, self._batch(images, texts), generation)
+        return self._generated(model, self.inputs.of_batch(images, texts), generation)
 
-    def _asked(self, conversation: Conversation) -> tuple[dict[str, Any], str]:
-        """Inputs of all before the last answer, and the text that they were made of.
+    def check_prompt(self) -> None:
+        """Refuse a prompt that doesn't show one picture, judging by what the processor makes of it.
 
         Raises:
-            UserError: see ``encode_conversation``.
+            UserError: if there is no place for the picture, or more than one.
         """
-        text = self._put(conversation)
-        images = [load_image(image) for image in conversation.images]
-        return self._shown(text, images) if self.is_chat else dict(self._inputs(images[0], text)), text
+        from PIL import Image
+
+        blank, text = Image.new("RGB", (64, 64)), self.prompt.format("what is this?")
+        try:
+            self.inputs.of_conversation([blank], text)
+        except UserError as error:
+            raise UserError(
+                f"model.prompt={self.prompt!r} must show one picture, which {self._image_token} stands for;"
+                f" {error.__cause__}"
+            ) from error
+
+    def _ask(self, example: Example) -> str:
+        """The prompt of an example; for a bare text, only the prompt's opening and the text."""
+        if not example.bare:
+            return replace(example, text=example.text + (self.brief or "")).worded(self.prompt)
+        if not self.is_chat and self._image_token not in self.prompt:
+            return example.worded(self.prompt)
+        opened = self.prompt.format("")
+        space = "" if opened[-1:].isspace() or not example.text else " "
+        return opened + space + example.text
 
     def _put(self, conversation: Conversation) -> str:
         """All before the last answer, in the chat template or the prompt.
@@ -139,27 +146,17 @@ class VlmInterface:
             )
         return question.worded(self.prompt)
 
-    def _shown(self, text: str, images: list[Any]) -> dict[str, Any]:
-        """Inputs of a text with any number of pictures, which processors take flat or by text.
-
-        By text is first, as chat templates have it: LLaVA-OneVision cuts the only picture of a text into
-        crops, and takes flat ones to be of a text each.
+    def _asked(self, conversation: Conversation) -> tuple[dict[str, Any], str]:
+        """Inputs of all before the last answer, and the text that they were made of.
 
         Raises:
-            UserError: if the processor can't read them.
+            UserError: see ``encode_conversation``.
         """
-        try:
-            if not images:
-                return dict(self._inputs(None, [text]))
-            try:
-                return dict(self._inputs([images], [text]))
-            except (ValueError, TypeError, IndexError, AttributeError):
-                return dict(self._inputs(images, [text]))
-        except (ValueError, TypeError, IndexError) as error:
-            raise UserError(
-                f"this model's processor can't read a conversation with {len(images)} pictures ({error});"
-                " take such rows out, or set calibration.turns=first"
-            ) from error
+        text = self._put(conversation)
+        images = [load_image(image) for image in conversation.images]
+        if self.is_chat:
+            return self.inputs.of_conversation(images, text), text
+        return self.inputs.of_question(images[0], text), text
 
     def _answered(self, question: dict[str, Any], text: str, target: str, opening: str | None) -> Sample:
         """A question's inputs with the tokens of its answer behind them, and labels.
@@ -180,65 +177,7 @@ class VlmInterface:
         last = tokenizer.eos_token_id if self.end is None else self.end
         before = "\n" if self._is_paligemma else text
         answer = torch.tensor([written(tokenizer, before, target, last, opening)])
-        asked = question["input_ids"]
-        fills = {**WRITTEN, "token_type_ids": int(self._is_paligemma)}
-        longer = {
-            name: torch.cat([question[name], torch.full_like(answer, fill)], dim=1)
-            for name, fill in fills.items()
-            if name in question
-        }
-        if (seen := question.get(SEEN)) is not None:  # the answer sees what the question's last token sees
-            longer[SEEN] = torch.cat([seen, seen[:, -1:].expand(-1, answer.shape[1], -1, -1)], dim=1)
-        labels = torch.cat([torch.full_like(asked, IGNORED), answer], dim=1)
-        return {**question, **longer, "input_ids": torch.cat([asked, answer], dim=1), "labels": labels}
-
-    @property
-    def _image_token(self) -> str:
-        """What stands for a picture in a text."""
-        return str(getattr(self.processor, "image_token", None) or "<image>")
-
-    def _require_text(self, text: str, what: str) -> None:
-        """Refuse a text with the token of a picture.
-
-        Raises:
-            UserError: if it has one.
-        """
-        if self._image_token in text:
-            raise UserError(
-                f"{what} has {self._image_token}, which stands for a picture: {text[:80]!r}; take it out"
-            )
-
-    def check_prompt(self) -> None:
-        """Refuse a prompt that doesn't show one picture, judging by what the processor makes of it.
-
-        Raises:
-            UserError: if there is no place for the picture, or more than one.
-        """
-        from PIL import Image
-
-        blank, text = Image.new("RGB", (64, 64)), self.prompt.format("what is this?")
-        try:
-            self._shown(text, [blank])
-        except UserError as error:
-            raise UserError(
-                f"model.prompt={self.prompt!r} must show one picture, which {self._image_token} stands for;"
-                f" {error.__cause__}"
-            ) from error
-
-    @property
-    def _is_paligemma(self) -> bool:
-        """Whether the model is a PaliGemma.
-
-        It ends its prompts with a line end of its own, and marks written tokens by token type 1, which marks
-        images in Gemma 3.
-        """
-        return bool(self.module.config.model_type == "paligemma")
-
-    def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
-        """The answer to each question."""
-        images = [load_image(example.image or "") for example in examples]
-        texts = [self._ask(example) for example in examples]
-        return self._generated(model, self._batch(images, texts), generation)
+        return with_answer(question, answer, token_type=int(self._is_paligemma))
 
     def _generated(self, model: PrunableModel, inputs: Any, generation: Generation) -> list[str]:
         """What the model writes behind each text of the processor's outputs."""
@@ -251,63 +190,27 @@ class VlmInterface:
         texts = self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def _ask(self, example: Example) -> str:
-        """The prompt of an example; for a bare text, only the prompt's opening and the text."""
-        if not example.bare:
-            return replace(example, text=example.text + (self.brief or "")).worded(self.prompt)
-        if not self.is_chat and self._image_token not in self.prompt:
-            return example.worded(self.prompt)
-        opened = self.prompt.format("")
-        space = "" if opened[-1:].isspace() or not example.text else " "
-        return opened + space + example.text
+    def _require_text(self, text: str, what: str) -> None:
+        """Refuse a text with the token of a picture.
 
-    def _batch(self, images: list[Any], texts: list[str]) -> Any:
-        """Inputs of several questions; some processors take flat lists of pictures, others nested ones."""
-        side = "left" if writes_after_prompt(self.module) else "right"
-        self.processor.tokenizer.padding_side = side
-        try:
-            return self._inputs(images, texts, padding=True)
-        except ValueError:
-            return self._inputs([[image] for image in images], texts, padding=True)
-
-    def _inputs(self, images: Any, texts: str | list[str], **options: Any) -> Any:
-        """Inputs of one or several questions.
-
-        A chat template that writes the first token of a text (Gemma 3) would get a second one.
+        Raises:
+            UserError: if it has one.
         """
-        first = getattr(self.processor.tokenizer, "bos_token", None)
-        begun = texts if isinstance(texts, str) else texts[0]
-        if first and begun.startswith(first):
-            options["add_special_tokens"] = False
-        if images is not None:
-            options |= {"images": images, **({"images_kwargs": self.images} if self.images else {})}
-        return self._unended(self.processor(text=texts, return_tensors="pt", **options))
-
-    def _unended(self, inputs: Any) -> Any:
-        """Inputs without what the tokenizer puts behind each text, such as ``</s>``; answers stand there."""
-        ids, count = inputs["input_ids"], len(self._appended)
-        if count and writes_after_prompt(self.module) and bool((ids[:, -count:] == self._appended).all()):
-            for name in (*WRITTEN, "input_ids", "token_type_ids", SEEN):
-                if name in inputs:
-                    inputs[name] = inputs[name][:, :-count]
-        return inputs
-
-    @cached_property
-    def _appended(self) -> Tensor:
-        return torch.tensor(surrounding_tokens(self.processor.tokenizer)[1])
-
-
-def check_image_options(processor: Any, options: Mapping[str, Any]) -> None:
-    """Refuse options that the image processor doesn't have.
-
-    Raises:
-        UserError: if there is one.
-    """
-    images = getattr(processor, "image_processor", None)
-    known = getattr(getattr(images, "valid_kwargs", None), "__annotations__", {})
-    for name in options:
-        if name not in known:
+        if self._image_token in text:
             raise UserError(
-                f"model.images.{name} is not known to this model's {type(images).__name__};"
-                f" {did_you_mean(name, known)}"
+                f"{what} has {self._image_token}, which stands for a picture: {text[:80]!r}; take it out"
             )
+
+    @property
+    def _image_token(self) -> str:
+        """What stands for a picture in a text."""
+        return str(getattr(self.processor, "image_token", None) or "<image>")
+
+    @property
+    def _is_paligemma(self) -> bool:
+        """Whether the model is a PaliGemma.
+
+        It ends its prompts with a line end of its own, and marks written tokens by token type 1, which marks
+        images in Gemma 3.
+        """
+        return bool(self.module.config.model_type == "paligemma")

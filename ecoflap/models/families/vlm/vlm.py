@@ -14,9 +14,10 @@ from ecoflap.models.core.losses import counting, find_loss, next_token_loss, tok
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.token_kinds import declaring, placeholder_kinds
 from ecoflap.models.core.towers import Selection
-from ecoflap.models.families.vlm.interface import VlmInterface, writes_after_prompt
+from ecoflap.models.families.vlm.interface import VlmInterface
 from ecoflap.models.families.vlm.joining import join_samples
 from ecoflap.models.families.vlm.options import VisionLanguageOptions
+from ecoflap.models.families.vlm.processor_inputs import writes_after_prompt
 from ecoflap.models.families.vlm.real_patches import real_patches
 from ecoflap.models.loading.loader import Pretrained, check_prompt, prunable
 
