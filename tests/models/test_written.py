@@ -14,9 +14,9 @@ from ecoflap.data.conversation import Conversation, Turn
 from ecoflap.data.easy_vqa.calibration import read_questions
 from ecoflap.data.example import Example, Generation
 from ecoflap.models.core.chats import continuation
+from ecoflap.models.core.prompts import generated_tokens
 from ecoflap.models.families.blip2.generation import Blip2Interface
 from ecoflap.models.families.language.interface import LanguageInterface
-from ecoflap.models.loading.loader import generated_tokens
 from tests import tiny
 
 if not hasattr(transformers, "Blip2Config"):

@@ -1,4 +1,4 @@
-"""What all model families share when they load: selection of towers, prompt, and reading a checkpoint."""
+"""What all model families share when they load: reading a checkpoint, and finding its towers and layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ecoflap.errors import UserError
 from ecoflap.models.core.attention import open_attention
@@ -41,37 +41,6 @@ from ecoflap.models.loading.skeleton import (
 )
 
 PROCESSOR = "the tokenizer or processor of "  # for messages
-
-
-def decoder_only(module: Any) -> bool:
-    """Whether a vision-language model has a decoder-only language model, whose targets follow the prompt."""
-    return bool(getattr(module.config, "use_decoder_only_language_model", False))
-
-
-def generated_tokens(tokens: Tensor, prompt: Tensor) -> Tensor:
-    """The generated tokens without the prompt, which some models and releases return too.
-
-    Args:
-        tokens: output of ``generate``, [batch, tokens].
-        prompt: its input, [batch, tokens].
-
-    Returns:
-        [batch, new tokens].
-    """
-    asked = prompt.shape[1]
-    has_prompt = tokens.shape[1] >= asked and torch.equal(tokens[:, :asked], prompt)
-    return tokens[:, asked:] if has_prompt else tokens
-
-
-def check_prompt(prompt: str) -> None:
-    """Refuse a template that does not have exactly one place for the question.
-
-    Raises:
-        UserError: if ``{}`` does not occur once, or there are other braces.
-    """
-    rest = prompt.replace("{}", "")
-    if prompt.count("{}") != 1 or "{" in rest or "}" in rest:
-        raise UserError(f"model.prompt={prompt!r} must hold {{}} once, where the question goes")
 
 
 def prunable(

@@ -15,6 +15,7 @@ from ecoflap.data.example import Example, Generation
 from ecoflap.errors import UserError
 from ecoflap.models.core.losses import IGNORED, find_loss, next_token_loss
 from ecoflap.models.core.pictures import Pixels
+from ecoflap.models.core.prompts import decoded
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.blip.options import BlipCaptionOptions, BlipVqaOptions
@@ -98,12 +99,8 @@ class VqaInterface:
                 **{name: ids.to(model.device) for name, ids in texts.items()},
                 **generation.options(),
             )
-            answers |= dict(
-                zip(
-                    rows, self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True
-                )
-            )
-        return [answers[row].strip() for row in range(len(examples))]
+            answers |= dict(zip(rows, decoded(self.processor.tokenizer, tokens), strict=True))
+        return [answers[row] for row in range(len(examples))]
 
     @torch.no_grad()
     def rank(
@@ -174,10 +171,7 @@ class CaptionInterface:
             attention_mask=prompt["attention_mask"],
             **generation.options(),
         )
-        written = tokens[:, prompt["input_ids"].shape[1] - 1 :]
-        return [
-            text.strip() for text in self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
-        ]
+        return decoded(self.processor.tokenizer, tokens[:, prompt["input_ids"].shape[1] - 1 :])
 
 
 def _same_length(texts: Sequence[dict[str, Tensor]]) -> list[tuple[list[int], dict[str, Tensor]]]:

@@ -17,22 +17,22 @@ from ecoflap.data.example import Example, Generation
 from ecoflap.errors import UserError
 from ecoflap.models.core.losses import IGNORED, find_loss, next_token_loss, token_loss
 from ecoflap.models.core.pictures import Pixels, load_image
+from ecoflap.models.core.prompts import check_prompt, decoded, generated_tokens
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.token_kinds import TokenKinds, declaring, placeholder_kinds, prepended_kinds
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.blip2.options import Blip2Options
 from ecoflap.models.families.lavis.keys import read_lavis_checkpoint, to_lavis, to_transformers
-from ecoflap.models.loading.loader import (
-    Pretrained,
-    check_prompt,
-    decoder_only,
-    generated_tokens,
-    prunable,
-)
+from ecoflap.models.loading.loader import Pretrained, prunable
 from ecoflap.models.loading.modes import require_loaded
 from ecoflap.models.loading.tower_transfer import transfer
 
 log = logging.getLogger(__name__)
+
+
+def decoder_only(module: Any) -> bool:
+    """Whether the language model is a decoder alone, whose targets follow the prompt."""
+    return bool(getattr(module.config, "use_decoder_only_language_model", False))
 
 
 def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
@@ -111,7 +111,7 @@ class Blip2Interface:
             **generation.options(),
         )
         answers = generated_tokens(tokens, inputs["input_ids"]) if decoder_only(module) else tokens
-        return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+        return decoded(tokenizer, answers)
 
 
 def take_lavis_weights(module: nn.Module, file: str) -> None:

@@ -16,6 +16,7 @@ from ecoflap.data.example import Example, Generation
 from ecoflap.data.text.bos import surrounding_tokens
 from ecoflap.models.core.chats import as_lines, has_template, written
 from ecoflap.models.core.losses import IGNORED
+from ecoflap.models.core.prompts import decoded
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.chat import encoded
 from ecoflap.models.families.language.choices import told_apart
@@ -94,14 +95,12 @@ class LanguageInterface:
             for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
             if token is not None
         )
-        written = module.generate(
-            input_ids=ids, attention_mask=mask, pad_token_id=pad, **generation.options()
-        )[:, ids.shape[1] :]
-        return [text.strip() for text in self.tokenizer.batch_decode(written, skip_special_tokens=True)]
+        tokens = module.generate(input_ids=ids, attention_mask=mask, pad_token_id=pad, **generation.options())
+        return decoded(self.tokenizer, tokens[:, ids.shape[1] :])
 
 
 def _padded(rows: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
-    """Pad token ids on the right; returns ids and attention mask, [rows, tokens] each.
+    """Pad token ids on a side, left or right; returns ids and attention mask, [rows, tokens] each.
 
     The padding id does not matter, and many of these tokenizers have none.
     """

@@ -13,6 +13,7 @@ from typing_extensions import override
 from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.example import Example, Generation
 from ecoflap.models.core.losses import find_loss, token_loss
+from ecoflap.models.core.prompts import decoded
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.choices import told_apart
@@ -49,7 +50,7 @@ class Seq2SeqInterface:
         tokens = module.generate(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **generation.options()
         )
-        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        return decoded(self.tokenizer, tokens)
 
     @torch.no_grad()
     def choose(self, model: PrunableModel, texts: Sequence[str], choices: Sequence[str]) -> Tensor:

@@ -13,12 +13,13 @@ from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.example import Example, Generation
 from ecoflap.models.core.losses import token_loss
 from ecoflap.models.core.pictures import Pixels
+from ecoflap.models.core.prompts import check_prompt, decoded
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.token_kinds import declaring, prepended_kinds
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.lavis.options import LavisBlip2Options
 from ecoflap.models.families.lavis.parts import LavisPretrained, read_tokenizer, require_lavis
-from ecoflap.models.loading.loader import check_prompt, prunable
+from ecoflap.models.loading.loader import prunable
 
 LONGEST = 32  # tokens of a prompt or an answer, as LAVIS cuts them
 
@@ -89,7 +90,7 @@ class LavisBlip2Interface:
         image_tokens = inputs.shape[1] - text["input_ids"].shape[1]
         mask = nn.functional.pad(text["attention_mask"], (image_tokens, 0), value=1)
         tokens = module.t5_model.generate(inputs_embeds=inputs, attention_mask=mask, **generation.options())
-        return [answer.strip() for answer in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        return decoded(self.tokenizer, tokens)
 
     def _ask(self, example: Example) -> str:
         return replace(example, text=self.question(example.text)).worded(self.prompt)

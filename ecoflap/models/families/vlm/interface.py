@@ -14,10 +14,10 @@ from ecoflap.data.example import Example, Generation
 from ecoflap.errors import UserError
 from ecoflap.models.core.chats import templated, written
 from ecoflap.models.core.pictures import load_image
+from ecoflap.models.core.prompts import decoded, generated_tokens
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.vlm.chat import around_answer, chat_prompt
 from ecoflap.models.families.vlm.processor_inputs import ProcessorInputs, with_answer, writes_after_prompt
-from ecoflap.models.loading.loader import generated_tokens
 
 
 class VlmInterface:
@@ -187,8 +187,7 @@ class VlmInterface:
         inputs = BatchFeature(dict(inputs)).to(model.device, next(module.parameters()).dtype)
         tokens = module.generate(**inputs, **generation.options())
         answers = generated_tokens(tokens, inputs["input_ids"]) if writes_after_prompt(module) else tokens
-        texts = self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return decoded(self.processor.tokenizer, answers)
 
     def _require_text(self, text: str, what: str) -> None:
         """Refuse a text with the token of a picture.

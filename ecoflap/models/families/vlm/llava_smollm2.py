@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.errors import UserError
+from ecoflap.models.core.prompts import check_prompt
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language import smollm2
@@ -23,7 +24,7 @@ from ecoflap.models.families.vlm.interface import VlmInterface
 from ecoflap.models.families.vlm.options import LlavaSmolLM2Options
 from ecoflap.models.families.vlm.vlm import answer_loss
 from ecoflap.models.loading.device import place
-from ecoflap.models.loading.loader import check_prompt, prunable
+from ecoflap.models.loading.loader import prunable
 from ecoflap.models.loading.onnx_weights import read_onnx
 
 SIZE = 56  # pixels of the square pictures: 16 patches

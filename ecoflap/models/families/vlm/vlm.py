@@ -11,6 +11,7 @@ from typing_extensions import override
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
 from ecoflap.models.core.losses import counting, find_loss, next_token_loss, token_loss
+from ecoflap.models.core.prompts import check_prompt
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.token_kinds import declaring, placeholder_kinds
 from ecoflap.models.core.towers import Selection
@@ -19,7 +20,7 @@ from ecoflap.models.families.vlm.joining import join_samples
 from ecoflap.models.families.vlm.options import VisionLanguageOptions
 from ecoflap.models.families.vlm.processor_inputs import writes_after_prompt
 from ecoflap.models.families.vlm.real_patches import real_patches
-from ecoflap.models.loading.loader import Pretrained, check_prompt, prunable
+from ecoflap.models.loading.loader import Pretrained, prunable
 
 # Models that AutoModelForImageTextToText loads and that have no answer to take the loss of.
 NO_ANSWER = {
