@@ -40,7 +40,7 @@ from ecoflap.models.loading.skeleton import (
     without_weights,
 )
 
-PROCESSOR = "the tokenizer or processor of "  # for messages
+SAFETENSORS = "*.safetensors"
 
 
 def prunable(
@@ -144,32 +144,34 @@ class Pretrained(PretrainedOptions):
             model_class = narrowed(model_class, config)
         shape = from_hub(lambda: skeleton(model_class, config, dtype), path)
         warn_of_vision(path, settings, shape)
-
-        def read_processor() -> Any:
-            processor = from_hub(
-                lambda: processor_class.from_pretrained(path, revision=self.revision), path, PROCESSOR
-            )
-            check_vocabulary(path, shape, processor)
-            return processor
-
         if device.type == "meta":
-            return shape, None if only_inspected else read_processor()
-        stream = streaming()
-        folder = (cached_folder if stream is None else checkpoint_folder)(path, self.revision)
-        complete = stream is not None or Path(path).is_dir()
-        files = complete_weight_files(folder) if complete else sorted(folder.glob("*.safetensors"))
+            return shape, None if only_inspected else self._read_processor(processor_class, path, shape)
+        known_dtype = dtype or getattr(config, DTYPE_OPTION, None)
+        if (stream := streaming()) is not None:
+            stream.folder = checkpoint_folder(path, self.revision)
+            check_weights(path, complete_weight_files(stream.folder))
+            processor = self._read_processor(processor_class, path, shape)
+            module = without_weights(model_class, config, known_dtype or stored_dtype(stream.folder))
+            read_generation_config(module, stream.folder)
+            return module, processor
+        folder = cached_folder(path, self.revision)
+        files = complete_weight_files(folder) if Path(path).is_dir() else sorted(folder.glob(SAFETENSORS))
         if not quantised:
             check_weights(path, files)
-        processor = read_processor()
-        known_dtype = dtype or getattr(config, DTYPE_OPTION, None)
-        if stream is not None:
-            stream.folder = folder
-            module = without_weights(model_class, config, known_dtype or stored_dtype(folder))
-            read_generation_config(module, folder)
-            return module, processor
+        processor = self._read_processor(processor_class, path, shape)
         check_fits(shape, known_dtype, device)
         options = {DTYPE_OPTION: dtype or "auto", **({"config": dequantise(config)} if quantised else {})}
         module = load_weights(model_class, path, self.revision, options)
         if not files and not quantised:  # downloaded just now
-            check_weights(path, sorted(folder.glob("*.safetensors")))
+            check_weights(path, sorted(folder.glob(SAFETENSORS)))
         return module.to(device), processor
+
+    def _read_processor(self, processor_class: Any, path: str, module: nn.Module) -> Any:
+        """Read the tokenizer or processor of a model, which needs no weights."""
+        processor = from_hub(
+            lambda: processor_class.from_pretrained(path, revision=self.revision),
+            path,
+            "the tokenizer or processor of ",
+        )
+        check_vocabulary(path, module, processor)
+        return processor
