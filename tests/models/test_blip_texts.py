@@ -22,7 +22,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.blip.ranking import SMOOTHING
 from ecoflap.models.families.blip.retrieval import BlipRetrieval
-from ecoflap.models.families.blip.text import BlipCaption, BlipVqa, image_states
+from ecoflap.models.families.blip.text import BlipCaption, BlipVqa, cross_attended, image_states
 from ecoflap.run.config import package_file
 from tests.cli.conftest import composed
 
@@ -152,9 +152,8 @@ def slow_losses(
     module: Any = model.module
     sample = {name: tensor[None] for name, tensor in model.interface.encode(question).items()}
     mask = sample["attention_mask"]
-    states = module.text_encoder(
-        input_ids=sample["input_ids"], attention_mask=mask, **image_states(module, sample["pixel_values"])
-    )[0]
+    pictures = cross_attended(image_states(module, sample["pixel_values"]))
+    states = module.text_encoder(input_ids=sample["input_ids"], attention_mask=mask, **pictures)[0]
     first, whole = [], []
     for answer in answers:
         ids = model.interface.encode(Example(question.text, answer, question.image))["labels"][None]

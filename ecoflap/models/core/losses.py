@@ -121,20 +121,22 @@ def contrastive_loss(
     return (across + down).flatten() / 2
 
 
-def matching_loss(own: Tensor, negatives: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
+def matching_loss(logits: Callable[[Tensor], Tensor], pictures: Tensor, negatives: Tensor) -> Tensor:
     """Binary classification of matching pairs: mean cross-entropy of a positive and a negative pair, [batch].
 
+    BLIP draws the negative by similarity; a random draw would make the loss jump while weights are probed.
+
     Args:
-        own: logits of each sample's own pair, [batch, 2]: no match, match.
+        logits: logits [batch, 2] (no match, match) of each sample's text paired with a picture of these.
+        pictures: states of each sample's picture, [batch, ...].
         negatives: index of each sample's negative, [batch]; its own where it has none, so that only the
             positive pair counts.
-        logits: such logits of each sample paired with the given indices, [batch] -> [batch, 2].
     """
-    positive = class_loss(own, torch.ones_like(negatives))
+    positive = class_loss(logits(pictures), torch.ones_like(negatives))
     has_none = negatives == torch.arange(len(negatives), device=negatives.device)
     if has_none.all():
         return positive
-    negative = class_loss(logits(negatives), torch.zeros_like(negatives))
+    negative = class_loss(logits(pictures[negatives]), torch.zeros_like(negatives))
     return torch.where(has_none, positive, (positive + negative) / 2)
 
 

@@ -24,8 +24,8 @@ from ecoflap.models.loading.loader import Pretrained, prunable
 from ecoflap.models.loading.modes import require_loaded
 from ecoflap.models.loading.positions import set_image_size
 
-LONGEST = 35  # tokens of a question or a matched caption, as BLIP cuts them
-LONGEST_CAPTION = 40  # the same of a caption that is written, with its prompt
+LONGEST = 35  # tokens of a question, as BLIP cuts them
+LONGEST_CAPTION = 40  # the same of a caption, with its prompt
 
 
 def check_encoder_token(token: int | None, module: Any) -> None:
@@ -42,9 +42,14 @@ def check_encoder_token(token: int | None, module: Any) -> None:
         )
 
 
-def image_states(module: Any, pixels: Tensor) -> dict[str, Tensor]:
-    """The encoder states of pictures, as keyword arguments of a text tower."""
-    states = module.vision_model(pixel_values=pixels.to(next(module.parameters()).dtype))[0]
+def image_states(module: Any, pixels: Tensor) -> Tensor:
+    """Output of the vision tower, [images, tokens, features]."""
+    states: Tensor = module.vision_model(pixel_values=pixels.to(next(module.parameters()).dtype))[0]
+    return states
+
+
+def cross_attended(states: Tensor) -> dict[str, Tensor]:
+    """States of pictures, [images, tokens, features], as arguments of a tower that attends to them."""
     return {
         "encoder_hidden_states": states,
         "encoder_attention_mask": states.new_ones(states.shape[:2], dtype=torch.long),
@@ -54,9 +59,8 @@ def image_states(module: Any, pixels: Tensor) -> dict[str, Tensor]:
 def vqa_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
     """Cross-entropy of the answer given picture and question, per sample, [batch]."""
     mask = batch["attention_mask"]
-    states = module.text_encoder(
-        input_ids=batch["input_ids"], attention_mask=mask, **image_states(module, batch["pixel_values"])
-    )[0]
+    pictures = cross_attended(image_states(module, batch["pixel_values"]))
+    states = module.text_encoder(input_ids=batch["input_ids"], attention_mask=mask, **pictures)[0]
     logits = module.text_decoder(
         input_ids=batch["labels"].clamp(min=0), encoder_hidden_states=states, encoder_attention_mask=mask
     ).logits
@@ -65,9 +69,9 @@ def vqa_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
 
 def caption_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
     """Cross-entropy of the caption without its prompt, per sample, [batch]."""
-    states = image_states(module, batch["pixel_values"])
+    pictures = cross_attended(image_states(module, batch["pixel_values"]))
     logits = module.text_decoder(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **states
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **pictures
     ).logits
     return next_token_loss(logits, batch["labels"])
 
@@ -112,10 +116,9 @@ class VqaInterface:
             name: tokens.to(model.device)
             for name, tokens in self._questions([example.text for example in examples]).items()
         }
-        states = module.text_encoder(
-            **questions,
-            **image_states(module, self.pixels([one.image or "" for one in examples]).to(model.device)),
-        )[0]
+        pixels = self.pixels([one.image or "" for one in examples]).to(model.device)
+        pictures = cross_attended(image_states(module, pixels))
+        states = module.text_encoder(**questions, **pictures)[0]
         given = {name: tokens.to(model.device) for name, tokens in self._answers(answers).items()}
         return [
             answers[row]

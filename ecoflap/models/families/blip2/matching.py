@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -17,8 +17,9 @@ from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.positives import image_text_positives, nearest_negatives
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
+from ecoflap.models.families.blip.text import cross_attended
 from ecoflap.models.families.blip2.options import Blip2ItmOptions
-from ecoflap.models.families.clip.clip import DualInterface
+from ecoflap.models.families.clip.pairs import PairInterface
 from ecoflap.models.loading.loader import Pretrained, prunable
 from ecoflap.models.loading.modes import require_loaded
 from ecoflap.models.loading.tower_transfer import transfer
@@ -34,37 +35,30 @@ def itc_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
 
 
 def match_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
-    """Image-text matching loss (ITM), per sample, [batch]; see ``_match``."""
+    """Image-text matching loss (ITM), per sample, [batch]."""
     states = _image_states(module, batch["pixel_values"])
     return _match(module, batch, states, image_text_positives(batch, copies), copies)
 
 
 def match_and_contrastive_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
     """The sum of both; the vision tower runs once."""
-    states, right = _image_states(module, batch["pixel_values"]), image_text_positives(batch, copies)
+    states, positives = _image_states(module, batch["pixel_values"]), image_text_positives(batch, copies)
     texts = _text_features(module, batch["input_ids"], batch["attention_mask"])
-    return _contrast(_query_features(module, states), texts, right, copies) + _match(
-        module, batch, states, right, copies
-    )
+    contrast = _contrast(_query_features(module, states), texts, positives, copies)
+    return contrast + _match(module, batch, states, positives, copies)
 
 
-def _contrast(queries: Tensor, texts: Tensor, right: Tensor, copies: int) -> Tensor:
+def _contrast(queries: Tensor, texts: Tensor, positives: Tensor, copies: int) -> Tensor:
     """``contrastive_loss`` with the best of several queries [batch, queries, features] chosen per text."""
     one, other = queries.unflatten(0, (copies, -1)), texts.unflatten(0, (copies, -1))
     best = torch.einsum("cnqf,cmf->cnmq", one, other).max(dim=-1).values  # [copies, images, texts]
     identity = torch.eye(best.shape[1], device=best.device, dtype=best.dtype).expand(copies, -1, -1)
-    return contrastive_loss(best.flatten(0, 1), identity.flatten(0, 1), 1 / TEMPERATURE, right, copies)
+    return contrastive_loss(best.flatten(0, 1), identity.flatten(0, 1), 1 / TEMPERATURE, positives, copies)
 
 
-def _match(module: Any, batch: Batch, states: Tensor, right: Tensor, copies: int) -> Tensor:
-    """Mean of each text's matching loss with its positive, and with the nearest negative sample before it."""
-    input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
-    own = _match_logits(module, input_ids, attention_mask, states)
-
-    def with_pictures_of(others: Tensor) -> Tensor:
-        return _match_logits(module, input_ids, attention_mask, states[others])
-
-    return matching_loss(own, nearest_negatives(right, copies), with_pictures_of)
+def _match(module: Any, batch: Batch, states: Tensor, positives: Tensor, copies: int) -> Tensor:
+    logits = partial(_match_logits, module, batch["input_ids"], batch["attention_mask"])
+    return matching_loss(logits, states, nearest_negatives(positives, copies))
 
 
 def _image_states(module: Any, pixels: Tensor) -> Tensor:
@@ -75,17 +69,10 @@ def _image_states(module: Any, pixels: Tensor) -> Tensor:
     return states
 
 
-def _cross_attended(states: Tensor) -> dict[str, Tensor]:
-    return {
-        "encoder_hidden_states": states,
-        "encoder_attention_mask": states.new_ones(states.shape[:2], dtype=torch.long),
-    }
-
-
 def _query_features(module: Any, states: Tensor) -> Tensor:
     """Normalised features of the queries, [images, queries, features]."""
     queries = module.query_tokens.expand(len(states), -1, -1)
-    output = module.qformer(query_embeds=queries, **_cross_attended(states)).last_hidden_state
+    output = module.qformer(query_embeds=queries, **cross_attended(states)).last_hidden_state
     return normalize(module.vision_projection(output.to(module.vision_projection.weight.dtype)), dim=-1)
 
 
@@ -112,16 +99,14 @@ def _match_logits(module: Any, input_ids: Tensor, attention_mask: Tensor, states
     embedded = module.embeddings(input_ids=input_ids, query_embeds=queries)
     with counting(mask, attention_mask):
         output = module.qformer(
-            query_embeds=embedded, query_length=count, attention_mask=mask, **_cross_attended(states)
+            query_embeds=embedded, query_length=count, attention_mask=mask, **cross_attended(states)
         ).last_hidden_state
     logits: Tensor = module.itm_head(output[:, :count].to(module.itm_head.weight.dtype)).mean(dim=1)
     return logits
 
 
-class ItmInterface(DualInterface):
+class ItmInterface(PairInterface):
     """Pictures and captions, embedded apart or matched in pairs."""
-
-    longest = 35  # as BLIP-2 is measured
 
     @override
     def image_features(self, module: Any, pixels: Tensor) -> Tensor:
@@ -132,19 +117,14 @@ class ItmInterface(DualInterface):
     def text_features(self, module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return _text_features(module, input_ids, attention_mask)
 
-    @torch.no_grad()
-    def match(self, model: PrunableModel, images: Sequence[str], texts: Sequence[str]) -> Tensor:
-        """Logit of a match for each pair, [pairs]."""
-        module: Any = model.module
-        tokens = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
-        ).to(model.device)
-        pictures = list(dict.fromkeys(images))  # each is encoded once, though it may have many captions
-        states = _image_states(module, self.pixels(pictures).to(model.device))
-        states = states[[pictures.index(image) for image in images]]
-        return (
-            _match_logits(module, tokens["input_ids"], tokens["attention_mask"], states)[:, 1].float().cpu()
-        )
+    @override
+    def image_states(self, module: Any, pixels: Tensor) -> Tensor:
+        return _image_states(module, pixels)
+
+    @override
+    def match_logits(self, module: Any, input_ids: Tensor, attention_mask: Tensor, states: Tensor) -> Tensor:
+        """Logits [pairs, 2] of no match and match, means over the queries."""
+        return _match_logits(module, input_ids, attention_mask, states)
 
 
 LOSSES = {"match_and_contrastive": match_and_contrastive_loss, "match": match_loss, "contrastive": itc_loss}
@@ -169,8 +149,5 @@ class Blip2Itm(Blip2ItmOptions, Pretrained):
             transfer(module, self.vision_from, "vision_model", "model.vision_from")
         interface = None
         if processor is not None:
-            tokenizer = processor.tokenizer
-            interface = ItmInterface(
-                Pixels.of(processor.image_processor), tokenizer, tokenizer.pad_token_id, False
-            )
+            interface = ItmInterface(Pixels.of(processor.image_processor), processor.tokenizer)
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)
