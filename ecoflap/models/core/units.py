@@ -165,65 +165,45 @@ def find_units(model: PrunableModel) -> list[Units]:
 
 
 def _units_in(name: str, part: nn.Module) -> Iterator[Units]:
+    """The units of every attention and MLP in a part of the model, whose path is ``name``."""
     for path, child in part.named_modules():
         inner: Any = child
-        full = ".".join(filter(None, (name, path)))
+        full, kind = ".".join(filter(None, (name, path))), type(child).__name__
         if isinstance(child, BlipAttention):
-            heads = inner.num_heads
-            yield Units(
-                full,
-                "attention",
-                inner.head_dim,
-                ((inner.qkv, 3 * heads),),
-                (inner.projection, heads),
-                _image_heads(inner),
-            )
-        elif type(child).__name__ == "BlipTextAttention":
-            heads = inner.self.num_attention_heads
-            writers = tuple(
-                (linear, heads) for linear in (inner.self.query, inner.self.key, inner.self.value)
-            )
-            yield Units(
-                full,
-                "attention",
-                inner.self.attention_head_size,
-                writers,
-                (inner.output.dense, heads),
-                _text_heads(inner.self),
-            )
-        elif type(child).__name__ == "BlipMLP":
-            yield Units(
-                full, "mlp", inner.fc1.out_features, ((inner.fc1, 1),), (inner.fc2, 1), lambda _: None
-            )
-        elif type(child).__name__ == "BlipTextLayer":
-            hidden = inner.intermediate.dense
-            yield Units(
-                f"{full}.intermediate",
-                "mlp",
-                hidden.out_features,
-                ((hidden, 1),),
-                (inner.output.dense, 1),
-                lambda _: None,
-            )
+            yield _image_attention(full, child)
+        elif kind == "BlipTextAttention":
+            yield _text_attention(full, inner.self, inner.output.dense)
+        elif kind == "BlipMLP":
+            yield _mlp(full, inner.fc1, inner.fc2)
+        elif kind == "BlipTextLayer":
+            yield _mlp(f"{full}.intermediate", inner.intermediate.dense, inner.output.dense)
 
 
-def _image_heads(attention: Any) -> Callable[[int], None]:
+def _image_attention(name: str, attention: Any) -> Units:
     def resize(width: int) -> None:
         attention.__class__, attention.head_dim = NarrowAttention, width
 
-    return resize
+    heads = attention.num_heads
+    writers = ((attention.qkv, 3 * heads),)
+    return Units(name, "attention", attention.head_dim, writers, (attention.projection, heads), resize)
 
 
-def _text_heads(attention: Any) -> Callable[[int], None]:
-    """Resize a text attention, which divides by the root of its heads' width; the queries compensate."""
+def _text_attention(name: str, attention: Any, output: nn.Linear) -> Units:
+    """An attention that divides by the root of its heads' width, for which the queries compensate."""
 
     def resize(width: int) -> None:
         factor = (width / attention.attention_head_size) ** 0.5
         attention.query.weight.mul_(factor)
         attention.query.bias.mul_(factor)
-        attention.attention_head_size, attention.all_head_size = width, width * attention.num_attention_heads
+        attention.attention_head_size, attention.all_head_size = width, width * heads
 
-    return resize
+    heads = attention.num_attention_heads
+    writers = tuple((linear, heads) for linear in (attention.query, attention.key, attention.value))
+    return Units(name, "attention", attention.attention_head_size, writers, (output, heads), resize)
+
+
+def _mlp(name: str, first: nn.Linear, second: nn.Linear) -> Units:
+    return Units(name, "mlp", first.out_features, ((first, 1),), (second, 1), lambda _: None)
 
 
 def total_cost(units: Sequence[Units]) -> int:
