@@ -48,6 +48,11 @@ def test_a_damaged_picture_is_named(tmp_path: Path, name: str) -> None:
         load_image(str(file))
 
 
+def test_an_example_without_a_picture_is_named() -> None:
+    with pytest.raises(UserError, match="the model reads a picture, and an example has none"):
+        Pixels(lambda _: torch.zeros(1))([None])
+
+
 def circle(colour: str) -> Any:
     """A picture of two colours whose pixels are indices of them."""
     picture = Image.new("RGB", (16, 16), "white")

@@ -17,14 +17,16 @@ from ecoflap.errors import UserError
 CACHED = 512  # images
 
 
-def load_image(path: str) -> Any:
+def load_image(path: str | None) -> Any:
     """Read an RGB image, from a file (turned as its EXIF says) or from memory.
 
     Raises:
-        UserError: if the file is missing or not an image.
+        UserError: if there is none, or the file is missing or not an image.
     """
     from PIL import Image
 
+    if path is None:
+        raise UserError("the model reads a picture, and an example has none; give data with pictures")
     try:
         if isinstance(path, ImageInMemory):
             return _in_colour(path.image)
@@ -70,11 +72,15 @@ class Pixels:
         """Pixel values from an image processor of transformers."""
         return cls(lambda image: image_processor(images=image, return_tensors="pt")["pixel_values"][0])
 
-    def __call__(self, paths: Sequence[str]) -> Tensor:
-        """Pixel values [images, 3, height, width] of the images at these paths."""
+    def __call__(self, paths: Sequence[str | None]) -> Tensor:
+        """Pixel values [images, 3, height, width] of the images at these paths.
+
+        Raises:
+            UserError: see ``load_image``.
+        """
         return torch.stack([self._one(path) for path in paths])
 
-    def _one(self, path: str) -> Tensor:
+    def _one(self, path: str | None) -> Tensor:
         key = _identity(path)
         if key not in self._kept:
             self._kept[key] = self.prepare(load_image(path))
@@ -84,9 +90,9 @@ class Pixels:
         return self._kept[key]
 
 
-def _identity(path: str) -> Hashable:
+def _identity(path: str | None) -> Hashable:
     """What tells an image from all others: its hash in memory; of a file its place, time and size."""
-    if isinstance(path, ImageInMemory):
+    if path is None or isinstance(path, ImageInMemory):
         return path
     try:
         file = os.stat(path)

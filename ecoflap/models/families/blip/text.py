@@ -88,7 +88,7 @@ class VqaInterface:
     def encode(self, example: Example) -> Sample:
         """Encode picture, question, and the answer with start and end token."""
         labels = self._answers([example.target])["input_ids"][0]
-        sample = {"pixel_values": self.pixels([example.image or ""])[0], "labels": labels}
+        sample = {"pixel_values": self.pixels([example.image])[0], "labels": labels}
         return sample | {name: tokens[0] for name, tokens in self._questions([example.text]).items()}
 
     def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
@@ -97,7 +97,7 @@ class VqaInterface:
         # transformers lets the decoder see padded question tokens; questions of one length have none.
         answers: dict[int, str] = {}
         for rows, texts in _same_length([self._questions([example.text]) for example in examples]):
-            pixels = self.pixels([examples[row].image or "" for row in rows]).to(next(module.parameters()))
+            pixels = self.pixels([examples[row].image for row in rows]).to(next(module.parameters()))
             tokens = module.generate(
                 pixel_values=pixels,
                 **{name: ids.to(model.device) for name, ids in texts.items()},
@@ -116,7 +116,7 @@ class VqaInterface:
             name: tokens.to(model.device)
             for name, tokens in self._questions([example.text for example in examples]).items()
         }
-        pixels = self.pixels([one.image or "" for one in examples]).to(model.device)
+        pixels = self.pixels([one.image for one in examples]).to(model.device)
         pictures = cross_attended(image_states(module, pixels))
         states = module.text_encoder(**questions, **pictures)[0]
         given = {name: tokens.to(model.device) for name, tokens in self._answers(answers).items()}
@@ -161,13 +161,13 @@ class CaptionInterface:
         labels = input_ids.clone()
         labels[: len(self.processor.tokenizer(self.prompt)["input_ids"]) - 1] = IGNORED
         written = {"input_ids": input_ids, "attention_mask": tokens["attention_mask"][0], "labels": labels}
-        return {"pixel_values": self.pixels([example.image or ""])[0], **written}
+        return {"pixel_values": self.pixels([example.image])[0], **written}
 
     def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
         """The caption of each picture, without its prompt."""
         module: Any = model.module
         prompt = self.processor.tokenizer([self.prompt] * len(examples), return_tensors="pt").to(model.device)
-        pixels = self.pixels([example.image or "" for example in examples]).to(next(module.parameters()))
+        pixels = self.pixels([example.image for example in examples]).to(next(module.parameters()))
         tokens = module.generate(
             pixel_values=pixels,
             input_ids=prompt["input_ids"],

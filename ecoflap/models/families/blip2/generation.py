@@ -75,7 +75,7 @@ class Blip2Interface:
     def encode(self, example: Example) -> Sample:
         """Encode one question; labels are a text of their own for a T5, else follow the prompt."""
         inputs = self.processor(
-            images=load_image(example.image or ""), text=example.worded(self.prompt), return_tensors="pt"
+            images=load_image(example.image), text=example.worded(self.prompt), return_tensors="pt"
         )
         sample = {name: tensor[0] for name, tensor in inputs.items()}
         tokenizer = self.processor.tokenizer
@@ -102,10 +102,10 @@ class Blip2Interface:
         # The processor puts the image tokens into the text only when it is given an image; any one will do
         # for that.
         inputs = self.processor(
-            images=load_image(examples[0].image or ""), text=texts, padding=True, return_tensors="pt"
+            images=load_image(examples[0].image), text=texts, padding=True, return_tensors="pt"
         ).to(weight.device)
         tokens = module.generate(
-            pixel_values=self.pixels([example.image or "" for example in examples]).to(weight),
+            pixel_values=self.pixels([example.image for example in examples]).to(weight),
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             **generation.options(),

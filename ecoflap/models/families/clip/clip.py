@@ -76,7 +76,7 @@ class DualInterface(DualFeatures):
         """
         if self.classification and example.label is None:
             raise UserError(NO_CLASSES)
-        pixels = self.pixels([example.image or ""])[0]
+        pixels = self.pixels([example.image])[0]
         if self.classification:
             return {"pixel_values": pixels, "labels": torch.tensor(example.label)}
         return {"pixel_values": pixels, **self._tokens([example.target])[0]}

@@ -72,7 +72,7 @@ class LavisBlip2Interface:
         """Pixels, prompt and answer of one question."""
         prompt, answer = self._tokens([self._ask(example)]), self._tokens([self.caption(example.target)])
         return {
-            "pixel_values": self.pixels([example.image or ""])[0],
+            "pixel_values": self.pixels([example.image])[0],
             "input_ids": prompt["input_ids"][0],
             "labels": answer["input_ids"][0],
         }
@@ -84,7 +84,7 @@ class LavisBlip2Interface:
         text = self._tokens([self._ask(example) for example in examples]).to(model.device)
         inputs = encoder_inputs(
             module,
-            self.pixels([example.image or "" for example in examples]).to(model.device),
+            self.pixels([example.image for example in examples]).to(model.device),
             text["input_ids"],
         )
         image_tokens = inputs.shape[1] - text["input_ids"].shape[1]

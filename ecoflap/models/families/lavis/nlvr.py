@@ -91,9 +91,7 @@ class NlvrInterface:
             [self.caption(example.text) for example in examples], padding="longest", return_tensors="pt"
         )
         text["input_ids"][:, 0] = self.tokenizer.convert_tokens_to_ids("[ENC]")
-        pixels = torch.stack(
-            [self.pixels([example.image or "", example.second_image or ""]) for example in examples]
-        )
+        pixels = torch.stack([self.pixels([example.image, example.second_image]) for example in examples])
         return {
             "pixel_values": pixels,
             "input_ids": text["input_ids"],

@@ -68,12 +68,12 @@ class ClassifierInterface:
                 f"label {label} of a picture: the model has {len(self.names)} classes, numbered from 0; give"
                 " one of them"
             )
-        return {"pixel_values": self.pixels([example.image or ""])[0], "labels": torch.tensor(label)}
+        return {"pixel_values": self.pixels([example.image])[0], "labels": torch.tensor(label)}
 
     @torch.no_grad()
     def classify(self, model: PrunableModel, examples: Sequence[Example]) -> Tensor:
         """Logits, [examples, classes]."""
-        pixels = self.pixels([example.image or "" for example in examples])
+        pixels = self.pixels([example.image for example in examples])
         return model.module(pixel_values=pixels.to(next(model.module.parameters()))).logits.float().cpu()
 
 

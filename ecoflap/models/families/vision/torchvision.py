@@ -37,7 +37,7 @@ class TorchvisionInterface(ClassifierInterface):
     @torch.no_grad()
     @override
     def classify(self, model: PrunableModel, examples: Sequence[Example]) -> Tensor:
-        pixels = self.pixels([example.image or "" for example in examples])
+        pixels = self.pixels([example.image for example in examples])
         logits: Tensor = model.module(pixels.to(next(model.module.parameters())))
         return logits.float().cpu()
 

@@ -64,7 +64,7 @@ class VlmInterface:
         """
         self._require_text(example.text, "a question")
         text = self._ask(example)
-        question = self.inputs.of_question(load_image(example.image or ""), text)
+        question = self.inputs.of_question(load_image(example.image), text)
         begun = example.bare and example.text  # the answer goes on behind its first words
         return self._answered(question, text, example.target, None if begun else self.opening)
 
@@ -82,7 +82,7 @@ class VlmInterface:
 
     def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
         """The answer to each question."""
-        images = [load_image(example.image or "") for example in examples]
+        images = [load_image(example.image) for example in examples]
         texts = [self._ask(example) for example in examples]
         return self._generated(model, self.inputs.of_batch(images, texts), generation)
 
