@@ -16,9 +16,9 @@ import transformers as hf
 from ecoflap.data.vqa.reading import OKVQA, VQAV2
 from ecoflap.errors import UserError
 from ecoflap.models.core.towers import Selection
+from ecoflap.models.families.blip.positions import resized_positions
 from ecoflap.models.families.blip2.generation import Blip2
 from ecoflap.models.families.blip2.matching import Blip2Itm
-from ecoflap.models.loading.positions import resized_positions
 from ecoflap.run.config import package_file
 from ecoflap.storage.results import Result
 from ecoflap.storage.saved_model import open_checkpoint

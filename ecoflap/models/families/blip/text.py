@@ -19,10 +19,10 @@ from ecoflap.models.core.prompts import decoded
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.blip.options import BlipCaptionOptions, BlipVqaOptions
+from ecoflap.models.families.blip.positions import set_image_size
 from ecoflap.models.families.blip.ranking import best_answers
 from ecoflap.models.loading.loader import Pretrained, prunable
 from ecoflap.models.loading.modes import require_loaded
-from ecoflap.models.loading.positions import set_image_size
 
 LONGEST = 35  # tokens of a question, as BLIP cuts them
 LONGEST_CAPTION = 40  # the same of a caption, with its prompt

@@ -22,10 +22,10 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.token_kinds import TokenKinds, declaring, placeholder_kinds, prepended_kinds
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.blip2.options import Blip2Options
+from ecoflap.models.families.blip2.tower_transfer import transfer
 from ecoflap.models.families.lavis.keys import read_lavis_checkpoint, to_lavis, to_transformers
 from ecoflap.models.loading.loader import Pretrained, prunable
 from ecoflap.models.loading.modes import require_loaded
-from ecoflap.models.loading.tower_transfer import transfer
 
 log = logging.getLogger(__name__)
 

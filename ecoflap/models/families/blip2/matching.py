@@ -19,10 +19,10 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.blip.text import cross_attended
 from ecoflap.models.families.blip2.options import Blip2ItmOptions
+from ecoflap.models.families.blip2.tower_transfer import transfer
 from ecoflap.models.families.clip.pairs import PairInterface
 from ecoflap.models.loading.loader import Pretrained, prunable
 from ecoflap.models.loading.modes import require_loaded
-from ecoflap.models.loading.tower_transfer import transfer
 
 TEMPERATURE = 0.07  # BLIP-2 learns it from here on; the checkpoints of transformers leave it out
 

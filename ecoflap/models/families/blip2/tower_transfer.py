@@ -11,8 +11,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ecoflap.errors import UserError
+from ecoflap.models.families.blip.positions import resized_positions
 from ecoflap.models.loading.hub import require_folder
-from ecoflap.models.loading.positions import resized_positions
 from ecoflap.storage.saved_model import open_checkpoint
 
 POSITIONS = "vision_model.embeddings.position_embedding"
