@@ -176,28 +176,15 @@ def select(
     Raises:
         UserError: if a tower is unknown, a pattern is invalid or matches nothing, or no layer remains.
     """
-    by_name = {tower.name: tower for tower in towers}
-    for name in names or ():
-        if name not in by_name:
+    known = [tower.name for tower in towers]
+    wanted = [name for name in known if tower_kind(name) not in LEFT_DENSE] if names is None else names
+    for name in wanted:
+        if name not in known:
             raise UserError(
-                f"towers={written(names or ())}: this model has no tower {name!r};"
-                f" {did_you_mean(name, by_name)}"
+                f"towers={written(names)}: this model has no tower {name!r}; {did_you_mean(name, known)}"
             )
-    chosen = [
-        by_name[name]
-        for name in by_name
-        if (name in names if names is not None else tower_kind(name) not in LEFT_DENSE)
-    ]
-    all_names = [layer.name for tower in chosen for layer in tower.layers]
-    for pattern in skip_layers:
-        try:
-            matched = any(re.search(pattern, name) for name in all_names)
-        except re.error as error:
-            raise UserError(f"skip_layers: {pattern!r} is not a regular expression ({error})") from None
-        if not matched:
-            close = similar(pattern, all_names)
-            which = f"; the nearest: {', '.join(close)}" if close else f", such as {', '.join(all_names[:3])}"
-            raise UserError(f"skip_layers: {pattern!r} matches none of the {len(all_names)} layers{which}")
+    chosen = [tower for tower in towers if tower.name in wanted]
+    _check_patterns(skip_layers, [layer.name for tower in chosen for layer in tower.layers])
     result = tuple(_without(tower, skip_layers) for tower in chosen)
     if not any(tower.layers for tower in result):
         raise UserError(
@@ -205,6 +192,23 @@ def select(
             " fewer layers to skip"
         )
     return result
+
+
+def _check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse patterns of ``skip_layers`` that match none of the layers with these names.
+
+    Raises:
+        UserError: if there is one, or one that is not a regular expression.
+    """
+    for pattern in patterns:
+        try:
+            matched = any(re.search(pattern, name) for name in names)
+        except re.error as error:
+            raise UserError(f"skip_layers: {pattern!r} is not a regular expression ({error})") from None
+        if not matched:
+            close = similar(pattern, names)
+            which = f"; the nearest: {', '.join(close)}" if close else f", such as {', '.join(names[:3])}"
+            raise UserError(f"skip_layers: {pattern!r} matches none of the {len(names)} layers{which}")
 
 
 def _without(tower: Tower, patterns: Sequence[str]) -> Tower:
