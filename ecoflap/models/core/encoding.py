@@ -88,9 +88,7 @@ def encode_all(
     interface = require_encoder(model, option, any(example.image for example in examples))
     if classes is not None and hasattr(interface, "set_classes"):
         interface.set_classes(model, classes)
-    if _on_demand.get():
-        return OnDemand(interface.encode, examples)
-    return pad_together(model, tuple(interface.encode(example) for example in examples))
+    return _encoded(model, interface.encode, examples)
 
 
 def encode_rows(
@@ -118,6 +116,11 @@ def encode_rows(
         sample: Sample = require(model, Encodes, option).encode(row)
         return sample
 
+    return _encoded(model, encode, rows)
+
+
+def _encoded(model: PrunableModel, encode: Callable[[Any], Sample], rows: Sequence[Any]) -> Sequence[Sample]:
+    """Encode rows now, or in ``encoding_on_demand`` each time that one is read."""
     if _on_demand.get():
         return OnDemand(encode, rows)
     return pad_together(model, tuple(map(encode, rows)))
