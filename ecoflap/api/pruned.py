@@ -14,7 +14,7 @@ from ecoflap.models.loading.conversion import saved_form
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.loading.hub import checkpoint_folder, from_hub, require_folder
 from ecoflap.models.loading.pretrained_weights import load_weights
-from ecoflap.models.loading.skeleton import DTYPE_OPTION, skeleton
+from ecoflap.models.loading.skeleton import DTYPE_OPTION, class_as_cut, skeleton
 from ecoflap.models.sparse.sparsify import sparsify_if_possible
 from ecoflap.storage.saved_model import WEIGHTS, open_checkpoint, refuse_adapter
 
@@ -122,11 +122,7 @@ def _class_of(path: str, config: Any) -> Any:
             f"{path} is of the class {name or '(none)'}, which transformers {transformers.__version__} does"
             " not have; install a newer one, or give the model: ecoflap.load_pruned(folder, model)"
         )
-    if getattr(config, "kept_units", None):
-        from ecoflap.models.core.units import narrowed
-
-        return narrowed(found, config)
-    return found
+    return class_as_cut(found, config)
 
 
 def _fill(module: nn.Module, folder: Path, device: str | None) -> None:

@@ -34,6 +34,7 @@ from ecoflap.models.loading.pretrained_weights import check_vocabulary, load_wei
 from ecoflap.models.loading.quantised import check_config, check_weights, dequantise
 from ecoflap.models.loading.skeleton import (
     DTYPE_OPTION,
+    class_as_cut,
     described,
     read_generation_config,
     skeleton,
@@ -138,10 +139,7 @@ class Pretrained(PretrainedOptions):
         check_kind(path, settings, config_class, model_class)
         quantised = check_config(path, settings, streaming() is not None)
         config = from_hub(lambda: config_class.from_pretrained(path, revision=self.revision), path)
-        if getattr(config, "kept_units", None):
-            from ecoflap.models.core.units import narrowed
-
-            model_class = narrowed(model_class, config)
+        model_class = class_as_cut(model_class, config)
         shape = from_hub(lambda: skeleton(model_class, config, dtype), path)
         warn_of_vision(path, settings, shape)
         if device.type == "meta":

@@ -17,6 +17,15 @@ from ecoflap.errors import UserError
 DTYPE_OPTION = "torch_dtype" if version("transformers").startswith("4.") else "dtype"
 
 
+def class_as_cut(model_class: Any, config: Any) -> Any:
+    """The class of a checkpoint's model: the given one, or where units were removed one that is as narrow."""
+    if not getattr(config, "kept_units", None):
+        return model_class
+    from ecoflap.models.core.units import narrowed  # here, as it imports transformers' BLIP
+
+    return narrowed(model_class, config)
+
+
 def skeleton(model_class: Any, config: Any, dtype: torch.dtype | None = None) -> nn.Module:
     """The model of a config on the meta device: names and shapes, without weights or memory.
 
