@@ -26,6 +26,8 @@ from ecoflap.storage.stored_tensor import StoredTensor, stored_tensors, write_in
 
 LARGE = 2**20  # bytes
 WITHOUT_GLIBC = (OSError, AttributeError)
+Parts = Callable[[str], Iterable[Tensor]]
+"""The values of a tensor, by its name, in parts."""
 
 
 class Shards:
@@ -98,30 +100,31 @@ class OnDisk(Offloaded):
         module = model.module
         file_of: dict[str, str] = {}
         total = 0
-        for number, mine in enumerate(self.parameters.values(), start=1):
-            if not mine:
-                continue
+        for number, saved, parts in self._new_shards(module):
             file = f"model-{number:05d}.safetensors"
-            block = {name: self.source.read(name, parameter.dtype) for name, parameter in mine.items()}
-            saved = saved_form(module, block)
-            write_in_parts(folder / file, saved, lambda name, saved=saved: [saved[name]])  # type: ignore[misc]
+            write_in_parts(folder / file, saved, parts)
             file_of |= dict.fromkeys(saved, file)
             total += sum(tensor.nbytes for tensor in saved.values())
-        offloaded = {name for mine in self.parameters.values() for name in mine}
-        state = module.state_dict()
-        rest = _untied({name: tensor for name, tensor in state.items() if name not in offloaded})
-        named = {id(tensor): name for name, tensor in rest.items()}
-        saved = saved_form(module, rest)
-        parts = lambda name: self._parts(named.get(id(saved[name])), saved[name])  # noqa: E731
-        write_in_parts(folder / "model-00000.safetensors", saved, parts)
-        file_of |= dict.fromkeys(saved, "model-00000.safetensors")
-        total += sum(tensor.nbytes for tensor in saved.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(file_of.items()))}
         (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2) + "\n")
         for settings in ("config", "generation_config"):
             if getattr(module, settings, None) is not None:
                 getattr(module, settings).save_pretrained(folder)
         model.processor.save_pretrained(folder)
+
+    def _new_shards(self, module: nn.Module) -> Iterator[tuple[int, dict[str, Tensor], Parts]]:
+        """(number, tensors, their values in parts) of each shard: those of blocks from 1, and 0 for the rest."""
+        for number, mine in enumerate(self.parameters.values(), start=1):
+            if mine:
+                block = {name: self.source.read(name, parameter.dtype) for name, parameter in mine.items()}
+                saved = saved_form(module, block)
+                yield number, saved, lambda name, saved=saved: [saved[name]]  # type: ignore[misc]
+        offloaded = {name for mine in self.parameters.values() for name in mine}
+        state = module.state_dict()
+        rest = _untied({name: tensor for name, tensor in state.items() if name not in offloaded})
+        named = {id(tensor): name for name, tensor in rest.items()}
+        saved = saved_form(module, rest)
+        yield 0, saved, lambda name: self._parts(named.get(id(saved[name])), saved[name])
 
     @override
     def tensors(self, module: nn.Module) -> Iterator[tuple[str, Tensor, Iterable[Tensor]]]:
