@@ -129,3 +129,10 @@ def test_a_talkative_model_is_asked_for_a_word() -> None:
     chat = Conversation((Turn("user", (Picture("a.png"), "is it red?")), Turn("assistant", ("yes",))))
     assert interface._put(chat) == "USER: <image>\nis it red? ASSISTANT:"
     assert interface_settings(plain, brief=False) == interface_settings(interface, brief=False)
+
+
+def test_options_of_the_image_processor_are_settings_of_the_interface() -> None:
+    kwargs = SimpleNamespace(__annotations__={"size": int})
+    processor = SimpleNamespace(image_token="<image>", image_processor=SimpleNamespace(valid_kwargs=kwargs))
+    one, other = (VlmInterface(None, processor, "{}", images={"size": size}) for size in (8, 16))
+    assert interface_settings(one) != interface_settings(other)

@@ -48,7 +48,8 @@ class VlmInterface:
             UserError: if there is no chat template, or no such option of it or of the image processor.
         """
         self.module, self.processor, self.brief = module, processor, brief
-        self.inputs = ProcessorInputs(module, processor, images or {})
+        self.images = dict(images or {})
+        self.inputs = ProcessorInputs(module, processor, self.images)
         self.is_chat, self.chat = prompt is None, dict(chat or {})
         self.prompt = chat_prompt(processor, self.chat) if prompt is None else prompt
         self.opening, self.end = around_answer(processor, self.chat) if prompt is None else (None, None)
