@@ -514,7 +514,9 @@ def test_an_answer_stands_before_what_a_vlms_tokenizer_puts_behind_texts() -> No
     assert ecoflap.calibrate(found, plain.data).fingerprint() == (
         ecoflap.calibrate(wanted, plain.data).fingerprint()
     )
-    asked = [found.interface._ask(Example(text, "")) for text in ("what ?", "is there a circle ?")]
+    asked = [
+        found.interface._question_prompt(Example(text, "")) for text in ("what ?", "is there a circle ?")
+    ]
     pictures = [picture(number) for number in range(2)]
     words.padding_side = plain.processor.tokenizer.padding_side = "left"
     batch, expected = (one.interface.inputs.of_batch(pictures, asked) for one in (found, wanted))

@@ -113,7 +113,7 @@ def test_a_caption_is_asked_for_by_its_beginning_alone(
 )
 def test_other_models_keep_the_place_of_the_picture(prompt: str, mark: str, text: str, expected: str) -> None:
     interface = VlmInterface(None, SimpleNamespace(image_token=mark), prompt)
-    ask: Callable[[Example], str] = interface._ask
+    ask: Callable[[Example], str] = interface._question_prompt
     assert ask(Example(text, bare=True)) == expected
     assert ask(Example("is it red?")) == prompt.format("is it red?")
 
@@ -122,12 +122,13 @@ def test_a_talkative_model_is_asked_for_a_word() -> None:
     interface = VlmInterface(
         None, SimpleNamespace(image_token="<image>"), "USER: <image>\n{} ASSISTANT:", "\nAnswer briefly."
     )
-    assert interface._ask(Example("is it red?")) == "USER: <image>\nis it red?\nAnswer briefly. ASSISTANT:"
-    assert interface._ask(Example("a photo of", bare=True)) == "USER: <image>\n ASSISTANT: a photo of"
+    ask = interface._question_prompt
+    assert ask(Example("is it red?")) == "USER: <image>\nis it red?\nAnswer briefly. ASSISTANT:"
+    assert ask(Example("a photo of", bare=True)) == "USER: <image>\n ASSISTANT: a photo of"
     plain = VlmInterface(None, SimpleNamespace(image_token="<image>"), "USER: <image>\n{} ASSISTANT:")
     assert interface_settings(plain) != interface_settings(interface)
     chat = Conversation((Turn("user", (Picture("a.png"), "is it red?")), Turn("assistant", ("yes",))))
-    assert interface._put(chat) == "USER: <image>\nis it red? ASSISTANT:"
+    assert interface._conversation_prompt(chat) == "USER: <image>\nis it red? ASSISTANT:"
     assert interface_settings(plain, brief=False) == interface_settings(interface, brief=False)
 
 

@@ -12,7 +12,7 @@ from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTok
 
 import ecoflap
 from ecoflap.errors import UserError
-from ecoflap.models.families.language.choices import told_apart
+from ecoflap.models.families.language.choices import common_prefix
 
 needs_llama = pytest.mark.skipif(not hasattr(hf, "LlamaConfig"), reason="a newer model")
 LETTERS = ("A", "B", "C", "D")
@@ -99,4 +99,4 @@ def test_letters_that_a_tokenizer_does_not_know_are_refused() -> None:
 def test_a_choice_that_begins_another_is_refused() -> None:
     words = tokenizer(letters=())
     with pytest.raises(UserError, match="does not tell the choices apart"):
-        told_apart(words, [[5, 6], [5, 6, 7], [5, 6, 8]], ["one", "onex", "oney"])
+        common_prefix(words, [[5, 6], [5, 6, 7], [5, 6, 8]], ["one", "onex", "oney"])

@@ -118,7 +118,7 @@ def space_behind(text: str) -> str:
     return "" if text[-1:].isspace() else " "
 
 
-def written(
+def answer_tokens(
     tokenizer: Any, before: str, target: str, last: int | None, opening: str | None = None
 ) -> list[int]:
     """The tokens of an answer behind a prompt: the spaces before it, words, and the end token.

@@ -113,7 +113,7 @@ class OnDisk(Offloaded):
         model.processor.save_pretrained(folder)
 
     def _new_shards(self, module: nn.Module) -> Iterator[tuple[int, dict[str, Tensor], Parts]]:
-        """(number, tensors, their values in parts) of each shard: those of blocks from 1, and 0 for the rest."""
+        """(number, tensors, values in parts) of each shard: those of blocks from 1, and 0 for the rest."""
         for number, mine in enumerate(self.parameters.values(), start=1):
             if mine:
                 block = {name: self.source.read(name, parameter.dtype) for name, parameter in mine.items()}

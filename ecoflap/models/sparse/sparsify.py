@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class _Place(NamedTuple):
-    """A linear layer and where it hangs."""
+    """A linear layer, and the module that has it under a name."""
 
     parent: nn.Module
     name: str
@@ -62,11 +62,11 @@ def sparsify_if_possible(module: nn.Module) -> None:
 def _places(module: nn.Module) -> Iterator[_Place]:
     for parent in module.modules():
         for name, child in parent.named_children():
-            if type(child) is nn.Linear and _pays(child) and not _reads_weight(parent, name):
+            if type(child) is nn.Linear and _has_enough_zeros(child) and not _reads_weight(parent, name):
                 yield _Place(parent, name, child)
 
 
-def _pays(linear: nn.Linear) -> bool:
+def _has_enough_zeros(linear: nn.Linear) -> bool:
     weight = linear.weight.detach()
     if weight.device.type != "cpu" or weight.numel() < LEAST_WEIGHTS:
         return False

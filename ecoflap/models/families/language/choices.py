@@ -8,7 +8,7 @@ from typing import Any
 from ecoflap.errors import UserError
 
 
-def told_apart(
+def common_prefix(
     tokenizer: Any, rows: Sequence[Sequence[int]], choices: Sequence[str]
 ) -> tuple[list[int], list[int]]:
     """What rows of token ids have in common at the start, and the id that follows there in each.

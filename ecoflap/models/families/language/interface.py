@@ -14,12 +14,12 @@ from ecoflap.data.batch import Sample
 from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Example, Generation
 from ecoflap.data.text.bos import surrounding_tokens
-from ecoflap.models.core.chats import as_lines, has_template, written
+from ecoflap.models.core.chats import answer_tokens, as_lines, has_template
 from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.prompts import decoded
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.chat import encoded
-from ecoflap.models.families.language.choices import told_apart
+from ecoflap.models.families.language.choices import common_prefix
 
 
 class LanguageInterface:
@@ -54,7 +54,7 @@ class LanguageInterface:
         else:
             text = as_lines(conversation)
             asked = self.tokens(text)
-            answer = written(self.tokenizer, text, conversation.target, self.tokenizer.eos_token_id)
+            answer = answer_tokens(self.tokenizer, text, conversation.target, self.tokenizer.eos_token_id)
         return {
             "input_ids": torch.tensor(asked + answer),
             "labels": torch.tensor([IGNORED] * len(asked) + answer),
@@ -71,7 +71,7 @@ class LanguageInterface:
         """
         module: Any = model.module
         answered = ([self.tokens(f"{text} {choice}") for choice in choices] for text in texts)
-        rows, apart = zip(*(told_apart(self.tokenizer, one, choices) for one in answered), strict=True)
+        rows, apart = zip(*(common_prefix(self.tokenizer, one, choices) for one in answered), strict=True)
         ids, mask = (tensor.to(model.device) for tensor in _padded(rows, "right"))
         logits = module(input_ids=ids, attention_mask=mask, use_cache=False).logits
         last = (

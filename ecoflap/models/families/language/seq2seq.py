@@ -16,7 +16,7 @@ from ecoflap.models.core.losses import find_loss, token_loss
 from ecoflap.models.core.prompts import decoded
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
-from ecoflap.models.families.language.choices import told_apart
+from ecoflap.models.families.language.choices import common_prefix
 from ecoflap.models.families.language.options import Seq2SeqOptions
 from ecoflap.models.loading.loader import Pretrained, prunable
 
@@ -64,7 +64,7 @@ class Seq2SeqInterface:
         module: Any = model.module
         inputs = self.tokenizer(list(texts), padding=True, return_tensors="pt").to(model.device)
         rows = [self.tokenizer(choice)["input_ids"] for choice in choices]
-        common, apart = told_apart(self.tokenizer, rows, choices)
+        common, apart = common_prefix(self.tokenizer, rows, choices)
         start = torch.tensor([[module.config.decoder_start_token_id, *common]], device=model.device)
         logits = module(
             input_ids=inputs["input_ids"],

@@ -70,7 +70,8 @@ class LavisBlip2Interface:
 
     def encode(self, example: Example) -> Sample:
         """Pixels, prompt and answer of one question."""
-        prompt, answer = self._tokens([self._ask(example)]), self._tokens([self.caption(example.target)])
+        prompt = self._tokens([self._question_prompt(example)])
+        answer = self._tokens([self.caption(example.target)])
         return {
             "pixel_values": self.pixels([example.image])[0],
             "input_ids": prompt["input_ids"][0],
@@ -81,7 +82,7 @@ class LavisBlip2Interface:
     def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
         """The answer to each question."""
         module: Any = model.module
-        text = self._tokens([self._ask(example) for example in examples]).to(model.device)
+        text = self._tokens([self._question_prompt(example) for example in examples]).to(model.device)
         inputs = encoder_inputs(
             module,
             self.pixels([example.image for example in examples]).to(model.device),
@@ -92,7 +93,7 @@ class LavisBlip2Interface:
         tokens = module.t5_model.generate(inputs_embeds=inputs, attention_mask=mask, **generation.options())
         return decoded(self.tokenizer, tokens)
 
-    def _ask(self, example: Example) -> str:
+    def _question_prompt(self, example: Example) -> str:
         return replace(example, text=self.question(example.text)).worded(self.prompt)
 
     def _tokens(self, texts: Sequence[str]) -> Any:

@@ -101,7 +101,7 @@ class NlvrInterface:
 
 @dataclass(frozen=True)
 class LavisNlvr(LavisNlvrOptions, LavisPretrained):
-    """A BLIP-NLVR; see ``LavisPretrained`` for its options."""
+    """A BLIP-NLVR."""
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and tokenizer.

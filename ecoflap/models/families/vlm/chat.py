@@ -30,7 +30,7 @@ def chat_prompt(processor: Any, options: Mapping[str, Any]) -> str:
                 f"model.chat.{name} is an option of a chat template, and that of this model has none of this"
                 " name; leave it out"
             )
-    text = templated(processor, [_asked()], options)
+    text = templated(processor, [_question()], options)
     return text.replace("{", "{{").replace("}", "}}").replace(QUESTION, "{}")
 
 
@@ -40,10 +40,10 @@ def around_answer(processor: Any, options: Mapping[str, Any]) -> tuple[str | Non
     The spaces are None if it writes more than spaces, or can't be asked; the token is None if it writes none.
     """
     said = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
-    opening, closing = frame(processor, _asked(), said, options)
+    opening, closing = frame(processor, _question(), said, options)
     return None if (opening or "").strip() else opening, end_token(processor.tokenizer, closing)
 
 
-def _asked() -> dict[str, Any]:
+def _question() -> dict[str, Any]:
     """A question about a picture, as a message."""
     return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}

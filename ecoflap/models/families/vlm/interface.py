@@ -12,7 +12,7 @@ from ecoflap.data.batch import Sample
 from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Example, Generation
 from ecoflap.errors import UserError
-from ecoflap.models.core.chats import templated, written
+from ecoflap.models.core.chats import answer_tokens, templated
 from ecoflap.models.core.pictures import load_image
 from ecoflap.models.core.prompts import decoded, generated_tokens
 from ecoflap.models.core.prunable import PrunableModel
@@ -64,7 +64,7 @@ class VlmInterface:
             UserError: if question or answer hold the token of a picture.
         """
         self._require_text(example.text, "a question")
-        text = self._ask(example)
+        text = self._question_prompt(example)
         question = self.inputs.of_question(load_image(example.image), text)
         begun = example.bare and example.text  # the answer goes on behind its first words
         return self._answered(question, text, example.target, None if begun else self.opening)
@@ -78,13 +78,13 @@ class VlmInterface:
             UserError: if the prompt is for a single question, or template or processor refuse the
                 conversation.
         """
-        question, text = self._asked(conversation)
+        question, text = self._conversation_inputs(conversation)
         return self._answered(question, text, conversation.target, self.opening)
 
     def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
         """The answer to each question."""
         images = [load_image(example.image) for example in examples]
-        texts = [self._ask(example) for example in examples]
+        texts = [self._question_prompt(example) for example in examples]
         return self._generated(model, self.inputs.of_batch(images, texts), generation)
 
     def reply(
@@ -97,8 +97,8 @@ class VlmInterface:
         """
         if any(len(one.images) != 1 for one in conversations):
             (conversation,) = conversations
-            return self._generated(model, self._asked(conversation)[0], generation)
-        texts = [self._put(one) for one in conversations]
+            return self._generated(model, self._conversation_inputs(conversation)[0], generation)
+        texts = [self._conversation_prompt(one) for one in conversations]
         images = [load_image(one.images[0]) for one in conversations]
         return self._generated(model, self.inputs.of_batch(images, texts), generation)
 
@@ -119,7 +119,7 @@ class VlmInterface:
                 f" {error.__cause__}"
             ) from error
 
-    def _ask(self, example: Example) -> str:
+    def _question_prompt(self, example: Example) -> str:
         """The prompt of an example; for a bare text, only the prompt's opening and the text."""
         if not example.bare:
             return replace(example, text=example.text + (self.brief or "")).worded(self.prompt)
@@ -129,7 +129,7 @@ class VlmInterface:
         space = "" if opened[-1:].isspace() or not example.text else " "
         return opened + space + example.text
 
-    def _put(self, conversation: Conversation) -> str:
+    def _conversation_prompt(self, conversation: Conversation) -> str:
         """All before the last answer, in the chat template or the prompt.
 
         Raises:
@@ -147,13 +147,13 @@ class VlmInterface:
             )
         return question.worded(self.prompt)
 
-    def _asked(self, conversation: Conversation) -> tuple[dict[str, Any], str]:
+    def _conversation_inputs(self, conversation: Conversation) -> tuple[dict[str, Any], str]:
         """Inputs of all before the last answer, and the text that they were made of.
 
         Raises:
             UserError: see ``encode_conversation``.
         """
-        text = self._put(conversation)
+        text = self._conversation_prompt(conversation)
         images = [load_image(image) for image in conversation.images]
         if self.is_chat:
             return self.inputs.of_conversation(images, text), text
@@ -166,7 +166,7 @@ class VlmInterface:
             question: the processor's outputs.
             text: what it made them of.
             target: the answer.
-            opening: see ``written``.
+            opening: see ``answer_tokens``.
 
         Raises:
             UserError: if the answer holds the token of a picture.
@@ -177,7 +177,7 @@ class VlmInterface:
             return {**question, "labels": tokenizer(target, return_tensors="pt")["input_ids"]}
         last = tokenizer.eos_token_id if self.end is None else self.end
         before = "\n" if self._is_paligemma else text
-        answer = torch.tensor([written(tokenizer, before, target, last, opening)])
+        answer = torch.tensor([answer_tokens(tokenizer, before, target, last, opening)])
         return with_answer(question, answer, token_type=int(self._is_paligemma))
 
     def _generated(self, model: PrunableModel, inputs: Any, generation: Generation) -> list[str]:
