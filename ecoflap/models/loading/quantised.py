@@ -19,17 +19,17 @@ NARROW_FLOATS = ("F8_", "F6_", "F4")
 INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32")
 
 
-def quantisation(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The method and settings of the first quantisation in a config.json or in one of its parts."""
+def _method_in(settings: Mapping[str, Any]) -> str | None:
+    """The method of the first quantisation in a config.json or in one of its parts; None if there is none."""
     for name in ("quantization_config", "compression_config"):
         if found := settings.get(name):
-            return _method(found), found
-    parts = (quantisation(part) for part in settings.values() if isinstance(part, Mapping))
-    return next((part for part in parts if part is not None), None)
+            return _method(found)
+    methods = (_method_in(part) for part in settings.values() if isinstance(part, Mapping))
+    return next((method for method in methods if method is not None), None)
 
 
 def _method(settings: Mapping[str, Any]) -> str:
-    """The name of a quantisation method."""
+    """The name of the method that a quantisation config describes."""
     if settings.get("load_in_8bit") or settings.get("load_in_4bit"):
         return f"bitsandbytes, {4 if settings.get('load_in_4bit') else 8} bits"
     return str(settings.get("quant_method", "a method without a name"))
@@ -46,10 +46,9 @@ def check_config(path: str, settings: Mapping[str, Any], streaming: bool) -> boo
     Raises:
         UserError: if it is quantised and can't be dequantised.
     """
-    found = quantisation(settings)
-    if found is None:
+    method = _method_in(settings)
+    if method is None:
         return False
-    method, _ = found
     if not _dequantises(method):
         raise _refusal(path, f"quantised with {method}, as its config.json says")
     if streaming:
