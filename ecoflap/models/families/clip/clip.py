@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
 from ecoflap.data.batch import Batch, Sample
@@ -92,26 +93,19 @@ class DualInterface(DualFeatures):
     @torch.no_grad()
     def embed_images(self, model: PrunableModel, paths: Sequence[str]) -> Tensor:
         """Normalised features, [images, features]."""
-        return (
-            self.image_features(model.module, self.pixels(paths).to(next(model.module.parameters())))
-            .float()
-            .cpu()
-        )
+        pixels = self.pixels(paths).to(next(model.module.parameters()))
+        return self.image_features(model.module, pixels).float().cpu()
 
     @torch.no_grad()
     def embed_texts(self, model: PrunableModel, texts: Sequence[str]) -> Tensor:
         """Normalised features, [texts, features]."""
         tokens = self._tokens(texts)
-        rows = {
-            name: nn.utils.rnn.pad_sequence([row[name] for row in tokens], batch_first=True)
-            for name in tokens[0]
-        }
-        ids = rows["input_ids"].masked_fill(rows["attention_mask"] == 0, self.pad_token_id)
-        return (
-            self.text_features(model.module, ids.to(model.device), rows["attention_mask"].to(model.device))
-            .float()
-            .cpu()
+        fills = {"input_ids": self.pad_token_id, "attention_mask": 0}
+        ids, mask = (
+            pad_sequence([row[name] for row in tokens], batch_first=True, padding_value=fill).to(model.device)
+            for name, fill in fills.items()
         )
+        return self.text_features(model.module, ids, mask).float().cpu()
 
     def set_classes(self, model: PrunableModel, classes: Classes) -> None:
         """Compute the zero-shot classifier with the dense text tower; pruning does not change it."""
