@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +126,7 @@ class RetrievalInterface(PairInterface):
 class BlipRetrieval(BlipRetrievalOptions, Pretrained):
     """BLIP for retrieval of pictures and texts."""
 
-    classes: ClassVar[tuple[str, str, str]] = ("BlipConfig", "BlipForImageTextRetrieval", "BlipProcessor")
+    classes = ("BlipConfig", "BlipForImageTextRetrieval", "BlipProcessor")
 
     @override
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -192,7 +192,7 @@ def _same_length(texts: Sequence[dict[str, Tensor]]) -> list[tuple[list[int], di
 class BlipVqa(BlipVqaOptions, Pretrained):
     """BLIP that answers questions."""
 
-    classes: ClassVar[tuple[str, str, str]] = ("BlipConfig", "BlipForQuestionAnswering", "BlipProcessor")
+    classes = ("BlipConfig", "BlipForQuestionAnswering", "BlipProcessor")
 
     @override
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
@@ -214,7 +214,7 @@ class BlipVqa(BlipVqaOptions, Pretrained):
 class BlipCaption(BlipCaptionOptions, Pretrained):
     """BLIP that writes captions."""
 
-    classes: ClassVar[tuple[str, str, str]] = ("BlipConfig", "BlipForConditionalGeneration", "BlipProcessor")
+    classes = ("BlipConfig", "BlipForConditionalGeneration", "BlipProcessor")
 
     @override
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -146,11 +146,7 @@ class SavesLavis(PrunableModel):
 class Blip2(Blip2Options, Pretrained):
     """A BLIP-2."""
 
-    classes: ClassVar[tuple[str, str, str]] = (
-        "Blip2Config",
-        "Blip2ForConditionalGeneration",
-        "Blip2Processor",
-    )
+    classes = ("Blip2Config", "Blip2ForConditionalGeneration", "Blip2Processor")
 
     def __post_init__(self) -> None:
         check_prompt(self.prompt)

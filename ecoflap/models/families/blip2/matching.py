@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -134,7 +134,7 @@ LOSSES = {"match_and_contrastive": match_and_contrastive_loss, "match": match_lo
 class Blip2Itm(Blip2ItmOptions, Pretrained):
     """BLIP-2's first stage for retrieval: vision tower and Q-Former."""
 
-    classes: ClassVar[tuple[str, str, str]] = ("Blip2Config", "Blip2ForImageTextRetrieval", "Blip2Processor")
+    classes = ("Blip2Config", "Blip2ForImageTextRetrieval", "Blip2Processor")
 
     @override
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:

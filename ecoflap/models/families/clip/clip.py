@@ -155,7 +155,7 @@ def dual_loss(name: str, interface: DualFeatures | None) -> Loss:
 class Clip(ClipOptions, Pretrained):
     """A CLIP."""
 
-    classes: ClassVar[tuple[str, str, str]] = ("CLIPConfig", "CLIPModel", "CLIPProcessor")
+    classes = ("CLIPConfig", "CLIPModel", "CLIPProcessor")
 
     @override
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from typing_extensions import override
@@ -33,7 +33,7 @@ def language_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
 class CausalLM(CausalLMOptions, Pretrained):
     """A decoder LM."""
 
-    classes: ClassVar[tuple[str, str, str]] = ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")
+    classes = ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")
 
     @override
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ class Seq2SeqInterface:
 class Seq2Seq(Seq2SeqOptions, Pretrained):
     """An encoder-decoder LM."""
 
-    classes: ClassVar[tuple[str, str, str]] = ("AutoConfig", "AutoModelForSeq2SeqLM", "AutoTokenizer")
+    classes = ("AutoConfig", "AutoModelForSeq2SeqLM", "AutoTokenizer")
 
     @override
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:

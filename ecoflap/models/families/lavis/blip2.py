@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +106,7 @@ class LavisBlip2Interface:
 class LavisBlip2(LavisBlip2Options, LavisPretrained):
     """A BLIP-2 with T5."""
 
-    in_float32: ClassVar[tuple[str, ...]] = ("ln_vision",)
+    in_float32 = ("ln_vision",)
 
     def __post_init__(self) -> None:
         check_prompt(self.prompt)

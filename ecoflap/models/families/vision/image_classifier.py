@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,11 +81,7 @@ class ClassifierInterface:
 class ImageClassifier(ImageClassifierOptions, Pretrained):
     """An image classifier."""
 
-    classes: ClassVar[tuple[str, str, str]] = (
-        "AutoConfig",
-        "AutoModelForImageClassification",
-        "AutoImageProcessor",
-    )
+    classes = ("AutoConfig", "AutoModelForImageClassification", "AutoImageProcessor")
 
     @override
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from typing_extensions import override
@@ -67,7 +67,7 @@ def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
 class VisionLanguage(VisionLanguageOptions, Pretrained):
     """A vision-language model."""
 
-    classes: ClassVar[tuple[str, str, str]] = ("AutoConfig", "AutoModelForImageTextToText", "AutoProcessor")
+    classes = ("AutoConfig", "AutoModelForImageTextToText", "AutoProcessor")
 
     def __post_init__(self) -> None:
         if self.prompt is not None:
