@@ -6,7 +6,6 @@ import re
 import shutil
 import sys
 import textwrap
-from argparse import ArgumentParser
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from ecoflap.cli.arguments import PLACES
 from ecoflap.cli.choices import Choices, is_search_path
 from ecoflap.cli.descriptions import Description, described, summary_of
-from ecoflap.console.arguments import complain
+from ecoflap.console.arguments import ArgumentParser, complain
 from ecoflap.console.wrapping import wrapped
 from ecoflap.errors import FEW, UserError, did_you_mean, written
 from ecoflap.run import config as run_config

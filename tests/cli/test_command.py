@@ -62,6 +62,22 @@ def test_each_subcommand_has_help(
     assert [line for line in said.out.splitlines() if len(line) > 80] == []
 
 
+@pytest.mark.parametrize("name", [*command.SUBCOMMANDS, "report paired", "report recovery"])
+@pytest.mark.usefixtures("fresh_process")
+def test_each_subcommand_refuses_a_wrong_flag_in_one_line(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = command.main([*name.split(), "--nonesuch"])
+    except SystemExit as stopped:  # argparse's
+        code = int(str(stopped.code))
+    assert code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+
+
 @pytest.mark.parametrize("subcommand", ["", "status", "report", "cache", "convert"])
 def test_help_loads_neither_torch_nor_hydra(subcommand: str) -> None:
     finished = ecoflap(*subcommand.split(), "--help", python=("-X", "importtime"))
