@@ -1,19 +1,53 @@
-"""Examples that the harnesses report: what the log stores, and which metrics are means of their scores."""
+"""What the harnesses report: metrics, the scores of their examples, and what the prediction log stores."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isclose
 from statistics import fmean
 from typing import Any
 
 from ecoflap.evaluate.inputs import error_of_mean
 from ecoflap.evaluate.items import Items
+from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.storage.results.record import STANDARD_ERROR, first_metric
 
 Scores = dict[str, dict[str, dict[str, float]]]
 """{task: {metric: {document: score}}}."""
+
+
+def measured(
+    names: Sequence[str], measure: Callable[[str], dict[str, Any]], prediction_log: PredictionLog
+) -> tuple[dict[str, float], Scores]:
+    """Measure tasks one after the other; returns their metrics by task/metric, and the scores behind them.
+
+    Args:
+        names: the tasks or groups.
+        measure: returns ``metrics`` and ``scores`` of one of them, and ``samples``, the model's answers.
+        prediction_log: stores what it returns.
+    """
+    found = prediction_log.run([[name] for name in names], lambda batch: list(map(measure, batch)))
+    metrics = {name: value for one in found for name, value in one["metrics"].items()}
+    return metrics, {task: of_it for one in found for task, of_it in one["scores"].items()}
+
+
+def flatten(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Flatten a harness's results.
+
+    Args:
+        results: for each task its values by ``metric,filter``.
+
+    Returns:
+        Values by ``task/metric``, with the filter's name if there is one, and without standard errors.
+    """
+    flat = {}
+    for task, metrics in results.items():
+        for key, value in metrics.items():
+            metric, _, rule = key.partition(",")
+            if rule and isinstance(value, int | float) and "_stderr" not in metric:
+                flat[f"{task}/{metric}" if rule == "none" else f"{task}/{metric},{rule}"] = float(value)
+    return flat
 
 
 def reported(values: Mapping[str, float], task: str) -> dict[str, float]:
@@ -65,19 +99,19 @@ def errors(found: Scores) -> dict[str, float]:
     }
 
 
-def noted(metrics: Mapping[str, float], found: Scores) -> Items | None:
-    """The items of the first metric; None if that is not a mean over them, such as the mean of several tasks.
+def note(prediction_log: PredictionLog, metrics: Mapping[str, float], found: Scores) -> None:
+    """Note the items of the first metric, unless it is no mean over them, such as the mean of several tasks.
 
     Args:
+        prediction_log: of the model.
         metrics: by task/metric, on the harness's scale, where 1 is the most that an accuracy can be.
         found: the scores of their examples.
     """
     name = first_metric(metrics) or ""
     task, _, metric = name.partition("/")
-    values = found.get(task, {}).get(metric)
-    if values is None:
-        return None
-    return Items(name, [value / 100 for value in values.values()])  # a mean of items is taken for percent
+    if (values := found.get(task, {}).get(metric)) is not None:
+        each = [value / 100 for value in values.values()]  # a mean of items is taken for percent
+        prediction_log.note(Items(name, each))
 
 
 def logged(samples: Mapping[str, Sequence[Mapping[str, Any]]], *fields: str) -> dict[str, Any]:

@@ -7,15 +7,25 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from ecoflap.errors import NumericalError, UserError, require_positive
+from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.alone import alone
-from ecoflap.evaluate.harness_scores import directions, errors, logged, noted, reported, scores
-from ecoflap.evaluate.lm_eval_tasks import code_below, examples, fingerprint, read_task, task_manager
+from ecoflap.evaluate.harness_scores import (
+    directions,
+    errors,
+    flatten,
+    logged,
+    measured,
+    note,
+    reported,
+    scores,
+)
+from ecoflap.evaluate.harness_tasks import check_options, code_below, relevant
+from ecoflap.evaluate.lm_eval_tasks import examples, fingerprint, read_task, task_manager
 from ecoflap.evaluate.options import LmEvalOptions
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
@@ -27,15 +37,9 @@ class LmEval(LmEvalOptions):
     """Tasks or groups of the harness, or of the user's YAML files."""
 
     def __post_init__(self) -> None:
-        require_positive("task", self, "limit", "batch_size")
-        if not self.harness_tasks:
-            raise UserError(
-                "task.harness_tasks is empty; name tasks of the harness, such as [hellaswag,piqa]"
-            )
+        check_options(self, "the harness, such as [hellaswag,piqa]")
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise UserError(f"task.num_fewshot={self.num_fewshot} must be at least 0")
-        if self.include_path is not None and not Path(self.include_path).expanduser().is_dir():
-            raise UserError(f"task.include_path={self.include_path}: there is no such folder")
 
     def check_data(self, group: str) -> None:
         """Refuse tasks that can't be read.
@@ -123,12 +127,9 @@ class LmEvalEvaluation:
 
     def identity(self) -> dict[str, Any]:
         """Everything that the metrics depend on beside the model, and their directions."""
-        irrelevant = ("include_path", "batch_size", "name")
-        options = {name: value for name, value in asdict(self.task).items() if name not in irrelevant}
-        harness = {"metric": LM_EVAL, "version": version("lm_eval")}
         spread = {"examples": "evenly spaced"} if "samples" in self.examples else {}
-        inputs = {"inputs": self.inputs, **options, **spread}
-        return {**harness, **inputs, "higher_is_better": self.higher_is_better}
+        harness = {"metric": LM_EVAL, "version": version("lm_eval"), "inputs": self.inputs}
+        return {**harness, **relevant(self.task), **spread, "higher_is_better": self.higher_is_better}
 
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Metrics by task/metric, on the harness's scales, and the number of examples by task/samples.
@@ -136,15 +137,10 @@ class LmEvalEvaluation:
         If each of several tasks has an accuracy, their mean comes first.
         """
         names = self.task.harness_tasks
-        found = prediction_log.run(
-            [[name] for name in names], lambda batch: [self._measure(model, name) for name in batch]
-        )
-        every = {name: value for measured in found for name, value in measured["metrics"].items()}
+        every, by_task = measured(names, partial(self._measure, model), prediction_log)
         accuracies = [every[f"{name}/acc"] for name in names if f"{name}/acc" in every]
         mean = {"mean/acc": sum(accuracies) / len(names)} if len(accuracies) == len(names) > 1 else {}
-        by_task = {task: of_it for measured in found for task, of_it in measured["scores"].items()}
-        if (items := noted(mean | every, by_task)) is not None:
-            prediction_log.note(items)
+        note(prediction_log, mean | every, by_task)
         return mean | every | errors(by_task)
 
     def _measure(self, model: PrunableModel, name: str) -> dict[str, Any]:
@@ -200,24 +196,6 @@ def has_nan(answers: Any) -> bool:
     if isinstance(answers, list):
         return any(map(has_nan, answers))
     return isinstance(answers, float) and math.isnan(answers)
-
-
-def flatten(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Flatten the harness's results.
-
-    Args:
-        results: for each task its values by ``metric,filter``.
-
-    Returns:
-        Values by ``task/metric``, with the filter's name if there is one.
-    """
-    flat = {}
-    for task, metrics in results.items():
-        for key, value in metrics.items():
-            metric, _, rule = key.partition(",")
-            if rule and isinstance(value, int | float) and not metric.endswith("_stderr"):
-                flat[f"{task}/{metric}" if rule == "none" else f"{task}/{metric},{rule}"] = float(value)
-    return flat
 
 
 def harness_model(model: PrunableModel, pictures: bool, batch_size: int) -> Any:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Mapping
 from inspect import signature
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ecoflap.data.image_in_memory import image_digest
 from ecoflap.errors import UserError, did_you_mean
+from ecoflap.evaluate.harness_tasks import settings_of, shown, unreadable
 from ecoflap.evaluate.inputs import spread
-from ecoflap.storage.cache.code import folder_hash
 from ecoflap.storage.installation import install_extra
-
-ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-"""Of a function in memory, which changes from run to run."""
 
 
 def task_manager(include_path: str | None) -> Any:
@@ -56,10 +50,7 @@ def read_task(manager: Any, name: str) -> dict[str, Any]:
     try:
         members: dict[str, Any] = manager.load([name])["tasks"]
     except Exception as error:
-        raise UserError(
-            f"task.harness_tasks: {name} could not be read ({type(error).__name__}: {error}); unset"
-            " HF_HUB_OFFLINE while online, or choose tasks whose data are here"
-        ) from error
+        raise unreadable(name, error) from error
     return members
 
 
@@ -91,27 +82,6 @@ def examples(members: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
         return {"limit": limit}
     places = {name: range(len(member.eval_docs)) for name, member in members.items()}
     return {"samples": {name: spread(of_it, min(limit, len(of_it)), name) for name, of_it in places.items()}}
-
-
-def code_below(include_path: str | None) -> str:
-    """A hash of the Python files in a folder of tasks, which their settings call; empty without a folder."""
-    return "" if include_path is None else folder_hash(Path(include_path).expanduser())
-
-
-def settings_of(config: Mapping[str, Any]) -> str:
-    """How a task asks and scores, but for the number of examples, which is an option of the run."""
-    asked = {name: value for name, value in config.items() if name != "num_fewshot"}
-    return ADDRESS.sub("", json.dumps(asked, sort_keys=True, default=str))
-
-
-def shown(picture: Any) -> bytes:
-    """What a document shows, as bytes: of a Pillow image a hash that tells palettes apart."""
-    from PIL import Image
-
-    if isinstance(picture, Image.Image):
-        return image_digest(picture).encode()
-    content: bytes = picture.tobytes() if hasattr(picture, "tobytes") else repr(picture).encode()
-    return content
 
 
 def pictures_of(task: Any, document: Any) -> list[Any]:

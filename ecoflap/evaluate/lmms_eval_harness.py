@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.alone import alone
-from ecoflap.evaluate.harness_scores import Scores, directions, errors, logged, noted, reported, scores
-from ecoflap.evaluate.inputs import interface_settings
-from ecoflap.evaluate.lm_eval_harness import flatten
-from ecoflap.evaluate.lm_eval_tasks import code_below
+from ecoflap.evaluate.harness_scores import (
+    Scores,
+    directions,
+    errors,
+    flatten,
+    logged,
+    measured,
+    note,
+    reported,
+    scores,
+)
+from ecoflap.evaluate.harness_tasks import check_options, code_below, relevant
+from ecoflap.evaluate.inputs import error_of_mean, interface_settings
 from ecoflap.evaluate.lmms_eval_model import harness_model
 from ecoflap.evaluate.lmms_eval_tasks import fingerprint, members, read_tasks, task_manager
 from ecoflap.evaluate.options import LmmsEvalOptions
@@ -34,11 +43,7 @@ class LmmsEval(LmmsEvalOptions):
     """Tasks or groups of lmms-eval, or of the user's YAML files."""
 
     def __post_init__(self) -> None:
-        require_positive("task", self, "limit", "batch_size")
-        if not self.harness_tasks:
-            raise UserError("task.harness_tasks is empty; name tasks of lmms-eval, such as [pope,chartqa]")
-        if self.include_path is not None and not Path(self.include_path).expanduser().is_dir():
-            raise UserError(f"task.include_path={self.include_path}: there is no such folder")
+        check_options(self, "lmms-eval, such as [pope,chartqa]")
 
     def check_data(self, group: str) -> None:
         """Refuse tasks that can't be read.
@@ -95,10 +100,8 @@ class LmmsEvalEvaluation:
 
     def identity(self) -> dict[str, Any]:
         """Everything that the metrics depend on beside the model, and their directions."""
-        irrelevant = ("include_path", "batch_size", "name")
-        options = {name: value for name, value in asdict(self.task).items() if name not in irrelevant}
-        harness = {"metric": LMMS_EVAL, "version": version("lmms_eval")}
-        return {**harness, "inputs": self.inputs, **options, "higher_is_better": self.higher_is_better}
+        harness = {"metric": LMMS_EVAL, "version": version("lmms_eval"), "inputs": self.inputs}
+        return {**harness, **relevant(self.task), "higher_is_better": self.higher_is_better}
 
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Metrics by task/metric, on the harness's scales, and the number of examples by task/samples.
@@ -107,15 +110,9 @@ class LmmsEvalEvaluation:
         paired by example: ``task/metric_change``, with its standard error ``task/metric_change_error``.
         """
         model.module.eval()
-        names = self.task.harness_tasks
-        found = prediction_log.run(
-            [[name] for name in names], lambda batch: [self._measure(model, name) for name in batch]
-        )
-        every = {name: value for measured in found for name, value in measured["metrics"].items()}
-        by_task = {task: of_it for measured in found for task, of_it in measured["scores"].items()}
+        every, by_task = measured(self.task.harness_tasks, partial(self._measure, model), prediction_log)
         every |= changes(dense_scores(prediction_log.file), by_task)
-        if (items := noted(every, by_task)) is not None:
-            prediction_log.note(items)
+        note(prediction_log, every, by_task)
         return every | errors(by_task)
 
     def _measure(self, model: PrunableModel, name: str) -> dict[str, Any]:
@@ -141,7 +138,7 @@ class LmmsEvalEvaluation:
         samples, values = found["samples"], flatten(found["results"])
         counts = {f"{task}/samples": float(len(of_it)) for task, of_it in samples.items()}
         return {
-            "metrics": {name: value for name, value in values.items() if "_stderr" not in name} | counts,
+            "metrics": values | counts,
             "scores": {task: scores(of_it, reported(values, task)) for task, of_it in samples.items()},
             "samples": logged(samples, "doc_id", "target", "filtered_resps"),
         }
@@ -170,5 +167,5 @@ def changes(dense: Scores, pruned: Scores) -> dict[str, float]:
             differences = [values[document] - before[document] for document in values]
             found[f"{task}/{metric}_change"] = fmean(differences)
             if len(differences) > 1:
-                found[f"{task}/{metric}_change_error"] = stdev(differences) / len(differences) ** 0.5
+                found[f"{task}/{metric}_change_error"] = error_of_mean(differences)
     return found

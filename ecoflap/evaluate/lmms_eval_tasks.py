@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.errors import UserError, did_you_mean
-from ecoflap.evaluate.lm_eval_tasks import settings_of, shown
+from ecoflap.evaluate.harness_tasks import settings_of, shown, unreadable
 from ecoflap.storage.installation import install_extra
 
 PACKAGE = "lmms-eval>=0.7.3,<0.8"
@@ -65,10 +65,7 @@ def read_tasks(manager: Any, name: str) -> dict[Any, Any]:
     try:
         found: dict[Any, Any] = get_task_dict([name], manager, "simple")
     except Exception as error:
-        raise UserError(
-            f"task.harness_tasks: {name} could not be read ({type(error).__name__}: {error}); unset"
-            " HF_HUB_OFFLINE while online, or choose tasks whose data are here"
-        ) from error
+        raise unreadable(name, error) from error
     for member, task in members(found).items():
         if task.OUTPUT_TYPE not in READ:
             raise UserError(

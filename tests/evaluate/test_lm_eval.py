@@ -17,7 +17,8 @@ from PIL import Image
 from torch import nn
 
 from ecoflap.errors import NumericalError, UserError
-from ecoflap.evaluate.lm_eval_harness import LmEval, by_filter, flatten, untied
+from ecoflap.evaluate.harness_scores import flatten
+from ecoflap.evaluate.lm_eval_harness import LmEval, by_filter, untied
 from ecoflap.evaluate.lm_eval_tasks import examples
 from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
@@ -319,6 +320,7 @@ def test_flatten_names_filters_and_leaves_standard_errors_out() -> None:
         "alias": "one",
         "acc,none": 0.5,
         "acc_stderr,none": 0.1,
+        "acc_stderr_clt,none": 0.1,
         "acc_norm,none": "N/A",
         "exact_match,strict-match": 1,
     }
