@@ -32,7 +32,7 @@ def harness_model(model: PrunableModel, batch_size: int) -> Any:
     from lmms_eval.api.instance import GenerationResult
     from lmms_eval.api.model import lmms
 
-    class Live(lmms):  # type: ignore[misc]
+    class InMemory(lmms):  # type: ignore[misc]
         """Answers requests of lmms-eval."""
 
         is_simple = True
@@ -41,7 +41,7 @@ def harness_model(model: PrunableModel, batch_size: int) -> Any:
 
         def generate_until(self, requests: Sequence[Any]) -> list[str]:
             """The answers, greedy or by beams as the task says."""
-            return Asker(model, batch_size).answers([(self._row(one, 2), one.args[1]) for one in requests])
+            return answers(model, [(self._row(one, 2), one.args[1]) for one in requests], batch_size)
 
         def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
             """The loss of each answer: lmms-eval takes the choice with the smallest number.
@@ -61,7 +61,7 @@ def harness_model(model: PrunableModel, batch_size: int) -> Any:
             shown = show(self.task_dict[name][split][request.args[place + 1]])
             return question(text, shown or [], target)
 
-    return Live()
+    return InMemory()
 
 
 def question(text: str, pictures: Sequence[Any], target: str = "") -> Conversation:
@@ -88,44 +88,43 @@ def loss_of(model: PrunableModel, row: Conversation) -> float:
         return float(finite(model.loss({name: tensor[None] for name, tensor in sample.items()}))[0])
 
 
-class Asker:
-    """Asks a model questions: those about one picture in batches, all others one by one."""
+@torch.no_grad()
+def answers(
+    model: PrunableModel, asked: Sequence[tuple[Conversation, Mapping[str, Any]]], batch_size: int
+) -> list[str]:
+    """The model's answers to questions: those about one picture in batches, all others one by one.
 
-    def __init__(self, model: PrunableModel, batch_size: int) -> None:
-        self.model, self.batch_size = model, batch_size
+    Args:
+        model: a model that writes about pictures.
+        asked: questions, each with the task's options of generation.
+        batch_size: questions about one picture per generation.
+    """
+    found: dict[int, str] = {}
+    for options, places in _grouped([options for _, options in asked]):
+        singles = [place for place in places if len(asked[place][0].images) == 1]
+        others = [[place] for place in places if len(asked[place][0].images) != 1]
+        for batch in [*parts(singles, batch_size), *others]:
+            written = _written(model, [asked[place][0] for place in batch], generation_of(options))
+            found |= {place: cut(one, options) for place, one in zip(batch, written, strict=True)}
+    return [found[place] for place in range(len(asked))]
 
-    @torch.no_grad()
-    def answers(self, asked: Sequence[tuple[Conversation, Mapping[str, Any]]]) -> list[str]:
-        """The answers to questions.
 
-        Args:
-            asked: questions, each with the task's options of generation.
-        """
-        found: dict[int, str] = {}
-        for options, places in _grouped([options for _, options in asked]):
-            singles = [place for place in places if len(asked[place][0].images) == 1]
-            others = [[place] for place in places if len(asked[place][0].images) != 1]
-            for batch in [*parts(singles, self.batch_size), *others]:
-                written = self._written([asked[place][0] for place in batch], generation_of(options))
-                found |= {place: cut(one, options) for place, one in zip(batch, written, strict=True)}
-        return [found[place] for place in range(len(asked))]
+def _written(model: PrunableModel, rows: Sequence[Conversation], generation: Generation) -> list[str]:
+    """The answers to questions, see ``Replies``.
 
-    def _written(self, rows: Sequence[Conversation], generation: Generation) -> list[str]:
-        """The answers to questions, see ``Replies``.
-
-        Raises:
-            UserError: if the model reads one picture at a time, and a question has none, or several.
-        """
-        interface = self.model.interface
-        if isinstance(interface, Replies):
-            return interface.reply(self.model, rows, generation)
-        if (count := len(rows[0].images)) != 1:
-            raise UserError(
-                f"{OPTION}: a question has {count} pictures, and {self.model.name} reads one at a time;"
-                " choose another task"
-            )
-        answers: list[str] = interface.answer(self.model, [row.example() for row in rows], generation)
-        return answers
+    Raises:
+        UserError: if the model reads one picture at a time, and a question has none, or several.
+    """
+    interface = model.interface
+    if isinstance(interface, Replies):
+        return interface.reply(model, rows, generation)
+    if (count := len(rows[0].images)) != 1:
+        raise UserError(
+            f"{OPTION}: a question has {count} pictures, and {model.name} reads one at a time; choose another"
+            " task"
+        )
+    written: list[str] = interface.answer(model, [row.example() for row in rows], generation)
+    return written
 
 
 def _grouped(options: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[int]]]:

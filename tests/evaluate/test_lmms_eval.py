@@ -21,7 +21,7 @@ from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate import lmms_eval_tasks
 from ecoflap.evaluate.harness_scores import reported, scores
 from ecoflap.evaluate.lmms_eval_harness import LmmsEval, changes, dense_scores
-from ecoflap.evaluate.lmms_eval_model import Asker, cut, generation_of, loss_of, question
+from ecoflap.evaluate.lmms_eval_model import answers, cut, generation_of, loss_of, question
 from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
@@ -254,7 +254,7 @@ def test_a_model_that_reads_one_picture_refuses_more(model: PrunableModel) -> No
         def answer(self, *_: Any) -> list[str]:
             return ["circle"]
 
-    asker = Asker(replace(model, interface=Describer()), 2)
-    assert asker.answers([(question("what ?", [picture(0)]), {})]) == ["circle"]
+    describer = replace(model, interface=Describer())
+    assert answers(describer, [(question("what ?", [picture(0)]), {})], 2) == ["circle"]
     with pytest.raises(UserError, match=r"has 2 pictures, and .* reads one at a time"):
-        asker.answers([(question("what ?", [picture(0)] * 2), {})])
+        answers(describer, [(question("what ?", [picture(0)] * 2), {})], 2)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ecoflap.evaluate.lmms_eval_model import Asker, question
+from ecoflap.evaluate.lmms_eval_model import answers, question
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.vlm.vlm import VisionLanguage
 from ecoflap.storage.results import Result
@@ -56,7 +56,7 @@ def test_answers_are_those_of_transformers_alone(name: str, brief: str | None) -
     model = VisionLanguage("anything", brief=brief, chat=chat).from_module(module, processor, Selection())
     shown = [[0], [1], [2, 3], [], [4]]
     rows = [question(ASKED, [picture(number) for number in numbers]) for numbers in shown]
-    found = Asker(model, 2).answers([(row, OPTIONS) for row in rows])
+    found = answers(model, [(row, OPTIONS) for row in rows], batch_size=2)
     assert found == [written(module, processor, numbers, chat) for numbers in shown]
 
 
