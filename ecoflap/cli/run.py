@@ -21,7 +21,7 @@ from ecoflap.console.arguments import complain
 from ecoflap.console.wrapping import wrapped
 from ecoflap.errors import NumericalError, SweepFailed, UserError
 from ecoflap.run import config as run_config
-from ecoflap.run import invocation, refusals
+from ecoflap.run import invocation, new_folders, refusals
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.installation import conf_folder
 
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
             return 1
         complain(message)
-        refusals.remove_refused_sweeps()
+        new_folders.remove_refused_sweeps()
         return error.code if isinstance(error, SweepFailed) else 2
     return 0
 
@@ -81,7 +81,7 @@ def job(config: DictConfig) -> float | None:
     except Exception as error:
         _fail(error)
     if result is None:
-        refusals.remove_empty_run(folder)
+        new_folders.remove_empty_run(folder)
         return None
     return result.headline()
 
@@ -99,9 +99,9 @@ def _fail(error: Exception) -> NoReturn:
     if message is None:
         raise error
     folder = Path(HydraConfig.get().runtime.output_dir)
-    stopped = refusals.is_resumable(folder) and not (folder / RESULT).exists()
+    stopped = new_folders.is_resumable(folder) and not (folder / RESULT).exists()
     changed = isinstance(error, UserError | NumericalError)
     rest = f"; {invocation.how_to_resume(changed)}" if stopped else ""
     log.error("%s%s", message, rest)
-    refusals.remove_empty_run(folder)
+    new_folders.remove_empty_run(folder)
     sys.exit(2)

@@ -22,11 +22,11 @@ from ecoflap.models.offload.weight_memory import show_weights
 from ecoflap.run.closing import show_closing, show_in_tracker
 from ecoflap.run.folder import claimed, discard_products
 from ecoflap.run.invocation import given_options, record_command, sweep_name
+from ecoflap.run.new_folders import stays
 from ecoflap.run.outcome import conclude
 from ecoflap.run.plan import Plan, make_plan, unused
 from ecoflap.run.plan.automatic import settle
 from ecoflap.run.plan.parts import make
-from ecoflap.run.refusals import stays
 from ecoflap.run.show import show_layers, show_metrics, show_model
 from ecoflap.run.state import RunState
 from ecoflap.run.steps import coarse, prepare

@@ -19,7 +19,8 @@ from ecoflap.cli import command
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.run import config as run_config
 from ecoflap.run import pipeline
-from ecoflap.run.refusals import RunFolder, describe, remove_empty_run, stays
+from ecoflap.run.new_folders import RunFolder, remove_empty_run, stays
+from ecoflap.run.refusals import describe
 from ecoflap.storage.file_names import BLOCKS, LEASE
 from ecoflap.storage.installation import conf_folder
 from tests.refusals.conftest import mode_of_overrides
