@@ -99,10 +99,11 @@ def collect_garbage(root: Path, max_bytes: int) -> tuple[int, int]:
         with suppress(FileNotFoundError):  # a lease that was released meanwhile
             if time.time() - left.stat().st_mtime > ABANDONED:
                 discard(left) if left.is_dir() else left.unlink()
-    known = list(entries(root))
+    known = list(entries(root))  # the longest unused first
+    problems = {info.path: problem(info) for info in known}
     total, removed = sum(info.size for info in known), 0
-    for info in sorted(known, key=lambda info: (problem(info) is None, info.used)):
-        if total <= max_bytes and problem(info) is None:
+    for info in sorted(known, key=lambda info: problems[info.path] is None):
+        if total <= max_bytes and problems[info.path] is None:
             break
         discard(info.path)
         total, removed = total - info.size, removed + 1
