@@ -18,9 +18,17 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.shared_memory import share_memory
 from ecoflap.storage.bitmask.forms import DENSE, FORMS
 from ecoflap.storage.checkpoint import write_checkpoint
-from ecoflap.storage.file_names import ALLOCATION, BITMASK_INDEX, CARD, RECIPE, RESULT, SCORES, WEIGHTS_INDEX
+from ecoflap.storage.file_names import (
+    ALLOCATION,
+    BITMASK_INDEX,
+    CARD,
+    MASKS,
+    RECIPE,
+    RESULT,
+    SCORES,
+    WEIGHTS_INDEX,
+)
 from ecoflap.storage.files import beside, remove_abandoned, write_json
-from ecoflap.storage.masks import FILE_NAME as MASKS
 from ecoflap.storage.processor_files import processor_files
 from ecoflap.storage.results.sparsity import read_layers
 from ecoflap.storage.saved_model import foreign_weights, usual_dtype, weight_files

@@ -16,8 +16,7 @@ from ecoflap.models.loading.conversion import saved_form
 from ecoflap.storage.bitmask.convert import rewrite
 from ecoflap.storage.bitmask.forms import DENSE
 from ecoflap.storage.disk_space import writing
-from ecoflap.storage.file_names import CHECKPOINT
-from ecoflap.storage.masks import FILE_NAME as MASKS
+from ecoflap.storage.file_names import CHECKPOINT, MASKS
 from ecoflap.storage.masks import PackedMasks, Rows, save_masks
 from ecoflap.storage.saved_model import open_checkpoint
 from ecoflap.storage.tensor_files import TensorFiles

@@ -24,6 +24,7 @@ HYDRA = ".hydra"
 # Beside a saved model.
 CARD = "README.md"
 RECIPE = "recipe.yaml"
+MASKS = "masks.safetensors"
 
 # In the folder of a model that save_pretrained wrote: its weights, or the index of several files with them.
 WEIGHTS_FILE = "model.safetensors"

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ecoflap.storage.file_names import MASKS
 from ecoflap.storage.files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FILE_NAME = "masks.safetensors"
 FORMAT = "ecoflap-masks-1"
 
 
@@ -137,7 +137,7 @@ class MaskFile:
 
         if not Path(path).is_file():
             raise FileNotFoundError(
-                f"no mask file at {path}: masks are saved beside the pruned checkpoint as masks.safetensors"
+                f"no mask file at {path}: masks are saved beside the pruned checkpoint as {MASKS}"
             )
         try:
             self._file: Any = safe_open(str(path), framework="pt")

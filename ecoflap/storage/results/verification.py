@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecoflap.storage.file_names import RESULT
-from ecoflap.storage.masks import FILE_NAME as MASKS
+from ecoflap.storage.file_names import MASKS, RESULT
 from ecoflap.storage.masks import MaskFile, Rows
 from ecoflap.storage.results.record import Result
 from ecoflap.storage.results.sparsity import LayerCount, read_layers, sparsity_section

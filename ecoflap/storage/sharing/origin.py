@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ecoflap.storage.file_names import RECIPE, RESULT
-from ecoflap.storage.masks import FILE_NAME as MASKS
+from ecoflap.storage.file_names import MASKS, RECIPE, RESULT
 from ecoflap.storage.results.record import Result
 from ecoflap.storage.results.sources import own_parts
 from ecoflap.storage.sharing.base_model import shown_path
