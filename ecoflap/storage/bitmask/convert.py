@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -26,13 +25,6 @@ from ecoflap.storage.tensor_files import LavisFile, TensorFiles
 
 SHARD_BYTES = 2**30
 """The most dense bytes of a shard, unless one tensor is larger."""
-
-
-class Plan(NamedTuple):
-    """The tensors of one file of the new checkpoint."""
-
-    file: str
-    names: list[str]
 
 
 def convert(folder: Path, out: Path, form: str) -> None:
@@ -109,19 +101,19 @@ def rewrite(folder: Path, target: Path, form: str) -> None:
         if isinstance(source, LavisFile):
             raise UserError(f"{folder} holds a model in LAVIS' format ({LAVIS}), which has no other form")
         shapes = _shapes(source, folder, form)
-        plans = plan_shards(shapes, dense_name if form == DENSE else shard_name)
-        _prepare(target, {plan.file for plan in plans})
+        shards = plan_shards(shapes, dense_name if form == DENSE else shard_name)
+        _prepare(target, shards.keys())
         _copy_others(folder, target)
-        for plan in plans:
-            path = target / plan.file
-            if form == DENSE and not _is_written_dense(path, plan.names, source):
-                _write_dense(path, {name: shapes[name] for name in plan.names}, source)
-            elif form != DENSE and not _is_written(path, plan.names, source, form == CODED):
-                write_shard(path, plan.names, source.read, form == CODED)
+        for file, names in shards.items():
+            path = target / file
+            if form == DENSE and not _is_written_dense(path, names, source):
+                _write_dense(path, {name: shapes[name] for name in names}, source)
+            elif form != DENSE and not _is_written(path, names, source, form == CODED):
+                write_shard(path, names, source.read, form == CODED)
         if form == DENSE:
-            _write_dense_index(target, plans, shapes)
+            _write_dense_index(target, shards, shapes)
         else:
-            write_index(target, {plan.file: found_shard(target / plan.file) for plan in plans})
+            write_index(target, {file: found_shard(target / file) for file in shards})
 
 
 def _shapes(source: TensorFiles, folder: Path, form: str) -> dict[str, Tensor]:
@@ -136,8 +128,8 @@ def _shapes(source: TensorFiles, folder: Path, form: str) -> dict[str, Tensor]:
         raise UserError(f"{folder} can't be written in the form {form}: {error}") from error
 
 
-def plan_shards(shapes: Mapping[str, Tensor], name: Callable[[int, int], str]) -> list[Plan]:
-    """Which tensors each file gets, by their dense sizes alone, so that an interrupted save finds its files.
+def plan_shards(shapes: Mapping[str, Tensor], name: Callable[[int, int], str]) -> dict[str, list[str]]:
+    """{file: its tensors}, by their dense sizes alone, so that an interrupted save finds its files.
 
     Args:
         shapes: {tensor: one of its shape and dtype}.
@@ -151,7 +143,7 @@ def plan_shards(shapes: Mapping[str, Tensor], name: Callable[[int, int], str]) -
             used = 0
         groups[-1].append(tensor)
         used += like.nbytes
-    return [Plan(name(number, len(groups)), names) for number, names in enumerate(groups, start=1)]
+    return {name(number, len(groups)): names for number, names in enumerate(groups, start=1)}
 
 
 def dense_name(number: int, of: int) -> str:
@@ -159,7 +151,7 @@ def dense_name(number: int, of: int) -> str:
     return WEIGHTS_FILE if of == 1 else f"model-{number:05d}-of-{of:05d}.safetensors"
 
 
-def _prepare(target: Path, files: set[str]) -> None:
+def _prepare(target: Path, files: Set[str]) -> None:
     """Make the folder; of what an interrupted call left there, only shards stay."""
     target.mkdir(parents=True, exist_ok=True)
     for path in target.iterdir():
@@ -220,11 +212,13 @@ def _write_dense(path: Path, shapes: Mapping[str, Tensor], source: TensorFiles) 
         write_in_parts(temporary, shapes, lambda name: [source.read(name)])
 
 
-def _write_dense_index(target: Path, plans: Sequence[Plan], shapes: Mapping[str, Tensor]) -> None:
+def _write_dense_index(
+    target: Path, shards: Mapping[str, Sequence[str]], shapes: Mapping[str, Tensor]
+) -> None:
     """Write the index of several dense shards; a single one needs none."""
-    if len(plans) == 1:
+    if len(shards) == 1:
         return
-    file_of = {name: plan.file for plan in plans for name in plan.names}
+    file_of = {name: file for file, names in shards.items() for name in names}
     total = sum(like.nbytes for like in shapes.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(file_of.items()))}
     write_json(target / WEIGHTS_INDEX, index)
