@@ -14,6 +14,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.loading.options import OFFLOAD
 from ecoflap.run import registry, tables
 from ecoflap.run.invocation import run_label, sweep_name
+from ecoflap.storage.cache.store import MODES
 from ecoflap.storage.file_names import CACHE
 from ecoflap.storage.installation import package_origin
 
@@ -93,7 +94,7 @@ class RunConfig:
     inspect: bool = False
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     cache: str = CACHE
-    cache_mode: str = field(default="use", metadata={"choices": ("use", "refresh", "readonly", "off")})
+    cache_mode: str = field(default="use", metadata={"choices": MODES})
     resume: bool = True
 
 

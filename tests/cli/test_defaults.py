@@ -13,8 +13,7 @@ from ecoflap.cli.choices import Choices
 from ecoflap.data.captions import layouts
 from ecoflap.data.captions import options as captions
 from ecoflap.run import registry, tables
-from ecoflap.run.config import METHODS, RunConfig, register
-from ecoflap.storage.cache.store import Mode
+from ecoflap.run.config import METHODS, register
 from tests.cli.conftest import ROOT, composed
 
 register()
@@ -112,5 +111,4 @@ def test_allowed_names_are_those_that_are_checked() -> None:
         found: tuple[str, ...] = owner.__dataclass_fields__[option].metadata["choices"]  # type: ignore[attr-defined]
         return found
 
-    assert choices(RunConfig, "cache_mode") == Mode.__args__  # type: ignore[attr-defined]
     assert choices(captions.CaptionSourceOptions, "layout") == tuple(layouts.LAYOUTS)

@@ -111,7 +111,7 @@ def test_modes(tmp_path: Path) -> None:
 
 def test_unknown_mode_and_key_that_is_not_json(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cache_mode=always is not known; .* use, refresh, readonly, off$"):
-        Store(tmp_path, "always")  # type: ignore[arg-type]
+        Store(tmp_path, "always")
     with pytest.raises(TypeError, match="plain JSON"):
         Store(tmp_path).get_or_compute("score", {"path": tmp_path}, lambda: 1)
 

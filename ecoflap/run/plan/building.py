@@ -125,4 +125,4 @@ def make_store(folder: str, mode: str) -> Store:
             f"cache={folder} is not a folder; choose another place, such as cache={RunConfig.cache}, or"
             " cache_mode=off"
         )
-    return SharedStore(Path(folder), mode)  # type: ignore[arg-type]
+    return SharedStore(Path(folder), mode)

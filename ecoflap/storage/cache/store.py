@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from ecoflap.errors import require_choice
 from ecoflap.storage.cache.entries import AS_JSON, Codec, key_hash, mark_used, read_entry, write_entry
@@ -22,7 +22,7 @@ from ecoflap.storage.lease import Lease
 
 log = logging.getLogger(__name__)
 
-Mode = Literal["use", "refresh", "readonly", "off"]
+MODES = ("use", "refresh", "readonly", "off")
 POLL = 0.2  # seconds between checks of an entry that another run computes
 
 
@@ -38,7 +38,7 @@ class Store:
     """
 
     root: Path
-    mode: Mode = "use"
+    mode: str = "use"
     level: int = logging.INFO
     _write_failed: bool = field(default=False, init=False, repr=False)
 
@@ -49,7 +49,7 @@ class Store:
             UserError: if the mode is none of the four.
         """
         self.root = Path(self.root)
-        require_choice("cache_mode", self.mode, get_args(Mode))
+        require_choice("cache_mode", self.mode, MODES)
 
     def get_or_compute(
         self, stage: str, key: Mapping[str, JSON], compute: Callable[[], Any], codec: Codec = AS_JSON
