@@ -29,9 +29,8 @@ from ecoflap.storage.file_names import (
     WEIGHTS_INDEX,
 )
 from ecoflap.storage.files import beside, remove_abandoned, write_json
-from ecoflap.storage.processor_files import processor_files
 from ecoflap.storage.results.sparsity import read_layers
-from ecoflap.storage.saved_model import foreign_weights, usual_dtype, weight_files
+from ecoflap.storage.saved_model import foreign_weights, processor_files, usual_dtype, weight_files
 from ecoflap.storage.sharing.card import has_own_card
 from ecoflap.storage.sharing.describe import describe
 

@@ -1,4 +1,4 @@
-"""Read a saved model one tensor at a time: safetensors, a bitmask checkpoint, or a file in LAVIS' format."""
+"""The folder of a saved model: open its checkpoint, and tell weights, adapters and other files apart."""
 
 from __future__ import annotations
 
@@ -40,6 +40,30 @@ FOREIGN_WEIGHTS = tuple(
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER = (ADAPTER_CONFIG, "adapter_model*.safetensors", "adapter_model*.bin")
 """Patterns of the files of a peft adapter, which ``from_pretrained`` adds to the model beside them."""
+PROCESSOR_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "tekken.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "audio_tokenizer_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+)
+"""Patterns of the files that transformers' tokenizers and processors write.
+
+Files that only a few tokenizers know are not among them, as no other tokenizer reads those.
+"""
 
 
 def open_checkpoint(folder: Path) -> AbstractContextManager[TensorFiles]:
@@ -108,7 +132,17 @@ def foreign_weights(folder: Path) -> list[Path]:
     Those of an adapter are among them if its config is there, without which nothing loads them.
     """
     adapter = ADAPTER if (folder / ADAPTER_CONFIG).is_file() else ()
-    found = (path for pattern in (*FOREIGN_WEIGHTS, *adapter) for path in folder.glob(pattern))
+    return _files(folder, (*FOREIGN_WEIGHTS, *adapter))
+
+
+def processor_files(folder: Path) -> list[Path]:
+    """The files of a tokenizer or processor in a folder, sorted."""
+    return _files(folder, PROCESSOR_FILES)
+
+
+def _files(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """The files in a folder that match one of some patterns, sorted."""
+    found = (path for pattern in patterns for path in folder.glob(pattern))
     return sorted(path for path in found if path.is_file())
 
 
