@@ -123,16 +123,16 @@ def _values(override: Override) -> Iterator[Any]:
 def _unknown_choice(override: Override, choices: Choices) -> str | None:
     """What is wrong with the option of ``group=option``."""
     line, group = str(override.input_line), override.key_or_group
-    options, noun = choices.options(group), group
+    options = choices.options(group)
     for value in _values(override) if not override.is_delete() else ():
         if isinstance(value, list) and value and all(item in options for item in value):
             sweep = f"-m {group}={','.join(value)}"
-            return f"{line}: a run has one {noun}; choose one, or sweep over them with {sweep}"
+            return f"{line}: a run has one {group}; choose one, or sweep over them with {sweep}"
         if isinstance(value, str) and value in options:
             continue
         asked = written(value)
         suite = override.package is not None and override.package.startswith("task.tasks.")
-        start = f"{group if suite else override.get_key_element()}={asked}: there is no {noun} {asked!r}; "
+        start = f"{group if suite else override.get_key_element()}={asked}: there is no {group} {asked!r}; "
         if inside := [name for name in options if name.startswith(f"{asked}/")]:
             return f"{start}{asked} is a folder of several: {', '.join(inside[:FEW])}"
         if (group, asked) == ("allocation", "uniform"):
@@ -147,7 +147,6 @@ def _misplaced(override: Override, choices: Choices) -> str | None:
     None if the error is in the option's file, which Hydra describes itself.
     """
     line, group = str(override.input_line), override.key_or_group
-    noun = group
     try:
         choices.compose([line])
     except MissingConfigException:  # the chosen file wants another one, and Hydra names both
@@ -155,9 +154,9 @@ def _misplaced(override: Override, choices: Choices) -> str | None:
     except HydraException:
         one = f"{group}={line.partition('=')[2]}"
         if override.package is not None:
-            return f"{line}: {override.package or 'an empty text'} is not a place for a {noun}; write {one}"
+            return f"{line}: {override.package or 'an empty text'} is not a place for a {group}; write {one}"
         if override.is_add() or override.is_force_add():
-            return f"{line}: a run has one {noun}; leave the plus out: {one}"
+            return f"{line}: a run has one {group}; leave the plus out: {one}"
         if override.is_delete():
             return f"{line}: there is nothing to remove; leave it out"
         return f"{line}: {group} is not in the config; prefix it with + to add it: +{line}"
