@@ -157,34 +157,44 @@ def check(overrides: list[str], config_dir: str | None = None) -> None:
         choices.check_headers(overrides)
     for place, override in enumerate(overrides):
         match = OPTION.fullmatch(override)
-        before = overrides[place - 1] if place else ""
         if match is None or (match["equals"] is None and match["sign"] != "~"):
+            before = overrides[place - 1] if place else ""
             after = overrides[place + 1] if place + 1 < len(overrides) else ""
             raise UserError(_no_value(override, before, after))
-        key, value = match["key"], match["value"]
         check_key(override, match, config_dir, overrides)
-        if match["sign"] == "~" and key in METHODS:
-            others = f"{key}=OPTION{WITHOUT.get(key, '')}"
-            raise UserError(f"{override} removes a required group; choose another with {others}")
-        if match["sign"] in ("+", "++") and key in METHODS and not value.startswith(("[", "{")):
-            raise UserError(f"{override}: a run has one {key}; leave the plus out: {key}={value}")
-        if key in METHODS and key != "task" and value.startswith("["):
-            sweep = f"-m {key}={value.strip('[]')}"
-            raise UserError(f"{override}: a run has one {key}; choose one, or sweep over them with {sweep}")
-        if key in ("hydra.launcher", "hydra.sweeper"):
-            cluster = ", or cluster=slurm or local" if "launcher" in key else ""
-            raise UserError(f"{override}: write {key.replace('.', '/')}={value}{cluster}")
-        if key in ("hydra.run.dir", "hydra.sweep.dir") and value in ("", "''", '""'):
-            raise UserError(
-                f"{override} names no folder, so the run would write into this one; give one: {key}=FOLDER"
-            )
-        if value.startswith("="):
-            raise UserError(f"{override} has one = too many: {key}={value.lstrip('=')}")
+        _check_notation(override, match)
+        key = match["key"]
         name = key if match["sign"] != "~" else f"~{key}"
         if given.get(name, override) != override:
             last = f"{override}, not {given[name]}"
             print(f"warning: {key} is given twice, and the last counts: {last}", file=sys.stderr)
         given[name] = override
+
+
+def _check_notation(override: str, match: re.Match[str]) -> None:
+    """Refuse signs, lists, separators and empty values that Hydra would accept or refuse less clearly.
+
+    Raises:
+        UserError: if there is one.
+    """
+    key, value = match["key"], match["value"]
+    if match["sign"] == "~" and key in METHODS:
+        others = f"{key}=OPTION{WITHOUT.get(key, '')}"
+        raise UserError(f"{override} removes a required group; choose another with {others}")
+    if match["sign"] in ("+", "++") and key in METHODS and not value.startswith(("[", "{")):
+        raise UserError(f"{override}: a run has one {key}; leave the plus out: {key}={value}")
+    if key in METHODS and key != "task" and value.startswith("["):
+        sweep = f"-m {key}={value.strip('[]')}"
+        raise UserError(f"{override}: a run has one {key}; choose one, or sweep over them with {sweep}")
+    if key in ("hydra.launcher", "hydra.sweeper"):
+        cluster = ", or cluster=slurm or local" if "launcher" in key else ""
+        raise UserError(f"{override}: write {key.replace('.', '/')}={value}{cluster}")
+    if key in ("hydra.run.dir", "hydra.sweep.dir") and value in ("", "''", '""'):
+        raise UserError(
+            f"{override} names no folder, so the run would write into this one; give one: {key}=FOLDER"
+        )
+    if value.startswith("="):
+        raise UserError(f"{override} has one = too many: {key}={value.lstrip('=')}")
 
 
 def check_key(override: str, match: re.Match[str], config_dir: str | None, overrides: Sequence[str]) -> None:
