@@ -16,6 +16,7 @@ import sys
 import traceback
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
@@ -35,6 +36,9 @@ from ecoflap.console.wrapping import paragraphs
 from ecoflap.errors import UserError
 from ecoflap.run import config as run_config
 from ecoflap.run import invocation
+
+if TYPE_CHECKING:
+    from ecoflap.run.plan import Plan
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -109,19 +113,7 @@ def show(config: DictConfig) -> float | None:
     if message := invocation.submits_without_sweep():
         raise UserError(message)
     plan = make_plan(config, Path(HydraConfig.get().run.dir))
-    chosen = HydraConfig.get().runtime.choices
-    shown = {group for group, name in chosen.items() if name and (group != "finetune" or plan.finetuner)}
-    settled = {"score": plan.record["score"]["name"], "allocation": plan.record["allocation"]["name"]}
-    names = {
-        group: named(config[group]) if chosen[group] == RECIPE else chosen[group]
-        for group in run_config.METHODS
-        if group in shown
-    }
-    rows = [(group, f"auto: {settled[group]}" if name == "auto" else name) for group, name in names.items()]
-    propagate = plan.config.propagate
-    rows += [("propagate", f"auto: {propagate}" if config.propagate == "auto" else propagate)]
-    rows += [("steps", ", ".join(plan.steps)), ("sparsity", f"{config.sparsity:g}")]
-    table(plan.name, ["part", "choice"], rows)
+    table(plan.name, ["part", "choice"], choices_of(plan, config))
     for line in unused(plan, invocation.given_options()):
         print(f"warning: {line}", file=sys.stderr)
     model = load_shapes(plan)
@@ -137,6 +129,25 @@ def show(config: DictConfig) -> float | None:
     seconds = show_times(plan, model)
     print("all checks passed")
     return seconds
+
+
+def choices_of(plan: Plan, config: DictConfig) -> list[tuple[str, str]]:
+    """(part, choice) of each part of a run, with what ``auto`` stands for.
+
+    Args:
+        plan: the plan of the run.
+        config: its config, in which ``auto`` is not settled.
+    """
+    chosen: Any = HydraConfig.get().runtime.choices
+    settled = {group: plan.record[group]["name"] for group in ("score", "allocation")}
+    rows = []
+    for group in run_config.METHODS:
+        if chosen.get(group) and (group != "finetune" or plan.finetuner is not None):
+            name = named(config[group]) if chosen[group] == RECIPE else chosen[group]
+            rows.append((group, f"auto: {settled[group]}" if name == "auto" else name))
+    propagate = plan.config.propagate
+    rows.append(("propagate", f"auto: {propagate}" if config.propagate == "auto" else propagate))
+    return [*rows, ("steps", ", ".join(plan.steps)), ("sparsity", f"{config.sparsity:g}")]
 
 
 def named(part: DictConfig) -> str:
