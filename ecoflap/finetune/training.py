@@ -16,7 +16,7 @@ import torch
 import transformers
 from accelerate.utils import patch_environment
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from typing_extensions import override
@@ -75,27 +75,11 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
             f"fine-tuning needs transformers 4.46 or newer, and {transformers.__version__} is installed here;"
             " install a newer one"
         )
-    device, model = job.model.device, job.model
-    shard = schedule.shard and size() > 1
+    model, shard = job.model, schedule.shard and size() > 1
     if schedule.loss is not None:
         model = replace(model, loss_function=find_loss(schedule.loss, {}))
-    arguments = _arguments(schedule.arguments(job.folder, job.seed, device, len(split.train), size()), device)
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several accelerators in one process would be nn.DataParallel
-    callbacks: list[TrainerCallback] = [Curve(job.show)]
-    if schedule.patience is not None:
-        callbacks.append(EarlyStoppingCallback(schedule.patience))
-    learner = Learner(model, shard)
-    trainer = PrunedTrainer(
-        model=learner,
-        args=arguments,
-        data_collator=Collator(model),
-        train_dataset=split.train,
-        eval_dataset=split.held_out if schedule.held_out else None,
-        callbacks=callbacks,
-    )
-    for callback in ("PrinterCallback", "ProgressCallback"):
-        for known in [one for one in trainer.callback_handler.callbacks if type(one).__name__ == callback]:
-            trainer.remove_callback(known)
+    learner = Learner(model, in_step=shard)
+    trainer = _trainer(schedule, job, split, learner, Collator(model))
     identity = {
         "loss": model.loss_identity(schedule.loss),
         "schedule": asdict(schedule),
@@ -113,6 +97,28 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
         context.enter_context(_training_mode(job.model.module, schedule))
         trainer.train(resume_from_checkpoint=last)
     return [point for entry in trainer.state.log_history if (point := to_point(entry)) is not None]
+
+
+def _trainer(
+    schedule: Schedule, job: Job, split: Split, learner: Learner, collator: Collator
+) -> PrunedTrainer:
+    """The Trainer of a learner, whose losses ``Curve`` shows."""
+    device = job.model.device
+    arguments = _arguments(schedule.arguments(job.folder, job.seed, device, len(split.train), size()), device)
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several accelerators in one process would be nn.DataParallel
+    callbacks: list[TrainerCallback] = [Curve(job.show)]
+    if schedule.patience is not None:
+        callbacks.append(EarlyStoppingCallback(schedule.patience))
+    trainer = PrunedTrainer(
+        model=learner,
+        args=arguments,
+        data_collator=collator,
+        train_dataset=split.train,
+        eval_dataset=split.held_out if schedule.held_out else None,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _arguments(options: dict[str, Any], device: torch.device) -> TrainingArguments:
