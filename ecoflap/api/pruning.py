@@ -14,9 +14,9 @@ from ecoflap.api.given import requested_sparsity
 from ecoflap.api.loading import load
 from ecoflap.api.method import choose_method
 from ecoflap.api.parts import named
+from ecoflap.api.pruning_call import PruningCall
 from ecoflap.api.result import PruneResult
 from ecoflap.api.unchanged import unchanged
-from ecoflap.api.work import Work
 from ecoflap.blocks.choices import PROPAGATE, TOKENS
 from ecoflap.errors import UserError, require_choice, require_count, require_seed
 from ecoflap.models.core.prunable import PrunableModel
@@ -94,9 +94,9 @@ def prune(
         target = _target(sparsity, allocation)
         propagate = propagate_of(propagate, method.pruner, method.in_trials)
         seed, batch_size = require_seed(seed), require_count("batch_size", batch_size)
-        work = Work(model, method, target, seed, batch_size, propagate, tokens)
-        _check(work, data)
-        return work.run(data)
+        call = PruningCall(model, method, target, seed, batch_size, propagate, tokens)
+        _check(call, data)
+        return call.run(data)
 
 
 def _check_model(model: Any) -> None:
@@ -147,17 +147,17 @@ def _target(sparsity: float | None, allocation: Any) -> float:
     return target
 
 
-def _check(work: Work, data: Any) -> None:
+def _check(call: PruningCall, data: Any) -> None:
     """Refuse a call that can't be carried out, before any work is done.
 
     Raises:
         UserError: if it can't be carried out.
     """
-    model, method = work.model, work.method
-    require_choice("propagate", work.propagate, PROPAGATE)
-    check_propagate(work.propagate, method.pruner)
-    require_choice("tokens", work.tokens, TOKENS)
-    check_tokens(work.tokens, method.pruner)
+    model, method = call.model, call.method
+    require_choice("propagate", call.propagate, PROPAGATE)
+    check_propagate(call.propagate, method.pruner)
+    require_choice("tokens", call.tokens, TOKENS)
+    check_tokens(call.tokens, method.pruner)
     if data is None and method.requires_calibration:
         raise UserError(
             "data is missing: the pruner, the allocation or the scores need calibration data; pass data=,"
@@ -169,14 +169,14 @@ def _check(work: Work, data: Any) -> None:
                 f"pruner={method.pruner.name} trains on a data set's whole training split; start it from the"
                 " command line"
             )
-        method.pruner.check_model(model, work.sparsity)
+        method.pruner.check_model(model, call.sparsity)
         return
     if method.allocator is not None:
-        method.allocator.check(work.sparsity)
+        method.allocator.check(call.sparsity)
         method.allocator.check_pruner(method.pruner)
         check_scores(method.allocator, method.score)
     if method.allocation is not None:
         check_counts(method.allocation, model.layers)
         method.pruner.check_rows(method.allocation)
-    method.pruner.check(work.sparsity, method.uneven)
+    method.pruner.check(call.sparsity, method.uneven)
     method.pruner.check_layers(model.layers)

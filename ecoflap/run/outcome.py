@@ -20,12 +20,14 @@ from ecoflap.storage.sharing.describe import describe
 
 def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
     """Verify the realised sparsity, save the checkpoint if requested, and write ``result.json`` last."""
-    record = make_record(model, state, plan.record, plan.pruner, plan.coarse, plan.uses_calibration)
+    record = make_record(
+        model, state, plan.record, plan.pruner, plan.coarse, plan.sources, plan.uses_calibration
+    )
     form, report, saved = form_of(plan.loader.save), state.report, None
     if form is not None and report is not None and is_first():
         saved = save_checkpoint(model, report.masks, plan.folder, form)
     shutil.rmtree(plan.folder / WORK, ignore_errors=True)
-    result = replace(record, standard_errors=state.standard_errors, checkpoint=saved, sources=plan.sources)
+    result = replace(record, standard_errors=state.standard_errors, checkpoint=saved)
     if saved is not None:
         describe(plan.folder / saved, result)
     result.write(plan.folder / RESULT)

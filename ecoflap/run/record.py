@@ -26,6 +26,7 @@ def make_record(
     config: dict[str, Any],
     pruner: Pruner,
     coarse: str | None,
+    sources: dict[str, Any],
     uses_calibration: bool = True,
 ) -> Result:
     """Make the record of a model in its final state; the realised sparsity is counted from the weights.
@@ -36,6 +37,7 @@ def make_record(
         config: as plain dicts and lists.
         pruner: of the run or call.
         coarse: what decides the sparsities of layers beside a pruner that does not; None if unknown.
+        sources: the user's own code and the files, see ``sources_of``.
         uses_calibration: whether a step looked at the calibration set, if there is one.
 
     Raises:
@@ -52,6 +54,7 @@ def make_record(
         steps=state.costs,
         scores=None if state.scores is None else state.scores.to_json(),
         allocation=describe_allocation(state.allocation),
+        sources=sources,
     )
 
 

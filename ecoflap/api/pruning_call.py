@@ -1,8 +1,8 @@
-"""The steps of one pruning call, and the record that they make."""
+"""One call of ``ecoflap.prune``: its steps, and the record that they make."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ecoflap.allocate.allocation import Allocation
@@ -24,8 +24,8 @@ from ecoflap.storage.results.sources import sources_of
 
 
 @dataclass(frozen=True)
-class Work:
-    """The steps of one call.
+class PruningCall:
+    """A call with all that it needs but its data.
 
     Attributes:
         model: dense.
@@ -78,8 +78,7 @@ class Work:
             allocation, report = self._prune(state.calibration, state.allocation)
         state.allocation, state.report = allocation, report
         config = self._config()
-        record = make_record(self.model, state, config, method.pruner, method.coarse)
-        record = replace(record, sources=sources_of(config))
+        record = make_record(self.model, state, config, method.pruner, method.coarse, sources_of(config))
         return PruneResult(self.model, state.scores, allocation, report, record)
 
     def _prune(
