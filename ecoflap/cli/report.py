@@ -12,17 +12,21 @@ Exit code 0: written. 2: wrong usage, nothing to show, or a record cannot be rea
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ecoflap.console.arguments import ArgumentParser, complain
 from ecoflap.console.options import WandbOptions
 from ecoflap.console.tracking import WandbTracker
 from ecoflap.errors import UserError
+
+if TYPE_CHECKING:
+    from ecoflap.sweeps.report.metrics import MetricTable
 
 OTHERS = {
     "paired": "ecoflap.sweeps.report.paired",
@@ -79,44 +83,35 @@ def report(options: argparse.Namespace) -> None:
     table = options.csv or output / "table.csv"
     write_csv(table, tables)
     if options.wandb is not None:
-        track(options.project, options.wandb, title, output, table)
+        track(options.project, options.wandb, title, output, tables)
     print(f"page: {page}\ntable: {table}", file=sys.stderr)
 
 
-def track(project: str, mode: str, title: str, output: Path, table: Path) -> None:
-    """Log the report's plots and its table to a W&B run, and its folder as an artefact of that run.
+def track(project: str, mode: str, title: str, output: Path, tables: Sequence[MetricTable]) -> None:
+    """Log the report's plots and its rows to a W&B run, and its folder as an artefact of that run.
 
     Args:
         project: W&B project.
         mode: ``offline`` or ``online``.
         title: the report's heading, which names the run and its group.
         output: folder of the page and the plots.
-        table: file of the table.
+        tables: of the metrics.
 
     Raises:
         UserError: if W&B is not installed or can't start.
     """
-    with table.open(newline="", encoding="utf-8") as file:
-        columns, *texts = csv.reader(file)
-    rows = [[_number(text) for text in row] for row in texts]
+    from ecoflap.sweeps.report.table import CSV_COLUMNS, csv_rows
+
     with tempfile.TemporaryDirectory() as copy:  # what W&B writes beside the page is not part of it
         shutil.copytree(output, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("wandb"))
         tracker = WandbTracker(project, mode, title, f"report of {title}", ["report"], folder=output)
         try:
-            tracker.log_table("report", columns, rows)
+            tracker.log_table("report", CSV_COLUMNS, list(csv_rows(tables)))
             for plot in sorted(Path(copy).glob("*.png")):
                 tracker.log_image(f"report/{plot.stem}", plot.read_bytes)
             tracker.log_folder("report", Path(copy))
         finally:
             tracker.close(failed=False)
-
-
-def _number(text: str) -> float | str | None:
-    """A cell of the table as a number if it is one; None if it is empty."""
-    try:
-        return float(text) if text else None
-    except ValueError:
-        return text
 
 
 def _parser() -> argparse.ArgumentParser:

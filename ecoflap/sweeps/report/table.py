@@ -6,6 +6,7 @@ import csv
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ecoflap.storage.markdown import markdown_row
 from ecoflap.sweeps.report.cells import Cell, dense_mean, other_sparsity, pruned, realised_mean, statistics
@@ -13,6 +14,8 @@ from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.metrics import MetricTable
 
 COLUMNS = ("model", "pruner", "coarse stage", "settings", "metric")
+CSV_COLUMNS = (*COLUMNS, "sparsity", "realised", "n", "mean", "deviation", "dense")
+"""The columns of ``csv_rows``."""
 
 
 def markdown(tables: Sequence[MetricTable]) -> Iterator[str]:
@@ -29,17 +32,22 @@ def markdown(tables: Sequence[MetricTable]) -> Iterator[str]:
         yield markdown_row([*(names[index] for index in shown), figure(dense_mean(row)), *cells])
 
 
+def csv_rows(tables: Sequence[MetricTable]) -> Iterator[list[Any]]:
+    """One row per metric, method and sparsity, with figures at full precision."""
+    for table in tables:
+        for method, row in table.cells.items():
+            for sparsity, seeds in row.items():
+                names, figures = _names(table, method), statistics(pruned(seeds))
+                dense = dense_mean({sparsity: seeds})
+                yield [*names, sparsity, realised_mean(seeds), len(seeds), *figures, dense]
+
+
 def write_csv(path: Path, tables: Sequence[MetricTable]) -> None:
-    """Write one line per metric, method and sparsity, with figures at full precision."""
+    """Write the rows as CSV, with a line of headings."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([*COLUMNS, "sparsity", "realised", "n", "mean", "deviation", "dense"])
-        for table in tables:
-            for method, row in table.cells.items():
-                for sparsity, seeds in row.items():
-                    names, figures = _names(table, method), statistics(pruned(seeds))
-                    dense = dense_mean({sparsity: seeds})
-                    writer.writerow([*names, sparsity, realised_mean(seeds), len(seeds), *figures, dense])
+        writer.writerow(CSV_COLUMNS)
+        writer.writerows(csv_rows(tables))
 
 
 def cell(target: float, seeds: Cell, counted: bool = True) -> str:
