@@ -11,7 +11,7 @@ from typing import Any
 from ecoflap.evaluate.inputs import error_of_mean
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import PredictionLog
-from ecoflap.storage.results.record import STANDARD_ERROR, first_metric
+from ecoflap.storage.results.metrics import STANDARD_ERROR, first_metric
 
 Scores = dict[str, dict[str, dict[str, float]]]
 """{task: {metric: {document: score}}}."""

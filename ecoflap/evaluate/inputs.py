@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from ecoflap.data.example import Example
 from ecoflap.errors import UserError
-from ecoflap.storage.results.record import STANDARD_ERROR
+from ecoflap.storage.results.metrics import STANDARD_ERROR
 
 Item = TypeVar("Item")
 

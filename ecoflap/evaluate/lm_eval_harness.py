@@ -29,7 +29,7 @@ from ecoflap.evaluate.lm_eval_tasks import examples, fingerprint, read_task, tas
 from ecoflap.evaluate.options import LmEvalOptions
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.storage.results.record import LM_EVAL
+from ecoflap.storage.results.metrics import LM_EVAL
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from ecoflap.evaluate.options import LmmsEvalOptions
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Describes, require
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.storage.results.record import LMMS_EVAL
+from ecoflap.storage.results.metrics import LMMS_EVAL
 
 log = logging.getLogger(__name__)
 

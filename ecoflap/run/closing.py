@@ -16,7 +16,7 @@ from ecoflap.run.state import RunState
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.files import typed
 from ecoflap.storage.results import Result
-from ecoflap.storage.results.record import NORMAL, first_metric
+from ecoflap.storage.results.metrics import NORMAL, first_metric
 
 log = logging.getLogger(__name__)
 

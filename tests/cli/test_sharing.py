@@ -20,7 +20,8 @@ from ecoflap.cli.plan import named
 from ecoflap.storage.masks import load_masks
 from ecoflap.storage.results import Result, verify
 from ecoflap.storage.results.identity import differences
-from ecoflap.storage.results.record import NORMAL, find_records
+from ecoflap.storage.results.metrics import NORMAL
+from ecoflap.storage.results.record import find_records
 from tests.cli import forked
 from tests.cli.conftest import ROOT, on_text
 

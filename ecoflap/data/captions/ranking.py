@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.evaluate.inputs import error_of_mean
-from ecoflap.storage.results.record import STANDARD_ERROR
+from ecoflap.storage.results.metrics import STANDARD_ERROR
 
 RANKS = (1, 5, 10)
 

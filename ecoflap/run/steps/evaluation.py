@@ -21,7 +21,7 @@ from ecoflap.run.plan import Plan
 from ecoflap.run.state import RunState
 from ecoflap.run.steps.keys import computed_by, dense_metrics_key
 from ecoflap.storage.file_names import ITEMS, PREDICTIONS
-from ecoflap.storage.results.record import HIGHER_IS_BETTER, STANDARD_ERROR, first_metric, without_errors
+from ecoflap.storage.results.metrics import HIGHER_IS_BETTER, STANDARD_ERROR, first_metric, without_errors
 
 log = logging.getLogger(__name__)
 

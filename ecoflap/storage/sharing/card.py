@@ -11,7 +11,8 @@ import yaml
 from ecoflap.storage.file_names import BITMASK_INDEX, CARD
 from ecoflap.storage.files import replacing
 from ecoflap.storage.markdown import markdown_row
-from ecoflap.storage.results.record import NORMAL, Result, is_count
+from ecoflap.storage.results.metrics import NORMAL, is_count
+from ecoflap.storage.results.record import Result
 from ecoflap.storage.results.sparsity import LEAST_SPARSITY, LEAST_WEIGHTS
 from ecoflap.storage.sharing.base_model import BaseModel, describe_base, model_name, saved_settings
 from ecoflap.storage.sharing.origin import origin

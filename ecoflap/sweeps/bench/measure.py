@@ -16,7 +16,7 @@ from ecoflap.models.core.expert_slices import refresh
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.storage.results.bench import Bench, FormRow, Spread
-from ecoflap.storage.results.record import first_metric
+from ecoflap.storage.results.metrics import first_metric
 from ecoflap.sweeps.bench.forms import Form, SavedRun, forms_of, memory_bytes
 from ecoflap.sweeps.bench.speed import Workload, operations_of, reads_cpu_time, seconds_of, workload_for
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ecoflap.errors import UserError, did_you_mean
-from ecoflap.storage.results.record import LM_EVAL, LMMS_EVAL, first_metric, is_count
+from ecoflap.storage.results.metrics import LM_EVAL, LMMS_EVAL, first_metric, is_count
 from ecoflap.sweeps.report.cells import Cell, Cells, Measured, dense_mean, pruned, statistics
 from ecoflap.sweeps.report.sections import Section
 

@@ -16,7 +16,7 @@ from ecoflap.console.arguments import ArgumentParser, complain
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.markdown import markdown_row
-from ecoflap.storage.results.record import first_metric
+from ecoflap.storage.results.metrics import first_metric
 from ecoflap.sweeps.report.runs import read_runs
 from ecoflap.sweeps.report.sections import make_sections
 from ecoflap.sweeps.report.table import figure, statistics, with_deviation
