@@ -29,7 +29,7 @@ from ecoflap.evaluate.lm_eval_tasks import examples, fingerprint, read_task, tas
 from ecoflap.evaluate.options import LmEvalOptions
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.storage.results.metrics import LM_EVAL
+from ecoflap.storage.results.metrics import HIGHER_IS_BETTER, LM_EVAL
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class LmEvalEvaluation:
         """Everything that the metrics depend on beside the model, and their directions."""
         spread = {"examples": "evenly spaced"} if "samples" in self.examples else {}
         harness = {"metric": LM_EVAL, "version": version("lm_eval"), "inputs": self.inputs}
-        return {**harness, **relevant(self.task), **spread, "higher_is_better": self.higher_is_better}
+        return {**harness, **relevant(self.task), **spread, HIGHER_IS_BETTER: self.higher_is_better}
 
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Metrics by task/metric, on the harness's scales, and the number of examples by task/samples.

@@ -31,7 +31,7 @@ from ecoflap.evaluate.options import LmmsEvalOptions
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Describes, require
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.storage.results.metrics import LMMS_EVAL
+from ecoflap.storage.results.metrics import HIGHER_IS_BETTER, LMMS_EVAL
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class LmmsEvalEvaluation:
     def identity(self) -> dict[str, Any]:
         """Everything that the metrics depend on beside the model, and their directions."""
         harness = {"metric": LMMS_EVAL, "version": version("lmms_eval"), "inputs": self.inputs}
-        return {**harness, **relevant(self.task), "higher_is_better": self.higher_is_better}
+        return {**harness, **relevant(self.task), HIGHER_IS_BETTER: self.higher_is_better}
 
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Metrics by task/metric, on the harness's scales, and the number of examples by task/samples.

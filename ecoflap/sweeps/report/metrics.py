@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ecoflap.errors import UserError, did_you_mean
-from ecoflap.storage.results.metrics import LM_EVAL, LMMS_EVAL, first_metric, is_count
+from ecoflap.storage.results.metrics import HIGHER_IS_BETTER, LM_EVAL, LMMS_EVAL, first_metric, is_count
 from ecoflap.sweeps.report.cells import Cell, Cells, Measured, dense_mean, pruned, statistics
 from ecoflap.sweeps.report.sections import Section
 
@@ -61,7 +61,7 @@ class MetricTable:
     def smaller_is_better(self) -> bool:
         """Whether smaller is better, as a harness tells, or else by the words of the metric's name."""
         for task in self._evaluated:
-            if (higher := _higher_is_better(self.metric, task.get("higher_is_better", {}))) is not None:
+            if (higher := _higher_is_better(self.metric, task.get(HIGHER_IS_BETTER, {}))) is not None:
                 return not higher
         return not SMALLER_IS_BETTER.isdisjoint(self._words)
 
