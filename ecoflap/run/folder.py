@@ -47,6 +47,12 @@ WRITE_EVERY = 2.0  # seconds between two updates of the status
 PATIENCE = 90.0  # seconds to wait for another run to end, as for the last process of a requeued job
 
 
+def slurm_job() -> str | None:
+    """The id of this Slurm job, as squeue shows it; None outside Slurm."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
 @dataclass
 class Status:
     """The contents of ``status.json``.
@@ -79,13 +85,7 @@ class Status:
     starts: int = 1
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
-    job: str | None = field(default_factory=lambda: slurm_job())
-
-
-def slurm_job() -> str | None:
-    """The id of this Slurm job, as squeue shows it; None outside Slurm."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+    job: str | None = field(default_factory=slurm_job)
 
 
 class Found(NamedTuple):

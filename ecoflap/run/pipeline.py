@@ -88,7 +88,7 @@ def _run(plan: Plan) -> Result:
     tracker = plan.tracking.start(plan.record, plan.name, plan.folder) if is_first() else NoTracker()
     try:
         with full_precision(), run_pace() as pace:
-            result, state = _work(plan, device, tracker, pace)
+            result, state = _run_steps(plan, device, tracker, pace)
         show_in_tracker(tracker, result, state)
     except BaseException as error:
         tracker.close(failed=True, kept=stays(plan.folder, error))
@@ -112,7 +112,7 @@ def inspect(config: DictConfig) -> None:
     show_layers(model)
 
 
-def _work(plan: Plan, device: torch.device, tracker: Tracker, pace: RunPace) -> tuple[Result, RunState]:
+def _run_steps(plan: Plan, device: torch.device, tracker: Tracker, pace: RunPace) -> tuple[Result, RunState]:
     """Run the steps; a run is complete once ``result.json`` exists, which is written last."""
     model, state = prepare.load(plan, device)
     evaluations = prepare.read_data(plan, model, state)

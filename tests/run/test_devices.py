@@ -15,7 +15,7 @@ from ecoflap.models.core.towers import Selection
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from ecoflap.run.instantiate import build
-from ecoflap.run.steps.devices import GB, cost_from_shapes, counts, devices_wanted, say_devices
+from ecoflap.run.steps.devices import GB, cost_from_shapes, device_counts, devices_wanted, say_devices
 from ecoflap.run.steps.memory import Need, Workload, memory_needs, needs_without_data
 from ecoflap.run.steps.sample_cost import sample_cost
 from tests import tiny
@@ -127,8 +127,8 @@ def test_the_fewest_devices() -> None:
     def need(states: int, waiting: int = 0) -> list[Need]:
         return [Need("prune", 10 * GB, states * GB, 2 * GB, waiting * GB)]
 
-    assert counts(128, 16) == [1, 2, 4, 8]
-    assert counts(1, 16) == [1]
+    assert device_counts(128, 16) == [1, 2, 4, 8]
+    assert device_counts(1, 16) == [1]
     split = {count: need(64 // count) for count in (1, 2, 4, 8)}
     assert [devices_wanted(split, size * GB, True) for size in (12, 16, 20, 76)] == [None, None, 8, 1]
     assert say_devices(split, "none") == "fits 8 x 24 GB or 4 x 40 GB or 1 x 80 GB"

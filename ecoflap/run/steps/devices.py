@@ -115,11 +115,11 @@ def wanted_by(plan: Plan, model: PrunableModel, device: torch.device) -> str:
     work = Workload.of(plan, samples)
     needs = {
         count: needs_without_data(model, offload, device, replace(work, devices=count), cost)
-        for count in counts(samples, config.batch_size)
+        for count in device_counts(samples, config.batch_size)
     }
     return f"{say_devices(needs, offload)} ({of}, about)"
 
 
-def counts(samples: int, batch_size: int) -> list[int]:
+def device_counts(samples: int, batch_size: int) -> list[int]:
     """Powers of two of devices, as far as each has a full batch of the samples; at least one device."""
     return [2**power for power in range((samples // batch_size).bit_length())] or [1]
