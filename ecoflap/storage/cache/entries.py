@@ -124,14 +124,14 @@ def read_entry(entry: Path, key: Mapping[str, JSON], codec: Codec, quiet: bool =
     if not entry.is_dir():
         return None
     try:
-        found = check_entry(entry, codec.file)
-        if found[1] != key_hash(key):
+        value, hash_inside = check_entry(entry, codec.file)
+        if hash_inside != key_hash(key):
             raise ValueError("it is another key's")
     except (OSError, ValueError, KeyError, TypeError) as error:
         if not quiet:
             log.warning("store entry %s is damaged (%s): computing it again", entry, error)
         return None
-    return found[0]
+    return value
 
 
 def check_entry(entry: Path, file: str) -> tuple[StoredValue, str]:
