@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -69,6 +70,26 @@ def test_gc_passes_by_a_lease_that_is_released_meanwhile(tmp_path: Path) -> None
     (kept,) = fill(tmp_path, 1)
     kept.with_name("abc.lease").symlink_to("released")  # listed, and not there
     assert collect_garbage(tmp_path, 10**9)[0] == 0
+
+
+def test_an_entry_that_a_run_replaces_meanwhile_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, gone = fill(tmp_path, 2)
+    inside = Path.iterdir
+
+    def listed(folder: Path) -> list[Path]:
+        """What is in a folder that is removed before the next look at it, if it is the second entry."""
+        found = list(inside(folder))
+        if folder == gone:
+            shutil.rmtree(folder)
+        return found
+
+    monkeypatch.setattr(Path, "iterdir", listed)
+    assert main(["ls", "--cache", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert kept.name[:12] in shown
+    assert gone.name[:12] not in shown
 
 
 def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

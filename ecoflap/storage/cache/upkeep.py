@@ -51,9 +51,11 @@ def foreign(root: Path) -> Path | None:
 
 def entries(root: Path) -> Iterator[EntryInfo]:
     """Every entry, least recently used first."""
-    found = [
-        _info(path) for path in root.glob("*/*") if path.is_dir() and not path.name.startswith(TEMPORARY)
-    ]
+    found = []
+    for path in root.glob("*/*"):
+        if path.is_dir() and not path.name.startswith(TEMPORARY):
+            with suppress(FileNotFoundError):  # a run has replaced it meanwhile
+                found.append(_info(path))
     yield from sorted(found, key=lambda info: info.used)
 
 
