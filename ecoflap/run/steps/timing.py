@@ -110,16 +110,17 @@ def _time_allocate(
     times: dict[str, float],
 ) -> Allocation | None:
     """Time the allocation; returns that of the last measurement, or None if it stopped early."""
-    if "allocate" not in plan.steps or plan.pruner.allocates:
+    config, pruner = plan.config, plan.pruner
+    if "allocate" not in plan.steps or pruner.allocates:
         return None
     if plan.scoring is not None and scores is None:
         return None
-    config, found = plan.config, list[Allocation]()
+    found = list[Allocation]()
 
     def allocate(samples: CalibrationSet | None) -> None:
-        context = Context(plan.pruner, samples, config.batch_size, config.seed, config.tokens)  # type: ignore[arg-type]
+        context = Context(pruner, samples, config.batch_size, config.seed, config.tokens)
         allocation = checked_allocation(plan.allocator, model, scores, config.sparsity, context)
-        found.append(plan.pruner.fitted(allocation))  # type: ignore[union-attr]
+        found.append(pruner.fitted(allocation))
 
     if plan.allocates_from_data and calibration is not None:
         passes = partial(plan.allocator.passes, sparsity=config.sparsity)
