@@ -41,8 +41,8 @@ def verify(run_folder: Path) -> list[str]:
     if result.checkpoint is None:
         raise FileNotFoundError("it saved no checkpoint; run it again with model.save=true")
     folder = run_folder / result.checkpoint
-    differences = list(_figure_differences(result))
     layers = read_layers(result.sparsity)
+    differences = list(_figure_differences(result, layers))
     with open_checkpoint(folder) as checkpoint, MaskFile(folder / MASKS) as masks:
         differences += checkpoint.damage()
         for name, layer in layers.items():
@@ -98,9 +98,9 @@ def _mask_differences(weights: Sequence[Tensor], masks: Sequence[Tensor], layer:
         yield f"{alive} weights are not zero although the mask removes them"
 
 
-def _figure_differences(result: Result) -> Iterator[str]:
+def _figure_differences(result: Result, layers: Mapping[str, LayerCount]) -> Iterator[str]:
     """Differences between the recorded totals and the sums over the recorded layers."""
-    recorded, layers = result.sparsity, read_layers(result.sparsity)
+    recorded = result.sparsity
     if not layers:
         yield "the record lists no layers"
     if (size := sum(layer.size for layer in layers.values())) != result.model["prunable"]:
