@@ -19,13 +19,8 @@ from ecoflap.run.invocation import runs_in_sequence
 
 log = logging.getLogger(__name__)
 
-Metrics = Mapping[str, float]
-
-
-# Warn if more than this share of the weights in the blocks stays dense.
 DENSE_IN_BLOCKS = 0.1
-
-
+"""Warn if more than this share of the weights in the blocks stays dense."""
 _said: set[str] = set()
 
 
@@ -48,8 +43,7 @@ def show_model(model: PrunableModel, sparsity: float) -> None:
 
 
 def _show_towers(model: PrunableModel) -> None:
-    total = model.parameter_count()
-    prunable = sum(layer.size for layer in model.layers)
+    total, prunable = model.parameter_count(), _size(model.layers)
     rows = [
         (tower.name, tower.path, len(tower.blocks), len(tower.layers), f"{_size(tower.layers):,}")
         for tower in model.towers
@@ -78,7 +72,7 @@ def _warn_of_dense_blocks(model: PrunableModel, sparsity: float) -> None:
     if dense.total() <= DENSE_IN_BLOCKS * weights:
         return
     share = 1 - dense.total() / weights
-    removed = sparsity * sum(layer.size for layer in model.layers)
+    removed = sparsity * _size(model.layers)
     reason, size = dense.most_common(1)[0]
     log.warning(
         "only %.1f %% of the weights in the blocks can be pruned (most of the rest, %s weights: %s); "
@@ -140,7 +134,7 @@ def show_allocation(model: PrunableModel, allocation: Allocation) -> None:
     table(title, ["tower", "sparsity", "least block", "most block"], rows)
 
 
-def show_metrics(task: str, metrics: Mapping[str, Metrics]) -> None:
+def show_metrics(task: str, metrics: Mapping[str, Mapping[str, float]]) -> None:
     """Print one row per metric, with one column per state of the model (dense, pruned, finetuned)."""
     rows = [(name, *(values[name] for values in metrics.values())) for name in next(iter(metrics.values()))]
     table(task, ["metric", *metrics], rows)
