@@ -12,7 +12,7 @@ import pytest
 from ecoflap.cli.cache import bytes_in_words, main, size
 from ecoflap.storage.cache.entries import key_hash
 from ecoflap.storage.cache.store import Store
-from ecoflap.storage.cache.upkeep import ABANDONED, collect_garbage, entries
+from ecoflap.storage.cache.upkeep import ABANDONED, collect_garbage, entries, problem
 
 
 def fill(root: Path, count: int = 3) -> list[Path]:
@@ -90,6 +90,9 @@ def test_an_entry_that_a_run_replaces_meanwhile_is_left_out(
     shown = capsys.readouterr().out
     assert kept.name[:12] in shown
     assert gone.name[:12] not in shown
+    (last,) = entries(tmp_path)
+    shutil.rmtree(kept)
+    assert problem(last) is None, "what is gone is not damaged"
 
 
 def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

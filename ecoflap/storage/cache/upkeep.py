@@ -54,7 +54,7 @@ def entries(root: Path) -> Iterator[EntryInfo]:
     found = []
     for path in root.glob("*/*"):
         if path.is_dir() and not path.name.startswith(TEMPORARY):
-            with suppress(FileNotFoundError):  # a run has replaced it meanwhile
+            with suppress(FileNotFoundError):  # a run has removed it meanwhile
                 found.append(_info(path))
     yield from sorted(found, key=lambda info: info.used)
 
@@ -76,7 +76,9 @@ def _info(path: Path) -> EntryInfo:
 
 
 def problem(info: EntryInfo) -> str | None:
-    """What is wrong with an entry; None if it matches its checksum and its key."""
+    """What is wrong with an entry; None if it matches its checksum and its key, or is gone."""
+    if not info.path.is_dir():  # a run has removed it meanwhile
+        return None
     file = next((name for name in (AS_JSON.file, AS_TENSORS.file) if (info.path / name).is_file()), None)
     if file is None:
         return "it holds no value"
