@@ -31,6 +31,11 @@ class Example:
     label: int | None = None
     bare: bool = False
 
+    @property
+    def images(self) -> list[str]:
+        """The paths of its pictures."""
+        return [image for image in (self.image, self.second_image) if image]
+
     def worded(self, prompt: str) -> str:
         """The text in a model's prompt, which has one ``{}`` for it."""
         return self.text if self.bare else prompt.format(self.text)

@@ -16,7 +16,7 @@ from ecoflap.data.example import Example
 from ecoflap.data.files import json_rows, parquet, webdataset
 from ecoflap.data.files.chat import conversation, has_chat
 from ecoflap.data.files.columns import COLUMNS, example
-from ecoflap.data.files.fitting import chosen, files_of, fitting, images_of, is_text, require_reader
+from ecoflap.data.files.fitting import chosen, files_of, fitting, is_text, require_reader
 from ecoflap.data.files.names import KINDS, named
 from ecoflap.data.files.options import ChatOptions, ParquetOptions, RowsOptions, WebDatasetOptions
 from ecoflap.data.files.pictures import IN_ROW, Locate, locate, look_up
@@ -65,7 +65,7 @@ class RowsCalibration(RowsOptions, ABC):
         """
         require_reader(model, f"calibration={self.name}")
         first = self.first()
-        if images_of(first) and not model.sees:
+        if first.images and not model.sees:
             raise UserError(
                 f"calibration={self.name}: its rows show pictures, and {model.name} reads only text; choose"
                 " another model, or give rows without pictures"

@@ -19,16 +19,9 @@ from ecoflap.models.core.text_length import most_tokens
 log = logging.getLogger(__name__)
 
 
-def images_of(row: Example | Conversation) -> list[str]:
-    """The pictures of a row."""
-    if isinstance(row, Conversation):
-        return row.images
-    return [row.image] if row.image else []
-
-
 def files_of(rows: Iterable[Example | Conversation]) -> list[str]:
     """The files of the pictures of rows, without those in memory."""
-    return [image for row in rows for image in images_of(row) if not isinstance(image, ImageInMemory)]
+    return [image for row in rows for image in row.images if not isinstance(image, ImageInMemory)]
 
 
 def is_text(row: Example | Conversation) -> bool:
@@ -51,7 +44,7 @@ def fitting(
         UserError: if the row shows pictures to a model that reads only text, or has nothing that the model
             should write.
     """
-    if images_of(row) and not model.sees:
+    if row.images and not model.sees:
         raise UserError(
             f"{option}: {where} has a picture, and {model.name} reads only text; choose another model, or"
             " rows without pictures"
@@ -116,7 +109,7 @@ def chosen(
     def readable() -> Iterator[Example | Conversation]:
         nonlocal blind
         for row in rows:
-            if model.sees and not images_of(row):
+            if model.sees and not row.images:
                 blind += 1
             else:
                 yield row

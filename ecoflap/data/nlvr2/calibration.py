@@ -48,7 +48,7 @@ class Nlvr2(Nlvr2CalibrationOptions):
         self.check_model(model)
         pairs = read_pairs(self.path, self.split, "calibration")
         chosen = [pairs[index] for index in draw(len(pairs), self.samples, seed)]
-        images = [image for one in chosen for image in (one.image, one.second_image) if image is not None]
+        images = [image for one in chosen for image in one.images]
         require_images(images, f"calibration={self.name}", OBTAIN)
         return CalibrationSet(
             self.name, encode_all(model, chosen, f"calibration={self.name}"), picture_sources(images)

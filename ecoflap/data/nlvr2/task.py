@@ -57,7 +57,9 @@ class Nlvr2(Nlvr2TaskOptions):
             for split in self.splits
         }
         require_images(
-            (image for of_it in pairs.values() for image in _images(of_it)), f"{group}={self.name}", OBTAIN
+            (image for of_it in pairs.values() for one in of_it for image in one.images),
+            f"{group}={self.name}",
+            OBTAIN,
         )
         return pairs
 
@@ -83,7 +85,7 @@ class Nlvr2Evaluation:
     @property
     def sources(self) -> frozenset[str]:
         """The sources of the data, which must not be used for calibration."""
-        return picture_sources(_images(self._everything()))
+        return picture_sources(image for one in self._everything() for image in one.images)
 
     def identity(self) -> dict[str, Any]:
         """Everything that the metrics depend on beside the model."""
@@ -134,7 +136,3 @@ class Nlvr2Evaluation:
             )
         judged: list[int] = finite(logits).argmax(dim=-1).tolist()
         return judged
-
-
-def _images(pairs: Sequence[Example]) -> list[str]:
-    return [image for one in pairs for image in (one.image, one.second_image) if image is not None]
