@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from ecoflap.data.calibration_set import CalibrationSet
-from ecoflap.models.core.encoding import require_encoder
+from ecoflap.data.example import Classes, Example
+from ecoflap.data.sources import picture_sources
+from ecoflap.models.core.encoding import encode_all, require_encoder
 from ecoflap.models.core.prunable import PrunableModel
 
 
@@ -35,7 +38,7 @@ class Calibration(Protocol):
 
 
 class ShowsPictures:
-    """The check of a calibration set of pictures."""
+    """What calibration sets of pictures share: the check of a model, and how examples become a set."""
 
     name: str
 
@@ -46,3 +49,15 @@ class ShowsPictures:
             UserError: if the model reads none.
         """
         require_encoder(model, f"calibration={self.name}", pictures=True)
+
+    def encoded(
+        self, model: PrunableModel, examples: Sequence[Example], classes: Classes | None = None
+    ) -> CalibrationSet:
+        """The examples as a calibration set, whose sources are their pictures.
+
+        Raises:
+            UserError: if the model can't encode such examples.
+        """
+        samples = encode_all(model, examples, f"calibration={self.name}", classes)
+        sources = picture_sources(image for one in examples for image in one.images)
+        return CalibrationSet(self.name, samples, sources)

@@ -10,9 +10,7 @@ from ecoflap.data.captions.options import CaptionsOptions
 from ecoflap.data.captions.reading import CaptionSource, clean
 from ecoflap.data.example import Example
 from ecoflap.data.protocol import ShowsPictures
-from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.models.core.encoding import encode_all
 from ecoflap.models.core.prunable import PrunableModel
 
 
@@ -60,8 +58,4 @@ class Captions(CaptionsOptions, CaptionSource, ShowsPictures):
                 )
             if len(examples) == self.samples:
                 break
-        return CalibrationSet(
-            self.name,
-            encode_all(model, examples, f"calibration={self.name}"),
-            picture_sources(one.image for one in examples),
-        )
+        return self.encoded(model, examples)

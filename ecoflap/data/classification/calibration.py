@@ -13,9 +13,8 @@ from ecoflap.data.classification.reading import PictureSource
 from ecoflap.data.easy_vqa.pictures import check_templates
 from ecoflap.data.example import Classes, Example
 from ecoflap.data.protocol import ShowsPictures
-from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.models.core.encoding import encode_all, require_encoder
+from ecoflap.models.core.encoding import require_encoder
 from ecoflap.models.core.protocols import Classifies
 from ecoflap.models.core.prunable import PrunableModel
 
@@ -50,21 +49,12 @@ class Classification(CalibrationOptions, PictureSource, ShowsPictures):
         own = isinstance(interface, Classifies)
         pictures = self.read("calibration", named=not (own and facts.indexed))
         chosen = draw_over_classes(pictures.examples, self.samples, seed)
-        sources = picture_sources(one.image for one in chosen)
         if own:
             labels = own_labels(interface.names, pictures.names, option, facts.indexed)
-            return CalibrationSet(
-                self.name,
-                encode_all(model, [replace(one, label=labels[one.label or 0]) for one in chosen], option),
-                sources,
-            )
+            return self.encoded(model, [replace(one, label=labels[one.label or 0]) for one in chosen])
         caption = facts.prompt if self.caption is None else self.caption
         captioned = [replace(one, target=caption.format(one.target)) for one in chosen]
-        return CalibrationSet(
-            self.name,
-            encode_all(model, captioned, option, Classes(pictures.names, self.prompts("calibration"))),
-            sources,
-        )
+        return self.encoded(model, captioned, Classes(pictures.names, self.prompts("calibration")))
 
 
 def draw_over_classes(examples: Sequence[Example], count: int, seed: int) -> list[Example]:

@@ -8,9 +8,7 @@ from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.easy_vqa.options import EasyVqaCalibrationOptions
 from ecoflap.data.example import Example
 from ecoflap.data.protocol import ShowsPictures
-from ecoflap.data.sources import picture_sources
 from ecoflap.errors import require_positive
-from ecoflap.models.core.encoding import encode_all
 from ecoflap.models.core.prunable import PrunableModel
 
 
@@ -42,9 +40,4 @@ class EasyVqa(EasyVqaCalibrationOptions, ShowsPictures):
             UserError: if the model reads no questions.
         """
         questions = read_questions("train")
-        chosen = [questions[index] for index in draw(len(questions), self.samples, seed)]
-        return CalibrationSet(
-            self.name,
-            encode_all(model, chosen, f"calibration={self.name}"),
-            picture_sources(one.image for one in chosen),
-        )
+        return self.encoded(model, [questions[index] for index in draw(len(questions), self.samples, seed)])

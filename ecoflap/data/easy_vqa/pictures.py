@@ -11,9 +11,7 @@ from ecoflap.data.easy_vqa.calibration import read_questions
 from ecoflap.data.easy_vqa.options import EasyPicturesOptions
 from ecoflap.data.example import Classes, Example
 from ecoflap.data.protocol import ShowsPictures
-from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.models.core.encoding import encode_all
 from ecoflap.models.core.prunable import PrunableModel
 
 SHAPES = ("circle", "rectangle", "triangle")
@@ -82,7 +80,4 @@ class EasyPictures(EasyPicturesOptions, ShowsPictures):
             Example(target=self.caption.format(one.target), image=one.image, label=one.label)
             for one in chosen
         ]
-        samples = encode_all(
-            model, captioned, f"calibration={self.name}", Classes(NAMES, tuple(self.templates))
-        )
-        return CalibrationSet(self.name, samples, picture_sources(one.image for one in chosen))
+        return self.encoded(model, captioned, Classes(NAMES, tuple(self.templates)))

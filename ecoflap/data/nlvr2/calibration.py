@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from ecoflap.data.calibration_set import CalibrationSet, draw, require_train
 from ecoflap.data.folder import require_images
 from ecoflap.data.nlvr2.options import Nlvr2CalibrationOptions
 from ecoflap.data.nlvr2.reading import OBTAIN, read_pairs
-from ecoflap.data.sources import picture_sources
+from ecoflap.data.protocol import ShowsPictures
 from ecoflap.errors import require_positive
-from ecoflap.models.core.encoding import encode_all
 from ecoflap.models.core.protocols import Classifies, require
 from ecoflap.models.core.prunable import PrunableModel
 
 
 @dataclass(frozen=True)
-class Nlvr2(Nlvr2CalibrationOptions):
+class Nlvr2(Nlvr2CalibrationOptions, ShowsPictures):
     """Sentences about two pictures, and whether they are true."""
 
     def __post_init__(self) -> None:
@@ -31,6 +32,7 @@ class Nlvr2(Nlvr2CalibrationOptions):
         """
         read_pairs(self.path, self.split, group)
 
+    @override
     def check_model(self, model: PrunableModel) -> None:
         """Refuse a model that does not classify; one that writes would read the first picture only.
 
@@ -48,8 +50,6 @@ class Nlvr2(Nlvr2CalibrationOptions):
         self.check_model(model)
         pairs = read_pairs(self.path, self.split, "calibration")
         chosen = [pairs[index] for index in draw(len(pairs), self.samples, seed)]
-        images = [image for one in chosen for image in one.images]
+        images = (image for one in chosen for image in one.images)
         require_images(images, f"calibration={self.name}", OBTAIN)
-        return CalibrationSet(
-            self.name, encode_all(model, chosen, f"calibration={self.name}"), picture_sources(images)
-        )
+        return self.encoded(model, chosen)

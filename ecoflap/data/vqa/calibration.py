@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 from ecoflap.data.calibration_set import CalibrationSet, draw, require_train
 from ecoflap.data.folder import require_images
 from ecoflap.data.protocol import ShowsPictures
-from ecoflap.data.sources import picture_sources
 from ecoflap.data.vqa.options import VqaV2CalibrationOptions
 from ecoflap.data.vqa.reading import VQAV2, Question, clean_question, read_coco_questions
 from ecoflap.errors import UserError, require_positive
-from ecoflap.models.core.encoding import encode_all
 from ecoflap.models.core.prunable import PrunableModel
 
 
@@ -55,8 +53,4 @@ class VqaV2(VqaV2CalibrationOptions, ShowsPictures):
         chosen = [questions[index].example() for index in draw(len(questions), self.samples, seed)]
         require_images((one.image or "" for one in chosen), f"calibration={self.name}", VQAV2.obtain)
         asked = [replace(one, text=clean_question(one.text)) for one in chosen] if self.clean else chosen
-        return CalibrationSet(
-            self.name,
-            encode_all(model, asked, f"calibration={self.name}"),
-            picture_sources(one.image for one in chosen),
-        )
+        return self.encoded(model, asked)
