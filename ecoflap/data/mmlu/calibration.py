@@ -14,6 +14,7 @@ from pathlib import Path
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.example import Example
 from ecoflap.data.folder import read_text
+from ecoflap.data.hub import load_split
 from ecoflap.data.mmlu.options import MmluCalibrationOptions
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.core.encoding import encode_all, require_encoder
@@ -139,15 +140,14 @@ def _require_shots(
 
 
 def _read_hub(split: str, option: str) -> dict[str, list[Question]]:
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(HUB, "all", split=HUB_SPLITS.get(split, split))
-    except Exception as error:  # whatever a hub, a proxy or a broken cache makes of it
-        raise UserError(
-            f"{option}: {HUB} ({split}) could not be read from the hub ({type(error).__name__}); give MMLU's"
-            f" data folder with {option}.path=FOLDER, or unset HF_HUB_OFFLINE while online. {OBTAIN}"
-        ) from error
+    rows = load_split(
+        HUB,
+        "all",
+        HUB_SPLITS.get(split, split),
+        asked=f"{option}: {HUB} ({split})",
+        instead=f"MMLU's data folder with {option}.path=FOLDER",
+        obtain=OBTAIN,
+    )
     subjects: dict[str, list[Question]] = {}
     for row in rows:
         subjects.setdefault(row["subject"], []).append(

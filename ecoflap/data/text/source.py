@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from ecoflap.data.folder import JSON_ENDINGS, NOT_UTF8, UTF8, is_packed, parse_json, read_text
+from ecoflap.data.hub import load_split
 from ecoflap.data.sources import file_source
 from ecoflap.data.text.options import LINES, STRIPPED, WHOLE, TextSourceOptions
 from ecoflap.errors import UserError, nearest, require_choice
@@ -98,8 +99,6 @@ class TextSource(TextSourceOptions):
         return self.path is None or _holds_json(self.path) or self.lines != WHOLE
 
     def _read_hub(self, option: str) -> Sequence[str]:
-        import datasets
-
         if not self.dataset:
             raise UserError(f"{option}=text is a text of your own: give its file with {option}.path=FILE")
         if "all" in self.splits:
@@ -108,17 +107,16 @@ class TextSource(TextSourceOptions):
                 " measured on what it was calibrated with; name them, such as train+validation"
             )
         files = None if self.data_files is None else {self.split: self.data_files}
-        try:
-            rows = datasets.load_dataset(
-                self.dataset, self.config, split=self.split, revision=self.revision, data_files=files
-            )
-        except Exception as error:
-            which = ", ".join(filter(None, (self.config, self.data_files, self.split)))
-            raise UserError(
-                f"{option}: the data set {self.dataset} ({which}) could not be read from the hub"
-                f" ({type(error).__name__}); give a local text file with {option}.path=FILE, or unset"
-                " HF_HUB_OFFLINE while online"
-            ) from error
+        which = ", ".join(filter(None, (self.config, self.data_files, self.split)))
+        rows = load_split(
+            self.dataset,
+            self.config,
+            self.split,
+            asked=f"{option}: the data set {self.dataset} ({which})",
+            instead=f"a local text file with {option}.path=FILE",
+            revision=self.revision,
+            data_files=files,
+        )
         if self.documents is not None:
             rows = rows.select(range(min(self.documents, len(rows))))
         if self.column not in rows.column_names:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ecoflap.data.hub import load_split
 from ecoflap.data.vqa.reading import GQA_OBTAIN, OKVQA, VQAV2, Question, gqa_question
 from ecoflap.errors import UserError
 
@@ -79,16 +80,14 @@ class HubQuestions:
         return Path(datasets.config.HF_DATASETS_CACHE) / "ecoflap_pictures" / self.dataset.replace("/", "--")
 
     def _load(self, config: str | None, option: str) -> Any:
-        import datasets
-
-        try:
-            return datasets.load_dataset(self.dataset, config, split=self.split)
-        except Exception as error:  # whatever a hub, a proxy or a broken cache makes of it
-            raise UserError(
-                f"{option}: {self.dataset} ({self.split}) could not be read from the hub"
-                f" ({type(error).__name__}); give the data set's folder with task.path=FOLDER, or unset"
-                f" HF_HUB_OFFLINE while online. {self.obtain}"
-            ) from error
+        return load_split(
+            self.dataset,
+            config,
+            self.split,
+            asked=f"{option}: {self.dataset} ({self.split})",
+            instead="the data set's folder with task.path=FOLDER",
+            obtain=self.obtain,
+        )
 
 
 def _write(file: Path, image: dict[str, Any]) -> None:
