@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ecoflap.data.mmlu.calibration import LETTERS, Question, read_subjects
+from ecoflap.data.mmlu.reading import LETTERS, Question, read_subjects
 from ecoflap.run.config import package_file
 from tools.train_mini import quiz
 

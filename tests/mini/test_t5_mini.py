@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5ForConditionalGeneration
 
-from ecoflap.data.mmlu.calibration import LETTERS, Question, prompt
+from ecoflap.data.mmlu.reading import LETTERS, Question, prompt
 from ecoflap.run.config import package_file
 from tests.mini.conftest import cut
 from tools.train_mini import quiz

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from ecoflap.data.mmlu.calibration import Question, prompt
+from ecoflap.data.mmlu.reading import Question, prompt
 from ecoflap.data.mmlu.task import fitting_prompt
 from ecoflap.data.text.calibration import Text
 from ecoflap.data.text.perplexity import TextPerplexity

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ecoflap.data.mmlu.calibration import LETTERS, Question, prompt
+from ecoflap.data.mmlu.reading import LETTERS, Question, prompt
 
 DEV, TEST, DRAWS = 5, 100, 3000
 

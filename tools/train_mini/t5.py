@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import BatchEncoding, PreTrainedTokenizerFast, T5ForConditionalGeneration
 
-from ecoflap.data.mmlu.calibration import LETTERS, Question, prompt
+from ecoflap.data.mmlu.reading import LETTERS, Question, prompt
 from tools.train_mini import quiz
 from tools.train_mini.t5_model import EOS, Recipe, build, make_tokenizer, save
 from tools.train_mini.training import command_line, note, optimizer_for, recipe_table, update

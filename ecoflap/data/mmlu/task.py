@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from ecoflap.data.mmlu.calibration import LETTERS, Question, prompt, question_sources, read_with_shots
 from ecoflap.data.mmlu.calibration_error import expected_calibration_error, rms_calibration_error
 from ecoflap.data.mmlu.categories import GROUPS
 from ecoflap.data.mmlu.options import MmluTaskOptions
+from ecoflap.data.mmlu.reading import LETTERS, Question, prompt, question_sources, read_with_shots
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import commonest, error_of_mean, parts, percent, spread
 from ecoflap.evaluate.items import Items

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ecoflap.data.example import Example, Generation
 from ecoflap.data.mmlu.calibration import Mmlu as MmluCalibration
-from ecoflap.data.mmlu.calibration import Question, prompt, read_subjects
 from ecoflap.data.mmlu.calibration_error import expected_calibration_error, rms_calibration_error
 from ecoflap.data.mmlu.categories import CATEGORIES, GROUPS
+from ecoflap.data.mmlu.reading import Question, prompt, read_subjects
 from ecoflap.data.mmlu.task import Mmlu, fitting_prompt
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.overlap import refuse_overlap
