@@ -42,19 +42,6 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Classes:
-    """The classes of a data set, as a text tower reads them.
-
-    Attributes:
-        names: in the order of the labels.
-        templates: each with one ``{}`` for a name; a class is the mean over them.
-    """
-
-    names: tuple[str, ...]
-    templates: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Generation:
     """How answers are generated.
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ecoflap.data.calibration_set import CalibrationSet
-from ecoflap.data.example import Classes, Example
+from ecoflap.data.classes import Classes
+from ecoflap.data.example import Example
 from ecoflap.data.sources import picture_sources
 from ecoflap.models.core.encoding import encode_all, require_encoder
 from ecoflap.models.core.prunable import PrunableModel

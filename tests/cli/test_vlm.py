@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers as hf
 
-from ecoflap.data.easy_vqa.calibration import read_questions
+from ecoflap.data.easy_vqa.reading import read_questions
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.vlm.vlm import VisionLanguage
 from ecoflap.storage.results import Result, verify

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ecoflap.data.easy_vqa.pictures import NAMES, read_pictures
+from ecoflap.data.easy_vqa.reading import NAMES, read_pictures
 from ecoflap.data.example import Example
 
 SAID = ("A picture of a {}.", "a {}", "This is a {}!", "a photo of a {}", "{}, a small one")

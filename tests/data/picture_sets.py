@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from ecoflap.data.classification.clip_sets import SETS
-from ecoflap.data.easy_vqa.pictures import NAMES, read_pictures
+from ecoflap.data.easy_vqa.reading import NAMES, read_pictures
 from ecoflap.data.example import Example
 
 CLASSES = [name.replace(" ", "_") for name in NAMES]

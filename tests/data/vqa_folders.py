@@ -10,7 +10,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from ecoflap.data.easy_vqa.calibration import read_questions
+from ecoflap.data.easy_vqa.reading import read_questions
 from ecoflap.data.example import Example
 from ecoflap.data.vqa.reading import CocoQuestions
 

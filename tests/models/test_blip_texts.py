@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ecoflap.data.easy_vqa.calibration import read_questions
-from ecoflap.data.easy_vqa.pictures import read_pictures
+from ecoflap.data.easy_vqa.reading import read_pictures, read_questions
 from ecoflap.data.example import Example, Generation
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.encoding import encode_all

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ecoflap.data.conversation import Conversation, Picture, Turn
-from ecoflap.data.easy_vqa.calibration import read_questions
+from ecoflap.data.easy_vqa.reading import read_questions
 from ecoflap.data.example import Example, Generation
 from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import UserError

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.data.easy_vqa.picture_tasks import EasyClassification
-from ecoflap.data.easy_vqa.pictures import NAMES, EasyPictures, read_pictures
+from ecoflap.data.easy_vqa.pictures import EasyPictures
+from ecoflap.data.easy_vqa.reading import NAMES, read_pictures
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor
 
 from ecoflap.data.conversation import Conversation, Turn
-from ecoflap.data.easy_vqa.calibration import read_questions
+from ecoflap.data.easy_vqa.reading import read_questions
 from ecoflap.data.example import Example, Generation
 from ecoflap.models.core.chats import continuation
 from ecoflap.models.core.prompts import generated_tokens

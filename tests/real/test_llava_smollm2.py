@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.data.easy_vqa.calibration import EasyVqa as Calibration
-from ecoflap.data.easy_vqa.calibration import read_questions
+from ecoflap.data.easy_vqa.reading import read_questions
 from ecoflap.data.easy_vqa.task import EasyVqa
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel

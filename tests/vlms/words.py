@@ -8,7 +8,7 @@ from typing import Any
 
 import transformers as hf
 
-from ecoflap.data.easy_vqa.calibration import read_questions
+from ecoflap.data.easy_vqa.reading import read_questions
 
 PLAIN = ("<pad>", "<s>", "</s>")
 

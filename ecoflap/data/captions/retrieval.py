@@ -17,13 +17,13 @@ from ecoflap.data.captions.layouts import Picture
 from ecoflap.data.captions.options import RetrievalOptions
 from ecoflap.data.captions.ranking import RANKS, Found, nearest, rank_again, recall_errors, recalls, search
 from ecoflap.data.captions.reading import CaptionSource, clean
-from ecoflap.data.easy_vqa.picture_tasks import similarity
 from ecoflap.data.example import Example
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import require_positive
 from ecoflap.evaluate.inputs import fingerprint, parts, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
+from ecoflap.evaluate.similarity import similarity
 from ecoflap.models.core.logits import finite
 from ecoflap.models.core.protocols import Embeds, Matches, require
 from ecoflap.models.core.prunable import PrunableModel

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
+from ecoflap.data.classes import Classes, check_templates
 from ecoflap.data.classification.class_names import OPENAI, own_labels
 from ecoflap.data.classification.options import CalibrationOptions
 from ecoflap.data.classification.reading import PictureSource
-from ecoflap.data.easy_vqa.pictures import check_templates
-from ecoflap.data.example import Classes, Example
+from ecoflap.data.example import Example
 from ecoflap.data.protocol import ShowsPictures
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.core.encoding import require_encoder

@@ -10,17 +10,16 @@ from typing import Any, ClassVar
 import torch
 from typing_extensions import override
 
+from ecoflap.data.classes import Classes, check_templates
 from ecoflap.data.classification.class_names import OPENAI, own_labels
 from ecoflap.data.classification.options import TaskOptions
 from ecoflap.data.classification.reading import Pictures, PictureSource
-from ecoflap.data.easy_vqa.picture_tasks import five_best
-from ecoflap.data.easy_vqa.pictures import check_templates
-from ecoflap.data.example import Classes
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import require_positive
 from ecoflap.evaluate.inputs import commonest, error_of_mean, fingerprint_of, parts, percent, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
+from ecoflap.evaluate.similarity import five_best
 from ecoflap.models.core.protocols import Classifies, Embeds, require
 from ecoflap.models.core.prunable import PrunableModel
 

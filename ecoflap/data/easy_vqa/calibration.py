@@ -6,24 +6,10 @@ from dataclasses import dataclass
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.easy_vqa.options import EasyVqaCalibrationOptions
-from ecoflap.data.example import Example
+from ecoflap.data.easy_vqa.reading import read_questions
 from ecoflap.data.protocol import ShowsPictures
 from ecoflap.errors import require_positive
 from ecoflap.models.core.prunable import PrunableModel
-
-
-def read_questions(split: str) -> list[Example]:
-    """All questions of the ``train`` or ``test`` split, in the package's order."""
-    import easy_vqa
-
-    texts, answers, images = (
-        easy_vqa.get_train_questions() if split == "train" else easy_vqa.get_test_questions()
-    )
-    paths = easy_vqa.get_train_image_paths() if split == "train" else easy_vqa.get_test_image_paths()
-    return [
-        Example(text, answer, paths[image])
-        for text, answer, image in zip(texts, answers, images, strict=True)
-    ]
 
 
 @dataclass(frozen=True)

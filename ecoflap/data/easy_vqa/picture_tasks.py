@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,24 +11,25 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from ecoflap.data.classes import Classes, check_templates
 from ecoflap.data.easy_vqa.options import (
     EasyCaptionsOptions,
     EasyClassificationOptions,
     EasyRetrievalOptions,
     PictureTaskOptions,
 )
-from ecoflap.data.easy_vqa.pictures import NAMES, check_templates, read_pictures
-from ecoflap.data.example import Classes, Example, Generation
+from ecoflap.data.easy_vqa.reading import NAMES, read_pictures
+from ecoflap.data.example import Example, Generation
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import error_of_mean, fingerprint, parts, percent, percent_errors, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.evaluate.protocol import WritesText
+from ecoflap.evaluate.similarity import five_best, similarity
 from ecoflap.models.core.logits import finite
 from ecoflap.models.core.protocols import Classifies, Embeds, Matches, require
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.families.clip.clip import class_features
 
 
 @dataclass
@@ -207,35 +208,6 @@ class EasyRetrieval(EasyRetrievalOptions, PictureTask):
         """(pictures, captions) of the pairs to match: the best captions of each picture."""
         columns = scores.topk(self.rerank, dim=1).indices
         return [row for row in range(len(scores)) for _ in range(self.rerank)], columns.flatten().tolist()
-
-
-def five_best(
-    model: PrunableModel, interface: Any, classes: Classes | None
-) -> Callable[[list[Example]], list[list[int]]]:
-    """A function that finds the five likeliest classes of each picture of a batch, the likeliest first.
-
-    Args:
-        model: the model.
-        interface: its interface.
-        classes: prompts that the text tower reads; None for a classifier's own classes.
-    """
-    texts = None if classes is None else class_features(interface, model, classes)
-
-    def best(batch: list[Example]) -> list[list[int]]:
-        if texts is None:
-            logits = interface.classify(model, batch)
-        else:
-            logits = similarity(interface.embed_images(model, [one.image or "" for one in batch]), texts)
-        return finite(logits).topk(min(5, logits.shape[1]), dim=-1).indices.tolist()
-
-    return best
-
-
-def similarity(images: Tensor, texts: Tensor) -> Tensor:
-    """Cosine similarities [images, texts]; of a picture with several queries, that of the best one."""
-    if images.dim() == 2:
-        return images @ texts.t()
-    return (images @ texts.t()).max(dim=1).values
 
 
 def _recalls(scores: Tensor, labels: Tensor, suffix: str = "") -> dict[str, float]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ecoflap.data.easy_vqa.calibration import read_questions
 from ecoflap.data.easy_vqa.options import EasyVqaTaskOptions
+from ecoflap.data.easy_vqa.reading import read_questions
 from ecoflap.data.example import Example, Generation
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import require_positive

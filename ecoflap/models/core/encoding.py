@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ecoflap.data.batch import Sample
+from ecoflap.data.classes import Classes
 from ecoflap.data.conversation import Conversation
-from ecoflap.data.example import Classes, Example
+from ecoflap.data.example import Example
 from ecoflap.errors import UserError
 from ecoflap.models.core.hooks import setting
 from ecoflap.models.core.protocols import Converses, Encodes, require

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ecoflap.data.captions.calibration import Captions
 from ecoflap.data.captions.layouts import _rows
 from ecoflap.data.captions.reading import CaptionSource, clean
-from ecoflap.data.easy_vqa.pictures import NAMES
+from ecoflap.data.easy_vqa.reading import NAMES
 from ecoflap.data.example import Example
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel

@@ -17,7 +17,7 @@ from ecoflap.data.captions import retrieval
 from ecoflap.data.captions.ranking import RANKS, recall_errors
 from ecoflap.data.captions.reading import clean
 from ecoflap.data.captions.retrieval import Retrieval
-from ecoflap.data.easy_vqa.pictures import NAMES
+from ecoflap.data.easy_vqa.reading import NAMES
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel

@@ -13,7 +13,7 @@ import pytest
 from ecoflap.data.classification.class_names import imagenet_names, name_classes, openai_templates, own_labels
 from ecoflap.data.classification.clip_sets import SETS
 from ecoflap.data.classification.reading import PictureSource
-from ecoflap.data.easy_vqa.pictures import NAMES
+from ecoflap.data.easy_vqa.reading import NAMES
 from ecoflap.errors import UserError
 from tests.data.picture_sets import CLASSES, COOP, COUNTS, easy_pictures, write_folders, write_set
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ecoflap.data.classes import Classes
 from ecoflap.data.classification.calibration import Classification as Calibration
 from ecoflap.data.classification.calibration import draw_over_classes
 from ecoflap.data.classification.class_names import own_labels
 from ecoflap.data.classification.task import Classification, macro_f1
-from ecoflap.data.easy_vqa.pictures import NAMES
-from ecoflap.data.example import Classes, Example
+from ecoflap.data.easy_vqa.reading import NAMES
+from ecoflap.data.example import Example
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel

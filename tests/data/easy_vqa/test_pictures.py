@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecoflap.data.easy_vqa.calibration import read_questions
 from ecoflap.data.easy_vqa.picture_tasks import EasyCaptions, EasyClassification, EasyRetrieval
-from ecoflap.data.easy_vqa.pictures import NAMES, EasyPictures, read_pictures
+from ecoflap.data.easy_vqa.pictures import EasyPictures
+from ecoflap.data.easy_vqa.reading import NAMES, read_pictures, read_questions
 from ecoflap.data.easy_vqa.task import EasyVqa, EasyVqaEvaluation
 from ecoflap.data.example import Example, Generation
 from ecoflap.errors import NumericalError, UserError

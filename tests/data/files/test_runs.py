@@ -12,7 +12,7 @@ import pytest
 import ecoflap
 from ecoflap.data.calibration_set import draw
 from ecoflap.data.captions.reading import CaptionSource
-from ecoflap.data.easy_vqa.calibration import read_questions
+from ecoflap.data.easy_vqa.reading import read_questions
 from ecoflap.data.files.calibration import Chat
 from ecoflap.errors import UserError
 from ecoflap.run.steps import prepare

@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
 from ecoflap.data.batch import Batch, Sample
-from ecoflap.data.example import Classes, Example
+from ecoflap.data.classes import Classes
+from ecoflap.data.example import Example
 from ecoflap.errors import UserError
 from ecoflap.models.core.losses import class_loss, contrastive_loss, counting, find_loss
 from ecoflap.models.core.pictures import Pixels

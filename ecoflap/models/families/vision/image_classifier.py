@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ecoflap.data.batch import Batch, Sample
-from ecoflap.data.example import Classes, Example
+from ecoflap.data.classes import Classes
+from ecoflap.data.example import Example
 from ecoflap.errors import UserError, nearest
 from ecoflap.models.core.losses import class_loss, find_loss
 from ecoflap.models.core.pictures import Pixels
