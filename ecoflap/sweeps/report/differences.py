@@ -15,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ecoflap.sweeps.report.baselines import in_first_sweep, uniform_beside
 from ecoflap.sweeps.report.cells import Cell
+from ecoflap.sweeps.report.intervals import difference, interval, mean_difference
 from ecoflap.sweeps.report.item_scores import ItemScores, read_item_scores
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.metrics import MetricTable
-from ecoflap.sweeps.report.paired import difference, interval, mean_difference, uniform_beside
-from ecoflap.sweeps.report.runs import SWEEP
 
 RESAMPLES = 2000
 AT_ONCE = 2**24
@@ -78,7 +78,7 @@ def rows_of(table: MetricTable) -> list[Row]:
             items if all((method, sparsity, seed) in resampled for seed in seeds) else 0,
             _to_dense(method, sparsity, seeds, resampled),
             _to_method(uniform_beside(method, table), table, method, sparsity, resampled),
-            _to_method(_in_first_sweep(method, table), table, method, sparsity, resampled),
+            _to_method(in_first_sweep(method, table), table, method, sparsity, resampled),
         )
         for method, by_sparsity in table.cells.items()
         for sparsity, seeds in by_sparsity.items()
@@ -94,18 +94,6 @@ def _to_dense(method: Method, sparsity: float, seeds: Cell, resampled: Resampled
         if (found := resampled.get((method, sparsity, seed))) is not None and found[1] is not None
     ]
     return _difference(list(pairs.values()), drawn)
-
-
-def _in_first_sweep(method: Method, table: MetricTable) -> Method | None:
-    """The same method of the first sweep; None in that sweep, or if it has no such method."""
-    first = table.section.runs[0].config.get(SWEEP)
-
-    def others(one: Method) -> tuple[object, ...]:
-        return one.pruner, one.score, tuple(setting for setting in one.settings if setting[0] != SWEEP)
-
-    if method.sweep == first:
-        return None
-    return next((one for one in table.cells if one.sweep == first and others(one) == others(method)), None)
 
 
 def _to_method(

@@ -14,18 +14,14 @@ from ecoflap.console.arguments import ArgumentParser, complain
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.markdown import markdown_row
+from ecoflap.sweeps.report.baselines import uniform_beside
 from ecoflap.sweeps.report.cells import statistics
-from ecoflap.sweeps.report.methods import AXES, Method, is_path, settings_of, shown
+from ecoflap.sweeps.report.intervals import difference, interval, mean_difference
+from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.metrics import MetricTable, make_tables
-from ecoflap.sweeps.report.runs import COARSE_STEPS, SWEEP, Run, read_runs
+from ecoflap.sweeps.report.runs import COARSE_STEPS, Run, read_runs
 from ecoflap.sweeps.report.sections import make_sections
 from ecoflap.sweeps.report.table import figure
-
-OF_COARSE = ("score.", "allocation.")
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""{number of differences: the 97.5 % quantile of Student's t with one degree of freedom less}."""
-NORMAL = 1.959964  # the quantile of the normal distribution
-ROUNDING = 1e-9  # the relative difference below which two numbers differ by rounding only, with a margin
 
 
 class Row(NamedTuple):
@@ -91,83 +87,11 @@ def rows(tables: Sequence[MetricTable]) -> Iterator[Row]:
                     )
 
 
-def uniform_beside(method: Method, table: MetricTable) -> Method | None:
-    """The uniform allocation that was run as the method was; None for itself, or if there is none.
-
-    Nothing may differ but score and allocation, and ``propagate``, which ``auto`` chooses by the allocation;
-    one with the same ``propagate`` comes before others. Only keys that both have are compared. Paths may
-    differ, but not the calibration samples that each seed drew.
-    """
-    if method.score in ("none", "global"):
-        return None
-    runs = table.section.by_method
-    own = _others(runs[method][0])
-    like = "none", method.pruner, method.sweep, runs[method][0].finetuner
-
-    def is_beside(one: Method) -> bool:
-        if (one.score, one.pruner, one.sweep, runs[one][0].finetuner) != like:
-            return False
-        others = _others(runs[one][0])
-        alike = all(others[key] == own[key] for key in others.keys() & own.keys())
-        return alike and _drew_the_same(runs[one], runs[method])
-
-    found = list(filter(is_beside, table.cells))
-    propagate = runs[method][0].config.get("propagate")
-    alike = (one for one in found if runs[one][0].config.get("propagate") == propagate)
-    return next(alike, found[0] if found else None)
-
-
-def _others(run: Run) -> dict[str, str]:
-    """The settings of a run but for its coarse stage, its place in the sweep, and paths."""
-    return {
-        key: shown(value)
-        for key, value in settings_of(run).items()
-        if key not in (*AXES, SWEEP, "propagate")
-        and not key.startswith(OF_COARSE)
-        and not is_path(key, value)
-    }
-
-
-def _drew_the_same(some: Iterable[Run], others: Iterable[Run]) -> bool:
-    """Whether runs of two methods share a sparsity and seed, and wherever they do, their calibration samples.
-
-    A run that used none, such as one of magnitude with the uniform allocation, agrees with any.
-    """
-    drawn = {(run.sparsity, run.seed): run.samples for run in some}
-    pairs = [(drawn[at], run.samples) for run in others if (at := (run.sparsity, run.seed)) in drawn]
-    return bool(pairs) and all(one == other for one, other in pairs if one and other)
-
-
 def _coarse_seconds(runs: Iterable[Run]) -> float | None:
     """The most seconds that the coarse stage took in a run that did not read it from the cache."""
     coarse = ([cost for step, cost in run.result.steps.items() if step in COARSE_STEPS] for run in runs)
     computed = (costs for costs in coarse if not any(cost["cached"] for cost in costs))
     return max((sum(float(cost["seconds"]) for cost in costs) for costs in computed), default=None)
-
-
-def interval(differences: Sequence[float]) -> float | None:
-    """Half the width of the 95 % interval of the mean difference (Student's t); None if it has none.
-
-    That is where there are fewer than two differences, one is not a finite number, or all are the same.
-    """
-    deviation = statistics(differences)[1]
-    if deviation is None or not deviation > ROUNDING * max(map(abs, differences)):
-        return None
-    return student(len(differences)) * deviation / math.sqrt(len(differences))
-
-
-def student(count: int) -> float:
-    """The 97.5 % quantile of Student's t for a number of differences of at least two.
-
-    Beyond ten, by its expansion in one over the degrees of freedom (Abramowitz and Stegun, 26.7.5).
-    """
-    if count in STUDENT:
-        return STUDENT[count]
-    z, freedom = NORMAL, count - 1
-    first = (z**3 + z) / (4 * freedom)
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
-    return z + first + second + third
 
 
 def markdown(found: Sequence[Row]) -> Iterator[str]:
@@ -197,18 +121,6 @@ def markdown(found: Sequence[Row]) -> Iterator[str]:
                 "" if row.seconds is None else f"{row.seconds:.3g}",
             ]
         )
-
-
-def difference(figure: float, uniform: float) -> float:
-    """The difference of two figures; exactly zero if they differ by rounding only."""
-    return 0.0 if figure != uniform and math.isclose(figure, uniform, rel_tol=ROUNDING) else figure - uniform
-
-
-def mean_difference(differences: Sequence[float]) -> float:
-    """The mean difference; exactly zero if the differences cancel but for rounding."""
-    mean = statistics(differences)[0]
-    cancelled = math.isfinite(mean) and abs(mean) <= ROUNDING * max(map(abs, differences))
-    return 0.0 if cancelled else mean
 
 
 def _verdict(differences: Sequence[float], smaller_is_better: bool) -> str:

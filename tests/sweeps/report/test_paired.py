@@ -10,8 +10,9 @@ import pytest
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.results import Result, sparsity_section
 from ecoflap.sweeps.report.differences import Difference, rows_of
+from ecoflap.sweeps.report.intervals import interval, student
 from ecoflap.sweeps.report.metrics import make_tables
-from ecoflap.sweeps.report.paired import interval, main, student
+from ecoflap.sweeps.report.paired import main
 from ecoflap.sweeps.report.runs import read_runs
 from ecoflap.sweeps.report.sections import make_sections
 
