@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ecoflap.sweeps.report.methods import AXES, Method, is_path, settings_of, shown
+from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.metrics import MetricTable
 from ecoflap.sweeps.report.runs import SWEEP, Run
+from ecoflap.sweeps.report.settings import AXES, is_path, settings_of, shown
 
 OF_COARSE = ("score.", "allocation.")
 

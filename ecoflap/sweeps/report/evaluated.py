@@ -7,8 +7,9 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 
-from ecoflap.sweeps.report.methods import SHORT, flatten, is_path, shown
+from ecoflap.sweeps.report.model_names import SHORT
 from ecoflap.sweeps.report.runs import Run, short_paths
+from ecoflap.sweeps.report.settings import flatten, is_path, shown
 
 HASHES = ("inputs", "tokens", "choices")
 """What records call the hashes of a task's data."""

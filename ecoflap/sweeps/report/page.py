@@ -10,11 +10,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ecoflap.storage.results.bench import Bench, cells_of, columns_of, machine_line, read_bench
-from ecoflap.sweeps.report.methods import AXES, fixed_and_varying
 from ecoflap.sweeps.report.metrics import MetricTable
 from ecoflap.sweeps.report.page_section import Plots, describe_section
 from ecoflap.sweeps.report.runs import Run, Unfinished
 from ecoflap.sweeps.report.sections import Section
+from ecoflap.sweeps.report.settings import AXES, fixed_and_varying
 from ecoflap.sweeps.report.table import figure
 
 NAME = "index.html"

@@ -17,9 +17,11 @@ from ecoflap.errors import UserError
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.markdown import markdown_row
 from ecoflap.storage.results.metrics import first_metric
+from ecoflap.sweeps.report.cells import statistics
+from ecoflap.sweeps.report.methods import overrides
 from ecoflap.sweeps.report.runs import read_runs
 from ecoflap.sweeps.report.sections import make_sections
-from ecoflap.sweeps.report.table import figure, statistics, with_deviation
+from ecoflap.sweeps.report.table import figure, with_deviation
 
 STATES = ("dense", "pruned", "finetuned")
 DASH = "—"
@@ -79,13 +81,13 @@ def read(folder: Path, metric: str | None) -> Runs:
                 name = metric if metric is not None else first_metric(finetuned)
                 if name is not None and name in finetuned:
                     label = f"{task}/{name}" if len(tasks[section.model]) > 1 else name
-                    further = [one for one in method.settings if one[0] != "finetune"]
+                    further = (one for one in method.settings if one[0] != "finetune")
                     kind = Kind(
                         model=section.model,
                         pruner=method.pruner,
                         coarse_stage=method.score,
                         finetune=run.config["finetune"]["name"],
-                        settings=" ".join(f"{key}={value}" for key, value in further),
+                        settings=overrides(further),
                         metric=label,
                         sparsity=run.sparsity,
                     )

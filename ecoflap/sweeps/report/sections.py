@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ecoflap.sweeps.report.evaluated import name_data
-from ecoflap.sweeps.report.methods import Method, name_methods, name_models
+from ecoflap.sweeps.report.methods import Method, name_methods
+from ecoflap.sweeps.report.model_names import name_models
 from ecoflap.sweeps.report.runs import Run
 
 

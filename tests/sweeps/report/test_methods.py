@@ -10,9 +10,11 @@ import pytest
 from ecoflap.storage.installation import PACKAGE
 from ecoflap.storage.results import sparsity_section
 from ecoflap.storage.sharing.card import model_card
-from ecoflap.sweeps.report.methods import Method, fixed_and_varying, name_methods, name_models
+from ecoflap.sweeps.report.methods import Method, name_methods
+from ecoflap.sweeps.report.model_names import name_models
 from ecoflap.sweeps.report.runs import Run, read_runs
 from ecoflap.sweeps.report.sections import make_sections
+from ecoflap.sweeps.report.settings import fixed_and_varying
 from tests.sweeps.report.conftest import STEPS, write_run
 
 GLOBAL = {"_target_": "ecoflap.prune.global_magnitude.GlobalMagnitude", "name": "global_magnitude"}

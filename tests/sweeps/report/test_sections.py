@@ -15,10 +15,10 @@ from ecoflap.cli.command import main
 from ecoflap.errors import UserError
 from ecoflap.storage.files import write_json
 from ecoflap.sweeps.report.blip2_table import collect
-from ecoflap.sweeps.report.methods import fixed_and_varying
 from ecoflap.sweeps.report.metrics import make_tables
 from ecoflap.sweeps.report.runs import read_runs, read_unfinished
 from ecoflap.sweeps.report.sections import make_sections
+from ecoflap.sweeps.report.settings import fixed_and_varying
 from tests.sweeps.report.conftest import write_run
 
 pytestmark = pytest.mark.long
