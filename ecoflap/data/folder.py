@@ -47,6 +47,15 @@ def require_files(folder: str | None, wanted: str, option: str, name: str, obtai
     return root
 
 
+def require_file(folder: str | None, wanted: str, option: str, name: str, obtain: str) -> Path:
+    """A required file, or subfolder, of a data set; see ``require_files``.
+
+    Raises:
+        UserError: if it is missing.
+    """
+    return require_files(folder, wanted, option, name, obtain) / wanted
+
+
 def require_images(images: Iterable[str], option: str, obtain: str) -> None:
     """Refuse examples with missing pictures before hours of evaluation.
 

@@ -20,7 +20,7 @@ from ecoflap.data.classification.class_names import (
 from ecoflap.data.classification.clip_sets import PictureSet, find_set
 from ecoflap.data.classification.options import PictureSourceOptions
 from ecoflap.data.example import Example
-from ecoflap.data.folder import read_json, require_files, text_lines
+from ecoflap.data.folder import read_json, require_file, text_lines
 from ecoflap.data.sources import PICTURES
 from ecoflap.errors import UserError
 
@@ -155,16 +155,8 @@ class PictureSource(PictureSourceOptions):
             (one for one in (inside, Path(facts.images) / self.split, Path(self.split)) if self._has(one)),
             inside,
         )
-        return (
-            require_files(
-                self.path,
-                str(place),
-                option,
-                self.dataset,
-                IMAGENET if self.dataset == "imagenet" else ARRANGE,
-            )
-            / place
-        )
+        obtain = IMAGENET if self.dataset == "imagenet" else ARRANGE
+        return require_file(self.path, str(place), option, self.dataset, obtain)
 
     def _holds_classes(self, path: Path) -> bool:
         """Whether it is a folder of one's own with the folders of classes, and none of a split, in it."""
@@ -202,9 +194,7 @@ class PictureSource(PictureSourceOptions):
     def _aircraft(self, option: str) -> Found:
         """Read FGVC-Aircraft's files: the names of the variants, and per split lines "PICTURE VARIANT"."""
         file, images = self._coop_files(option)
-        variants = text_lines(
-            require_files(str(file.parent), "variants.txt", option, self.dataset, OBTAIN) / "variants.txt"
-        )
+        variants = text_lines(require_file(str(file.parent), "variants.txt", option, self.dataset, OBTAIN))
         rows = [(picture, name) for picture, _, name in (line.partition(" ") for line in text_lines(file))]
         if strange := [row for row in rows if row[1] not in variants]:
             raise UserError(
@@ -219,8 +209,8 @@ class PictureSource(PictureSourceOptions):
         facts = self.facts(option)
         name = str(facts.splits).format(split=self.split)
         folder = Path() if self._has(Path(name)) else Path(facts.folder)
-        root = require_files(self.path, str(folder / name), option, self.dataset, OBTAIN) / folder
-        return root / name, root / facts.images
+        file = require_file(self.path, str(folder / name), option, self.dataset, OBTAIN)
+        return file, file.parent / facts.images
 
     def _has(self, place: Path) -> bool:
         return self.path is not None and (Path(self.path).expanduser() / place).exists()

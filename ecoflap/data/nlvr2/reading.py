@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.data.example import Example
-from ecoflap.data.folder import parse_json, read_text, require_files
+from ecoflap.data.folder import parse_json, read_text, require_file
 from ecoflap.errors import UserError
 
 SPLITS = ("train", "dev", "test1")
@@ -45,7 +45,7 @@ def read_pairs(folder: str | None, split: str, option: str) -> list[Example]:
     Raises:
         UserError: if the split is missing, or not in the published format.
     """
-    file = require_files(folder, f"{split}.json", option, "nlvr2", OBTAIN) / f"{split}.json"
+    file = require_file(folder, f"{split}.json", option, "nlvr2", OBTAIN)
     place = _places(file.parent, split)
     lines = enumerate(read_text(file).split("\n"), start=1)
     pairs = [_pair(line, place, f"{file}, line {number}") for number, line in lines if line.strip()]

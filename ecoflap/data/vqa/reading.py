@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.data.example import Example
-from ecoflap.data.folder import read_json, require_files
+from ecoflap.data.folder import read_json, require_file
 from ecoflap.errors import UserError
 
 
@@ -125,7 +125,7 @@ def read_coco_questions(source: CocoQuestions, folder: str | None, split: str, o
         UserError: if a file is missing, or not in the published format.
     """
     names = [name.format(split=split) for name in (source.questions, source.annotations)]
-    asked, said = [require_files(folder, name, option, source.name, source.obtain) / name for name in names]
+    asked, said = [require_file(folder, name, option, source.name, source.obtain) for name in names]
     try:
         content = read_json(said)
         annotations = {entry["question_id"]: entry for entry in content["annotations"]}
@@ -154,8 +154,7 @@ def read_test_questions(source: CocoQuestions, folder: str | None, split: str, o
     Raises:
         UserError: if the file is missing, or not in the published format.
     """
-    name = source.unanswered(split)
-    file = require_files(folder, name, option, source.name, source.obtain) / name
+    file = require_file(folder, source.unanswered(split), option, source.name, source.obtain)
     pictures = file.parent / "test2015"
     try:
         asked = read_json(file)["questions"]
@@ -193,7 +192,7 @@ def read_gqa(folder: str | None) -> list[Question]:
     Raises:
         UserError: if the file is missing, or not in the published format.
     """
-    file = require_files(folder, GQA_QUESTIONS, "task", "gqa", GQA_OBTAIN) / GQA_QUESTIONS
+    file = require_file(folder, GQA_QUESTIONS, "task", "gqa", GQA_OBTAIN)
     try:
         return [gqa_question(key, entry, file.parent / "images") for key, entry in read_json(file).items()]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
