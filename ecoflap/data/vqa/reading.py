@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,20 +128,17 @@ def read_coco_questions(source: CocoQuestions, folder: str | None, split: str, o
     """
     names = [name.format(split=split) for name in (source.questions, source.annotations)]
     asked, said = [require_file(folder, name, option, source.name, source.obtain) for name in names]
-    try:
+    with _as_published(f"{asked} and {said.name}", source.obtain):
         content = read_json(said)
         annotations = {entry["question_id"]: entry for entry in content["annotations"]}
         kinds = content.get("question_types", {})  # OK-VQA's annotations only hold the keys of its categories
         pictures = said.parent / f"{split}2014"
-        return _answered(
-            [
-                _coco_question(entry, annotations[entry["question_id"]], pictures, kinds)
-                for entry in read_json(asked)["questions"]
-            ],
-            said,
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _unlike(f"{asked} and {said.name}", error, source.obtain) from None
+        questions = [
+            _coco_question(entry, annotations[entry["question_id"]], pictures, kinds)
+            for entry in read_json(asked)["questions"]
+        ]
+    _require_answers(questions, said)
+    return questions
 
 
 def read_test_questions(source: CocoQuestions, folder: str | None, split: str, option: str) -> list[Question]:
@@ -156,7 +155,7 @@ def read_test_questions(source: CocoQuestions, folder: str | None, split: str, o
     """
     file = require_file(folder, source.unanswered(split), option, source.name, source.obtain)
     pictures = file.parent / "test2015"
-    try:
+    with _as_published(str(file), source.obtain):
         asked = read_json(file)["questions"]
         return [
             Question(
@@ -164,8 +163,6 @@ def read_test_questions(source: CocoQuestions, folder: str | None, split: str, o
             )
             for one in asked
         ]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _unlike(str(file), error, source.obtain) from None
 
 
 def _picture(folder: Path, number: int) -> str:
@@ -193,10 +190,8 @@ def read_gqa(folder: str | None) -> list[Question]:
         UserError: if the file is missing, or not in the published format.
     """
     file = require_file(folder, GQA_QUESTIONS, "task", "gqa", GQA_OBTAIN)
-    try:
+    with _as_published(str(file), GQA_OBTAIN):
         return [gqa_question(key, entry, file.parent / "images") for key, entry in read_json(file).items()]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _unlike(str(file), error, GQA_OBTAIN) from None
 
 
 def gqa_question(key: str, entry: dict[str, Any], pictures: Path) -> Question:
@@ -208,8 +203,8 @@ def gqa_question(key: str, entry: dict[str, Any], pictures: Path) -> Question:
     )
 
 
-def _answered(questions: list[Question], file: Path) -> list[Question]:
-    """Refuse questions without an answer, to which no prediction would be right; returns the questions.
+def _require_answers(questions: Sequence[Question], file: Path) -> None:
+    """Refuse questions without an answer, to which no prediction would be right.
 
     Raises:
         UserError: if a question has no answer.
@@ -219,8 +214,16 @@ def _answered(questions: list[Question], file: Path) -> list[Question]:
             f"{file}: {len(silent)} questions have no answers, such as {silent[0]}; take them out, or"
             " download the file again"
         )
-    return questions
 
 
-def _unlike(files: str, error: Exception, obtain: str) -> UserError:
-    return UserError(f"{files}: not as published ({type(error).__name__}: {error}). {obtain}")
+@contextmanager
+def _as_published(files: str, obtain: str) -> Iterator[None]:
+    """Refuse files whose entries are not as published, where they are read in this context.
+
+    Raises:
+        UserError: if reading them raises an error.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{files}: not as published ({type(error).__name__}: {error}). {obtain}") from None
