@@ -72,7 +72,7 @@ def conversation(
             f" model reads them and take the column {defined} out, or take the row out"
         )
     given = _turns(row, where)
-    said = [_turn(one, where, number) for number, one in enumerate(given, 1)]
+    said = [_turn(one, f"{where}, turn {number}") for number, one in enumerate(given, 1)]
     answered = [place for place, (role, _) in enumerate(said) if role == "assistant"]
     if not answered:
         roles = ", ".join(dict.fromkeys(role for role, _ in said)) or "none"
@@ -106,7 +106,7 @@ def conversation(
     return Conversation(found)
 
 
-def _system(row: Mapping[str, Any], said: list[_Parts]) -> list[_Parts]:
+def _system(row: Mapping[str, Any], said: list[_Said]) -> list[_Said]:
     """The system turn of a row that has it beside its turns."""
     system = row.get("system")
     if not isinstance(system, str) or not system.strip() or any(role == "system" for role, _ in said):
@@ -121,7 +121,7 @@ class _Shown:
         self.image = image
 
 
-_Parts = tuple[str, list["str | _Shown"]]
+_Said = tuple[str, list["str | _Shown"]]
 """(role, texts and pictures)."""
 
 
@@ -143,8 +143,12 @@ def _turns(row: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
     return list(turns)
 
 
-def _turn(turn: Mapping[str, Any], where: str, number: int) -> _Parts:
+def _turn(turn: Mapping[str, Any], where: str) -> _Said:
     """The role and the parts of a turn.
+
+    Args:
+        turn: as the row has it.
+        where: the row and the turn, for messages.
 
     Raises:
         UserError: if its keys, its role or its content are unknown, or it calls tools or has reasoning.
@@ -155,33 +159,42 @@ def _turn(turn: Mapping[str, Any], where: str, number: int) -> _Parts:
     if role is not None and (calls or (content is None and any(name in turn for name in CONTENTS))):
         held = "has no content, as turns that call tools" if content is None else f"calls a tool ({calls})"
         raise UserError(
-            f"{where}, turn {number}, of the role {role}, {held}; only the content of turns is read: write"
+            f"{where}, of the role {role}, {held}; only the content of turns is read: write"
             " the call as its content, or take the turn or the row out"
         )
     if role is None or content is None:
         raise UserError(
-            f"{where}, turn {number} has {', '.join(map(str, turn)) or 'nothing'}; a turn has from and value,"
+            f"{where} has {', '.join(map(str, turn)) or 'nothing'}; a turn has from and value,"
             " or role and content"
         )
     if reasoning := next((name for name in REASONING if not _empty(turn.get(name))), None):
         raise UserError(
-            f"{where}, turn {number}, of the role {role}, has {reasoning}, which is not read; write the"
+            f"{where}, of the role {role}, has {reasoning}, which is not read; write the"
             f" reasoning into its content as the model writes it, or take {reasoning} or the row out"
         )
     if not isinstance(role, str):
         raise UserError(
-            f"{where}, turn {number}: its role is a {type(role).__name__}; give one role per turn, and chats"
+            f"{where}: its role is a {type(role).__name__}; give one role per turn, and chats"
             " one by one, as a DataLoader with batch_size=None does"
         )
     if role not in ROLES:
-        raise UserError(f"{where}, turn {number}: its role is {role}; {did_you_mean(str(role), ROLES)}")
+        raise UserError(f"{where}: its role is {role}; {did_you_mean(role, ROLES)}")
+    return ROLES[role], _parts(content, where)
+
+
+def _parts(content: Any, where: str) -> list[str | _Shown]:
+    """The texts and pictures of a turn.
+
+    Raises:
+        UserError: if its content is nothing of the kind.
+    """
     if isinstance(content, str):
-        return ROLES[role], list(_split(content))
+        return list(_split(content))
     if isinstance(content, Sequence) and all(isinstance(part, Mapping) for part in content):
-        return ROLES[role], [_part(part, where, number) for part in content]
+        return [_part(part, where) for part in content]
     raise UserError(
-        f"{where}, turn {number}: its content is a {type(content).__name__}; give a text, or a list of parts"
-        ' such as {"type": "text", "text": ...} and {"type": "image"}'
+        f"{where}: its content is a {type(content).__name__}; give a text, or a list of parts such as"
+        ' {"type": "text", "text": ...} and {"type": "image"}'
     )
 
 
@@ -205,7 +218,7 @@ def _split(text: str) -> Iterator[str | _Shown]:
             yield piece
 
 
-def _part(part: Mapping[str, Any], where: str, number: int) -> str | _Shown:
+def _part(part: Mapping[str, Any], where: str) -> str | _Shown:
     """A part of a message in OpenAI's form.
 
     Raises:
@@ -218,8 +231,8 @@ def _part(part: Mapping[str, Any], where: str, number: int) -> str | _Shown:
         image = next((one for one in held if one is not None), None)
         return _Shown(image["url"] if isinstance(image, Mapping) and "url" in image else image)
     raise UserError(
-        f"{where}, turn {number}: a part has the type {part.get('type')}; texts (text) and pictures (image,"
-        " image_url) are read"
+        f"{where}: a part has the type {part.get('type')}; texts (text) and pictures (image, image_url) are"
+        " read"
     )
 
 
@@ -229,7 +242,7 @@ def _images(row: Mapping[str, Any]) -> list[Any]:
     return list(found) if isinstance(found, list | tuple) else [found]
 
 
-def _placed(turns: list[_Parts], images: list[Any], where: str) -> list[_Parts]:
+def _placed(turns: list[_Said], images: list[Any], where: str) -> list[_Said]:
     """The turns with the row's pictures in their places.
 
     Raises:
