@@ -133,7 +133,7 @@ def _turns(row: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
     """
     name = next(name for name in CHATS if row.get(name) is not None)
     turns = row[name]
-    if isinstance(turns, Mapping) and all(isinstance(values, Sequence) for values in turns.values()):
+    if isinstance(turns, Mapping) and all(isinstance(values, list | tuple) for values in turns.values()):
         turns = [dict(zip(turns, values, strict=False)) for values in zip(*turns.values(), strict=False)]
     if not isinstance(turns, Sequence) or not all(isinstance(turn, Mapping) for turn in turns):
         raise UserError(

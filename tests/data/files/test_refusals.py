@@ -47,6 +47,7 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "content": (turns(("user", 3), ANSWER), "turn 1: its content is a int"),
     "part": (turns(("user", [{"type": "video"}]), ANSWER), "turn 1: a part has the type video"),
     "no list": ({"messages": "what ?"}, "messages is a str; give a list of turns"),
+    "one turn": ({"messages": SAID}, "messages is a dict; give a list of turns"),
     "too few": (turns(("user", "<image> what ?"), ANSWER), r"1 places for pictures .* 0 pictures"),
     "too many": (
         {**turns(("user", "<image> what ?"), ANSWER), "images": ["0.png", "1.png"]},
