@@ -122,7 +122,7 @@ class RowsCalibration(RowsOptions, ABC):
         Raises:
             UserError: if there are none.
         """
-        return find_files(self.path, self.split, self.endings, "calibration", self.name)
+        return find_files(self.path, self.split, self.endings, self.name)
 
     @property
     def sources(self) -> frozenset[str]:

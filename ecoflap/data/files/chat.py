@@ -13,6 +13,7 @@ from ecoflap.errors import UserError, did_you_mean
 CHATS = ("conversations", "messages")
 """Names of the column with the turns."""
 IMAGES = ("image", "images")
+"""Names of the column with the picture or pictures."""
 IMAGE = "<image>"
 """Where a picture of the row stands in a text."""
 CALLS = ("tool_calls", "function_call")

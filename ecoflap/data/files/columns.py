@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.data.example import Example
-from ecoflap.data.files.chat import IMAGE
+from ecoflap.data.files.chat import IMAGE, IMAGES
 from ecoflap.data.files.pictures import Locate, locate
 from ecoflap.errors import UserError
 
 COLUMNS = {
     "text": ("text", "question"),
     "target": ("target", "answer", "caption"),
-    "image": ("image", "images"),
+    "image": IMAGES,
     "label": ("label",),
 }
 """{attribute of a raw example: names of its column in a data set}."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.data.files.rows import Row
-from ecoflap.data.folder import NOT_UTF8, is_packed, parse_json
+from ecoflap.data.folder import NOT_UTF8, UTF8, is_packed, parse_json
 from ecoflap.errors import UserError
 
 
@@ -72,7 +72,7 @@ class _Lines:
 
     def __getitem__(self, place: int) -> Any:
         _, start, end = self._lines[place]
-        return parse_json(self._content[start:end].decode("utf-8-sig"))
+        return parse_json(self._content[start:end].decode(UTF8))
 
     def where(self, place: int) -> str:
         return f"line {self._lines[place][0]}"
@@ -104,7 +104,7 @@ def _opened(file: Path) -> _Lines | _Entries:
     start = content[:4096].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if start == b"[":
         try:
-            return _Entries(parse_json(content[:].decode("utf-8-sig")))
+            return _Entries(parse_json(content[:].decode(UTF8)))
         except UnicodeDecodeError:
             raise UserError(f"{file} {NOT_UTF8}") from None
         except ValueError as error:
@@ -127,7 +127,7 @@ def _require_lines(file: Path, content: mmap.mmap | bytes, lines: _Lines) -> Non
         lines[0]
     except ValueError:
         try:
-            whole = json.loads(content[:].decode("utf-8-sig"))
+            whole = json.loads(content[:].decode(UTF8))
         except ValueError:
             return  # the row that is read says what is wrong with it
         raise UserError(

@@ -47,43 +47,46 @@ class Rows(Protocol):
         """
 
 
-def find_files(path: str | None, split: str, endings: Sequence[str], group: str, name: str) -> list[Path]:
+def find_files(path: str | None, split: str, endings: Sequence[str], name: str) -> list[Path]:
     """The files that a path names, sorted.
 
     Args:
         path: a file, a folder of files, or a pattern.
         split: of a folder's files, those that belong to this split, where their names say it.
         endings: of the names of such files.
-        group: the config group of the part, for messages.
-        name: the name of the part.
+        name: the name of the calibration, for messages.
 
     Raises:
         UserError: if there are none, or none of the split.
     """
     shown = ", ".join(f"*{ending}" for ending in endings)
     if path is None:
-        raise UserError(f"{group}={name} needs {group}.path=FILE: a file, a folder or a pattern of {shown}")
+        raise UserError(
+            f"calibration={name} needs calibration.path=FILE: a file, a folder or a pattern of {shown}"
+        )
     place = Path(path).expanduser()
     if place.is_file():
         if not place.name.lower().endswith(tuple(endings)):
             raise UserError(
-                f"{group}.path={path}: {group}={name} reads {shown}; give such a file, or choose another"
-                f" {group}: chat reads JSON, parquet Parquet and webdataset tar"
+                f"calibration.path={path}: calibration={name} reads {shown}; give such a file, or choose"
+                " another calibration: chat reads JSON, parquet Parquet and webdataset tar"
             )
         return [place]
     if not place.is_dir():
         found = [Path(one) for one in sorted(glob(str(place), recursive=True)) if Path(one).is_file()]
         if not found:
-            raise UserError(f"{group}.path={path}: there is no such file or folder, and no file fits it")
+            raise UserError(f"calibration.path={path}: there is no such file or folder, and no file fits it")
         return found
     found = sorted(one for one in place.rglob("*") if one.name.lower().endswith(tuple(endings)))
     if not found:
         held = ", ".join(sorted(one.name for one in place.iterdir())[:8]) or "nothing"
-        raise UserError(f"{group}.path={path}: the folder holds no {shown}, but {held}; give another folder")
-    return _of_split(found, place, split, group)
+        raise UserError(
+            f"calibration.path={path}: the folder holds no {shown}, but {held}; give another folder"
+        )
+    return _of_split(found, place, split)
 
 
-def _of_split(files: list[Path], folder: Path, split: str, group: str) -> list[Path]:
+def _of_split(files: list[Path], folder: Path, split: str) -> list[Path]:
     """The files of a split; all of them where no name tells a split."""
     told = {file: split_of(str(file.relative_to(folder))) for file in files}
     if not any(told.values()):
@@ -91,7 +94,7 @@ def _of_split(files: list[Path], folder: Path, split: str, group: str) -> list[P
     chosen = [file for file, of in told.items() if of == split_of(split) or of == split]
     if not chosen:
         splits = ", ".join(sorted({of for of in told.values() if of}))
-        raise UserError(f"{group}.split={split}: the folder {folder} has {splits}; choose one of them")
+        raise UserError(f"calibration.split={split}: the folder {folder} has {splits}; choose one of them")
     return chosen
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ecoflap.data.files.chat import IMAGES
 from ecoflap.data.files.rows import Row
 from ecoflap.data.folder import UTF8, parse_json
 from ecoflap.data.sources import PICTURES
@@ -101,7 +102,7 @@ def _values(found: Mapping[str, bytes], where: str, key: str) -> dict[str, Any]:
         if ending.endswith(PICTURES)
     ]
     if pictures:
-        values = {name: value for name, value in values.items() if name not in ("image", "images")}
+        values = {name: value for name, value in values.items() if name not in IMAGES}
         values["images"] = pictures
     return values
 
