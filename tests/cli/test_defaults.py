@@ -10,8 +10,6 @@ import yaml
 from hydra.utils import get_class
 
 from ecoflap.cli.choices import Choices
-from ecoflap.data.captions import layouts
-from ecoflap.data.captions import options as captions
 from ecoflap.run import registry, tables
 from ecoflap.run.config import METHODS, register
 from tests.cli.conftest import ROOT, composed
@@ -104,11 +102,3 @@ def test_a_file_without_options_of_the_store_composes(tmp_path: Path) -> None:
     (tmp_path / "pruner").mkdir()
     (tmp_path / "pruner/own.yaml").write_text("_target_: my.Class\n")
     assert Choices(str(tmp_path)).compose(["pruner=own"]).pruner == {"_target_": "my.Class"}
-
-
-def test_allowed_names_are_those_that_are_checked() -> None:
-    def choices(owner: type, option: str) -> tuple[str, ...]:
-        found: tuple[str, ...] = owner.__dataclass_fields__[option].metadata["choices"]  # type: ignore[attr-defined]
-        return found
-
-    assert choices(captions.CaptionSourceOptions, "layout") == tuple(layouts.LAYOUTS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-LAYOUTS = ("coco", "flickr30k", "nocaps", "cc3m", "cc3m_tsv", "folder")
+from ecoflap.data.captions.layouts import LAYOUTS
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class CaptionSourceOptions:
     """
 
     path: str | None = None
-    layout: str = field(default="folder", metadata={"choices": LAYOUTS})
+    layout: str = field(default="folder", metadata={"choices": tuple(LAYOUTS)})
     split: str = "train"
     name: str = "captions"
 
