@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -126,26 +125,34 @@ class RetrievalEvaluation:
         model.module.eval()
         images = self._features(self.images, lambda part: self.interface.embed_images(model, part))
         texts = self._features(self.texts, lambda part: self.interface.embed_texts(model, part))
-        pictures, queries = torch.arange(len(images)), images[0].numel() // images.shape[-1]
-        k, sizes = (
-            max(self.task.k_test, 1),
-            [max(1, BLOCK // (queries * len(others))) for others in (texts, images)],
-        )
-        by_image = search(lambda rows: similarity(images[rows], texts), pictures, self.owner, k, sizes[0])
-        by_text = search(lambda rows: similarity(images, texts[rows]).t(), self.owner, pictures, k, sizes[1])
+        by_image, by_text = self._search(images, texts)
         self._write_down(prediction_log, by_image.best, by_text.best)
-        counts = {"pictures": len(images), "captions": len(texts)}
-        found: dict[str, float] = {}
         ranks = {"": (by_image.ranks, by_text.ranks)}
         if self.task.k_test and isinstance(self.interface, Matches):
             logits = self._match(model, prediction_log, by_image.best, by_text.best)
             ranks = {"_match": (rank_again(by_image, logits[0]), rank_again(by_text, logits[1])), **ranks}
             by_image = replace(by_image, scores=by_image.scores + logits[0])
-        for suffix, (of_images, of_texts) in ranks.items():
-            found |= recalls(of_images, of_texts, suffix)
         self._note(prediction_log, by_image, *next(iter(ranks.items())))
-        errors = [recall_errors(*both, self.owner, suffix) for suffix, both in ranks.items()]
-        return {**found, **counts, **dict(chain.from_iterable(one.items() for one in errors))}
+        found: dict[str, float] = {}
+        errors: dict[str, float] = {}
+        for suffix, both in ranks.items():
+            found |= recalls(*both, suffix)
+            errors |= recall_errors(*both, self.owner, suffix)
+        return {**found, "pictures": len(images), "captions": len(texts), **errors}
+
+    def _search(self, images: Tensor, texts: Tensor) -> tuple[Found, Found]:
+        """The nearest captions of each picture, and the nearest pictures of each caption.
+
+        Args:
+            images: features of the pictures, [pictures, features] or [pictures, queries, features].
+            texts: features of the captions, [captions, features].
+        """
+        pictures, queries = torch.arange(len(images)), images[0].numel() // images.shape[-1]
+        k = max(self.task.k_test, 1)
+        sizes = [max(1, BLOCK // (queries * len(candidates))) for candidates in (texts, images)]
+        by_image = search(lambda rows: similarity(images[rows], texts), pictures, self.owner, k, sizes[0])
+        by_text = search(lambda rows: similarity(images, texts[rows]).t(), self.owner, pictures, k, sizes[1])
+        return by_image, by_text
 
     def _note(
         self, prediction_log: PredictionLog, found: Found, suffix: str, ranks: tuple[Tensor, Tensor]
@@ -199,9 +206,8 @@ class RetrievalEvaluation:
         total = len(images)
         by_image = torch.arange(len(texts))[:, None] * total + texts
         by_text = images * total + torch.arange(total)[:, None]
-        pairs = torch.cat(
-            [by_image.flatten(), by_text.flatten()]
-        ).unique()  # each once, sorted: a picture's captions one behind the other
+        # Each once, and sorted: a picture's captions one behind the other.
+        pairs = torch.cat([by_image.flatten(), by_text.flatten()]).unique()
 
         def look(part: list[int]) -> list[float]:
             logits: list[float] = self.interface.match(
@@ -212,12 +218,7 @@ class RetrievalEvaluation:
             return logits
 
         candidates = hashlib.blake2b(pairs.numpy().data, digest_size=16).hexdigest()
-        logits = finite(
-            torch.tensor(
-                PredictionLog(prediction_log.file, [prediction_log.key, candidates]).run(
-                    parts(pairs.tolist(), self.task.batch_size), look
-                ),
-                dtype=torch.float32,
-            )
-        )
+        of_pairs = PredictionLog(prediction_log.file, [prediction_log.key, candidates])
+        found = of_pairs.run(parts(pairs.tolist(), self.task.batch_size), look)
+        logits = finite(torch.tensor(found, dtype=torch.float32))
         return logits[torch.searchsorted(pairs, by_image)], logits[torch.searchsorted(pairs, by_text)]

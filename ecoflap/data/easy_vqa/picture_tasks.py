@@ -181,9 +181,8 @@ class EasyRetrieval(EasyRetrievalOptions, PictureTask):
         captions, paths = [self.caption.format(name) for name in NAMES], [one.image or "" for one in pictures]
         texts = interface.embed_texts(model, captions)
         batches = parts(paths, self.batch_size)
-        scores = finite(
-            torch.cat([similarity(interface.embed_images(model, part), texts) for part in batches])
-        )
+        similarities = [similarity(interface.embed_images(model, part), texts) for part in batches]
+        scores = finite(torch.cat(similarities))
         labels = torch.tensor([one.label for one in pictures])
         found, best = _recalls(scores, labels), scores.argmax(dim=1)
         answers = [captions[place] for place in best.tolist()]
@@ -199,9 +198,8 @@ class EasyRetrieval(EasyRetrievalOptions, PictureTask):
                 model, [paths[row] for row, _ in part], [captions[c] for _, c in part]
             ).tolist(),
         )
-        scores[rows, columns] += 1e3 + finite(
-            torch.tensor(logits, dtype=torch.float32)
-        )  # above all pairs that were not matched
+        # Above all pairs that were not matched.
+        scores[rows, columns] += 1e3 + finite(torch.tensor(logits, dtype=torch.float32))
         return found | _recalls(scores, labels, "_match")
 
     def _closest(self, scores: Tensor) -> tuple[list[int], list[int]]:
