@@ -97,24 +97,40 @@ def read(folder: Path) -> list[Line]:
 
 
 def _line(run: Path, job: Mapping[str, Any], slurm: Mapping[str, str]) -> Line:
-    status, overrides = read_json(run / STATUS) or {}, job.get("overrides") or _overrides(run)
+    status: dict[str, Any] = read_json(run / STATUS) or {}
     queued, result = slurm.get(str(job.get("id")), ""), read_result(run)
     state = _state(run, status, queued, result is not None)
-    done = f" {status['done']} of {status['total']}" if status.get("total") and state != "done" else ""
     end = time.time() if state == "running" else status.get("updated", 0)
     seconds = end - status["started"] if "started" in status else None
-    reason = status.get("reason") if state in ("failed", "stopped") else None
-    lost = state == "stopped" and status["state"] == "done"
-    if lost:
-        reason = f"its {RESULT} is missing or damaged; --rerun-failed runs it again"
-    if state == "died":
-        killed = f"killed ({queued})" if queued else "killed"
-        reason = f"{killed}, the last sign of life at step {status.get('step', 'none')}"
-    left = _left_of_step(status) if state == "running" else None
-    step = "done" if state == "done" else "" if lost else status.get("step", "")
+    overrides = job.get("overrides") or _overrides(run)
     if state == "done" and result is not None:
         overrides = [_as_in(result.config, override) for override in overrides]
-    return Line(run.name, state, step + done, seconds, overrides, reason, left)
+    left = _left_of_step(status) if state == "running" else None
+    reason = _reason(state, status, queued)
+    return Line(run.name, state, _where(state, status), seconds, overrides, reason, left)
+
+
+def _where(state: str, status: Mapping[str, Any]) -> str:
+    """The step of a run, and how many of its items are done."""
+    if state == "done":
+        return "done"
+    step = "" if _lost_its_result(state, status) else status.get("step", "")
+    return step + (f" {status['done']} of {status['total']}" if status.get("total") else "")
+
+
+def _reason(state: str, status: Mapping[str, Any], queued: str) -> str | None:
+    """Why a run failed, stopped or died; None if it didn't."""
+    if state == "died":
+        killed = f"killed ({queued})" if queued else "killed"
+        return f"{killed}, the last sign of life at step {status.get('step', 'none')}"
+    if _lost_its_result(state, status):
+        return f"its {RESULT} is missing or damaged; --rerun-failed runs it again"
+    return status.get("reason") if state in ("failed", "stopped") else None
+
+
+def _lost_its_result(state: str, status: Mapping[str, Any]) -> bool:
+    """Whether a run has said that it is done, and has no sound result."""
+    return state == "stopped" and bool(status["state"] == "done")
 
 
 def _left_of_step(status: Mapping[str, Any]) -> float | None:
