@@ -79,21 +79,20 @@ def read(folder: Path, metric: str | None) -> Runs:
             for run, task in itertools.product(runs, section.tasks):
                 finetuned = run.result.metrics["finetuned"][task]
                 name = metric if metric is not None else first_metric(finetuned)
-                if name is not None and name in finetuned:
-                    label = f"{task}/{name}" if len(tasks[section.model]) > 1 else name
-                    further = (one for one in method.settings if one[0] != "finetune")
-                    kind = Kind(
-                        model=section.model,
-                        pruner=method.pruner,
-                        coarse_stage=method.score,
-                        finetune=run.config["finetune"]["name"],
-                        settings=overrides(further),
-                        metric=label,
-                        sparsity=run.sparsity,
-                    )
-                    before = (run.result.metrics.get(state, {}).get(task, {}) for state in STATES[:2])
-                    dense, pruned = (figures.get(name, math.nan) for figures in before)
-                    found[kind].append((dense, pruned, finetuned[name]))
+                if name is None or name not in finetuned:
+                    continue
+                kind = Kind(
+                    model=section.model,
+                    pruner=method.pruner,
+                    coarse_stage=method.score,
+                    finetune=run.config["finetune"]["name"],
+                    settings=overrides(one for one in method.settings if one[0] != "finetune"),
+                    metric=f"{task}/{name}" if len(tasks[section.model]) > 1 else name,
+                    sparsity=run.sparsity,
+                )
+                before = (run.result.metrics.get(state, {}).get(task, {}) for state in STATES[:2])
+                dense, pruned = (figures.get(name, math.nan) for figures in before)
+                found[kind].append((dense, pruned, finetuned[name]))
     if not found:
         raise UserError(f"no {RESULT} of a fine-tuned model below {folder}, or none with that metric")
     return found
