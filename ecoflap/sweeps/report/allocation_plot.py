@@ -12,7 +12,17 @@ from matplotlib.ticker import MaxNLocator
 
 from ecoflap.sweeps.report.allocations import Line, Lines, block_counts
 from ecoflap.sweeps.report.blocks import block_sparsities
-from ecoflap.sweeps.report.style import INK, WIDTH, heat_map, legend_below, look, new_figure, png, styled
+from ecoflap.sweeps.report.style import (
+    INK,
+    WIDTH,
+    heat_map,
+    legend_below,
+    look,
+    new_figure,
+    panel_widths,
+    png,
+    styled,
+)
 
 FEW = 5
 """The most allocations that are legible as lines over dozens of blocks; more are shown as heat maps."""
@@ -115,15 +125,13 @@ def _panels(counts: Mapping[str, int], heights: Sequence[float], side: float) ->
         side: width of the labels at the side, in inches.
     """
     figure = new_figure(min(max(WIDTH, side + 0.5 + 0.085 * sum(counts.values())), 13), 1.1 + sum(heights))
-    # No panel is too narrow for its title.
-    widths = [max(count, 0.3 * max(counts.values())) for count in counts.values()]
     grid = figure.subplots(
         len(heights),
         len(counts),
         sharey="row",
         sharex="col",
         squeeze=False,
-        width_ratios=widths,
+        width_ratios=panel_widths(list(counts.values())),
         height_ratios=heights,
     )
     for column, (tower, count) in enumerate(counts.items()):

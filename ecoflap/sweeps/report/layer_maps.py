@@ -20,7 +20,7 @@ from ecoflap.sweeps.report.blocks import block_names
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.runs import Run
 from ecoflap.sweeps.report.sections import Section
-from ecoflap.sweeps.report.style import WIDTH, heat_map, new_figure, styled, wrapped
+from ecoflap.sweeps.report.style import WIDTH, heat_map, new_figure, panel_widths, styled, wrapped
 
 AS_IF = "as if uncorrelated: "
 """Before the name of a method whose errors take the columns of inputs as uncorrelated."""
@@ -92,7 +92,7 @@ def plot_layers(maps: Maps, title: str, label: str, colours: str) -> Figure:
     figure = new_figure(width, 1.3 + sum(0.5 + 0.19 * count for count in kinds))
     figure.suptitle(title, fontsize=10)
     grid = figure.subplots(
-        len(maps), len(towers), squeeze=False, height_ratios=kinds, width_ratios=_widths(blocks)
+        len(maps), len(towers), squeeze=False, height_ratios=kinds, width_ratios=panel_widths(blocks)
     )
     for axes_of_row, (name, row) in zip(grid, maps.items(), strict=True):
         heading = axes_of_row[0].annotate(
@@ -132,11 +132,6 @@ def _draw(
     axes.set_xlabel("block", fontsize=8.5)
     axes.tick_params(axis="x", labelsize=8)
     return drawn
-
-
-def _widths(blocks: Sequence[int]) -> list[float]:
-    """No map is too narrow for its title."""
-    return [max(count, 0.3 * max(blocks)) for count in blocks]
 
 
 def _read(run: Run, figure: str) -> dict[str, LayerMap]:

@@ -82,6 +82,11 @@ def rows_height(labels: Sequence[str]) -> float:
     return len(labels) * max(0.32, *(0.08 + 0.17 * (1 + label.count("\n")) for label in labels))
 
 
+def panel_widths(columns: Sequence[int]) -> list[float]:
+    """The relative widths of panels with so many columns; none is too narrow for its title."""
+    return [max(count, 0.3 * max(columns)) for count in columns]
+
+
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
     """Add a legend under the axes, in as many columns as fit; the figure grows by its height."""
     width, height = figure.get_size_inches()
