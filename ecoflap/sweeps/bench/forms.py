@@ -127,13 +127,11 @@ def semi_structured(run: SavedRun, device: torch.device) -> Iterator[Form]:
     if run.record.pattern != "2:4" or device.type != "cuda":
         return
     (stored,) = saved(run, device)
-    yield Form(
-        f"{run.name}, sparse kernel",
-        "2:4 semi-structured",
-        lambda: to_semi_structured(stored.load()),
-        stored.folder,
-        run,
-        stored.stage,
+    yield replace(
+        stored,
+        name=f"{run.name}, sparse kernel",
+        kind="2:4 semi-structured",
+        load=lambda: to_semi_structured(stored.load()),
         optional=True,
     )
 
