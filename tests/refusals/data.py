@@ -147,7 +147,7 @@ TEXTS: list[Case] = [
     ),
     Case(
         ("model=blip2_mini", *ONLY, "calibration=wikitext2", "calibration.path={tmp}/text.txt"),
-        ("calibration=wikitext2", "answers questions about images"),
+        ("calibration=wikitext2", "answers questions about images", "choose another calibration"),
         text("text.txt", "cat dog " * 999),
     ),
     Case(
@@ -199,7 +199,7 @@ TEXTS: list[Case] = [
     ),
     Case(
         ("model=blip2_mini", *DENSE, "task=wikitext2", "task.path={tmp}/text.txt"),
-        ("task=wikitext2", "answers questions about images"),
+        ("task=wikitext2", "answers questions about images", "choose another task"),
         text("text.txt", "cat dog " * 9999),
     ),
 ]

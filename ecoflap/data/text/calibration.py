@@ -70,8 +70,8 @@ def require_language_model(model: PrunableModel, option: str) -> None:
     """
     if hasattr(model.processor, "image_processor"):
         raise UserError(
-            f"{option} measures language models on text, and {model.name} answers questions about images;"
-            " choose another task, such as easy_vqa"
+            f"{option} is a text for language models, and {model.name} answers questions about images; choose"
+            f" another {option.partition('=')[0]}, such as easy_vqa"
         )
 
 
