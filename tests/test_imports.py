@@ -31,6 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "data/easy_vqa/pictures.py",
         "data/files/fitting.py",
         "data/files/texts.py",
+        "data/text/checks.py",
         "data/text/generated.py",
         "data/text/perplexity.py",
         "data/text/prefix.py",

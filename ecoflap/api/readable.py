@@ -11,7 +11,7 @@ from torch import Tensor
 from ecoflap.api.padding_masks import first_input, length_of
 from ecoflap.data.batch import Sample
 from ecoflap.data.calibration_set import CalibrationSet
-from ecoflap.data.text.calibration import vocabulary_of
+from ecoflap.data.text.checks import vocabulary_of
 from ecoflap.errors import UserError
 from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.prunable import PrunableModel

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from ecoflap.data.sources import file_source
 from ecoflap.data.text.bos import bos_token, opening
-from ecoflap.data.text.calibration import require_language_model, require_readable, require_tokenizer
+from ecoflap.data.text.checks import require_language_model, require_readable, require_tokenizer
 from ecoflap.data.text.options import BOS, TextPerplexityOptions, TokenPerplexityOptions
 from ecoflap.data.text.reading import check_characters, read_token_rows, tokenize, windows
 from ecoflap.data.text.source import TextSource

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ecoflap.data.text.calibration import Documents, Text, TokenFile, vocabulary_of
+from ecoflap.data.text.calibration import Documents, Text, TokenFile
+from ecoflap.data.text.checks import vocabulary_of
 from ecoflap.data.text.reading import read_token_rows, windows
 from ecoflap.data.text.source import TextSource
 from ecoflap.errors import UserError
