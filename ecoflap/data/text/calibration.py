@@ -87,11 +87,9 @@ class Documents(DocumentsOptions, Text):
     @override
     def draw(self, tokenizer: Any, seed: int) -> Sequence[Tensor]:
         """The windows, each [tokens]: first documents are drawn, then a window of each."""
-        documents, token = (
-            self.read_documents("calibration"),
-            bos_token(tokenizer, "calibration.bos", self.bos),
-        )
-        length, opened = self.sequence_length - (token is not None), opening(tokenizer, self.bos)
+        documents = self.read_documents("calibration")
+        token = bos_token(tokenizer, "calibration.bos", self.bos)
+        opened, length = opening(tokenizer, self.bos), self.sequence_length - (token is not None)
         place, rows = random.Random(seed), list[Tensor]()
         for index in draw(len(documents), len(documents), seed):
             tokens = tokenize(tokenizer, documents[index], opened)

@@ -172,25 +172,24 @@ class PerplexityEvaluation:
             self.rows.shape[1] - 1 if self.stride is None or place == 0 else self.stride
             for place in range(len(losses))
         ]
-        loss = math.fsum(mean * tokens for mean, tokens in zip(losses, counted, strict=True)) / sum(counted)
+        sums = [mean * tokens for mean, tokens in zip(losses, counted, strict=True)]
+        loss = math.fsum(sums) / sum(counted)
         if math.isnan(loss):
             raise NumericalError(
                 f"the loss of {model.name} on this task is NaN; use model.dtype=float32 or bfloat16, or prune"
                 " less"
             )
         if prediction_log.file is not None:  # else nobody would see the passage
-            shares = [
-                mean * tokens * len(losses) / sum(counted)
-                for mean, tokens in zip(losses, counted, strict=True)
-            ]
+            shares = [one * len(losses) / sum(counted) for one in sums]
             items = Items("perplexity", shares, exponential=True, passage=self._passage(model))
             prediction_log.note(items)
+        perplexity, error = math.exp(loss) if loss < 700 else math.inf, error_of_mean(losses)
         return {
-            "perplexity": math.exp(loss) if loss < 700 else math.inf,
+            "perplexity": perplexity,
             "loss": loss,
             "rows": len(self.rows),
-            "perplexity_stderr": math.exp(loss) * error_of_mean(losses) if loss < 700 else math.inf,
-            "loss_stderr": error_of_mean(losses),
+            "perplexity_stderr": perplexity * error if math.isfinite(perplexity) else math.inf,
+            "loss_stderr": error,
         }
 
     def _passage(self, model: PrunableModel) -> list[tuple[str, float]]:

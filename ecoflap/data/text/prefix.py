@@ -34,7 +34,7 @@ class PrefixText(PrefixTextOptions, TextSource):
 
     @override
     def check_data(self, option: str) -> None:
-        """Refuse a text without a paragraph or document of enough words, too."""
+        """Refuse a text that is missing, or without a paragraph or document of enough words."""
         self.long_enough()
 
     def check_model(self, model: PrunableModel) -> None:
