@@ -21,12 +21,6 @@ if not hasattr(transformers, "LlavaForConditionalGeneration"):
     pytest.skip(f"transformers {transformers.__version__} has no LLaVA", allow_module_level=True)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    given.write_pictures(tmp_path)
-    return tmp_path
-
-
 def turns(*said: tuple[str, Any]) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content} for role, content in said]}
 
