@@ -6,6 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+LLAMA = ("model=causal_lm", "model.path={tmp}/llama")
+ONLY = ("score=none", "steps=[calibrate]")  # no task
+DENSE = ("score=none", "pruner=magnitude", "steps=[allocate,prune,evaluate]")  # no calibration set
+DATA = "calibration.path={tmp}/data"
+TASK_DATA = "task.path={tmp}/data"
+
 
 @dataclass(frozen=True)
 class Case:
