@@ -13,6 +13,8 @@ import transformers as hf
 from torch import nn
 
 import ecoflap
+from ecoflap.errors import UserError
+from ecoflap.models.core.prunable import PrunableModel
 from tests import tiny
 from tests.cli.conftest import WORDS
 from tests.cli.test_vlm import language
@@ -123,3 +125,20 @@ MODELS: dict[str, Callable[[], Given]] = {"llama": llama, "clip": clip, "llava":
 @pytest.fixture(params=MODELS)
 def given(request: pytest.FixtureRequest) -> Given:
     return MODELS[request.param]()
+
+
+@pytest.fixture(scope="module")
+def language_model() -> PrunableModel:
+    one = llama()
+    return ecoflap.load(one.module, one.processor)
+
+
+def talk(question: str, answer: str, **columns: Any) -> dict[str, Any]:
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"messages": turns, **columns}
+
+
+def refused(model: PrunableModel, data: Any, *words: str, **options: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        ecoflap.calibrate(model, data, **options)
+    assert all(word in str(caught.value) for word in words), str(caught.value)

@@ -13,9 +13,8 @@ import ecoflap
 from ecoflap.api import readable
 from ecoflap.errors import UserError
 from tests import tiny
-from tests.api.conftest import llama
+from tests.api.conftest import llama, refused
 from tests.api.masked_inputs import special, wav2vec2, whisper
-from tests.api.test_data_forms import refused
 
 
 def spectrogram_transformer() -> Any:

@@ -13,6 +13,7 @@ import ecoflap
 from ecoflap.errors import UserError
 from ecoflap.models.core.losses import IGNORED
 from tests import tiny
+from tests.api.conftest import refused
 from tests.api.masked_inputs import (
     bert,
     captioner,
@@ -25,7 +26,6 @@ from tests.api.masked_inputs import (
     whisper,
     written_loss,
 )
-from tests.api.test_data_forms import refused
 
 
 class Own(nn.Module):
