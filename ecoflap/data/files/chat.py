@@ -67,37 +67,22 @@ def conversation(
             answer's weight is 0, the row defines tools, or pictures are missing, or more or fewer than the
             places for them.
     """
-    if defined := next((name for name in TOOLS if not _empty(row.get(name))), None):
-        raise UserError(
-            f"{where} defines tools ({defined}), which are not read; write them into its system turn as the"
-            f" model reads them and take the column {defined} out, or take the row out"
-        )
+    _refuse_tools(row, where)
     given = _turns(row, where)
     said = [_turn(one, f"{where}, turn {number}") for number, one in enumerate(given, 1)]
-    answered = [place for place, (role, _) in enumerate(said) if role == "assistant"]
-    if not answered:
-        roles = ", ".join(dict.fromkeys(role for role, _ in said)) or "none"
+    answers = _answers(said, where)
+    learned = answers[0 if turns == "first" else -1]
+    if given[learned].get("weight") == 0:
         raise UserError(
-            f"{where} has no turn of the assistant (its roles: {roles}), and the loss is that of an answer;"
-            ' give one, from "gpt" or with the role "assistant", or take the row out'
+            f"{where}, turn {learned + 1}, of the role assistant, has the weight 0, and the loss would be"
+            " that of this answer; take the weight, the turns from this one on, or the row out"
         )
-    end = answered[0 if turns == "first" else -1]
-    if given[end].get("weight") == 0:
-        raise UserError(
-            f"{where}, turn {end + 1}, of the role assistant, has the weight 0, and the loss would be that of"
-            " this answer; take the weight, the turns from this one on, or the row out"
-        )
-    shown = _placed(said[: answered[-1] + 1], _images(row), where)[: end + 1]
-    found = tuple(
-        Turn(
-            role,
-            tuple(
-                part if isinstance(part, str) else Picture(locate(part.image, folder, where))
-                for part in parts
-            ),
-        )
-        for role, parts in [*_system(row, said), *shown]
-    )
+    shown = _placed(said[: answers[-1] + 1], _images(row), where)[: learned + 1]
+
+    def located(part: str | _Place) -> str | Picture:
+        return part if isinstance(part, str) else Picture(locate(part.image, folder, where))
+
+    found = tuple(Turn(role, tuple(map(located, parts))) for role, parts in [*_system(row, said), *shown])
     last = found[-1]
     if last.images or not last.text.strip():
         held, which = "a picture" if last.images else "no text", "first" if turns == "first" else "last"
@@ -105,6 +90,35 @@ def conversation(
             f"{where}: its {which} answer has {held}; give an answer of text, or take the row out"
         )
     return Conversation(found)
+
+
+def _refuse_tools(row: Mapping[str, Any], where: str) -> None:
+    """Refuse a row that defines tools.
+
+    Raises:
+        UserError: if it does.
+    """
+    if defined := next((name for name in TOOLS if not _empty(row.get(name))), None):
+        raise UserError(
+            f"{where} defines tools ({defined}), which are not read; write them into its system turn as the"
+            f" model reads them and take the column {defined} out, or take the row out"
+        )
+
+
+def _answers(said: Sequence[_Said], where: str) -> list[int]:
+    """The places of the assistant's turns.
+
+    Raises:
+        UserError: if there are none.
+    """
+    places = [place for place, (role, _) in enumerate(said) if role == "assistant"]
+    if not places:
+        roles = ", ".join(dict.fromkeys(role for role, _ in said)) or "none"
+        raise UserError(
+            f"{where} has no turn of the assistant (its roles: {roles}), and the loss is that of an answer;"
+            ' give one, from "gpt" or with the role "assistant", or take the row out'
+        )
+    return places
 
 
 def _system(row: Mapping[str, Any], said: list[_Said]) -> list[_Said]:
@@ -115,14 +129,14 @@ def _system(row: Mapping[str, Any], said: list[_Said]) -> list[_Said]:
     return [("system", [system])]
 
 
-class _Shown:
+class _Place:
     """A place for a picture; with the picture if the message holds it."""
 
     def __init__(self, image: Any = None) -> None:
         self.image = image
 
 
-_Said = tuple[str, list["str | _Shown"]]
+_Said = tuple[str, list["str | _Place"]]
 """(role, texts and pictures)."""
 
 
@@ -183,7 +197,7 @@ def _turn(turn: Mapping[str, Any], where: str) -> _Said:
     return ROLES[role], _parts(content, where)
 
 
-def _parts(content: Any, where: str) -> list[str | _Shown]:
+def _parts(content: Any, where: str) -> list[str | _Place]:
     """The texts and pictures of a turn.
 
     Raises:
@@ -208,18 +222,18 @@ def _empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value.strip() in ("", "[]", "{}", "null"))
 
 
-def _split(text: str) -> Iterator[str | _Shown]:
+def _split(text: str) -> Iterator[str | _Place]:
     """A text and its places for pictures; line ends around a place go, as templates write their own."""
     for number, piece in enumerate(text.split(IMAGE)):
         if number:
-            yield _Shown()
+            yield _Place()
         if IMAGE in text:
             piece = piece.strip("\n")
         if piece:
             yield piece
 
 
-def _part(part: Mapping[str, Any], where: str) -> str | _Shown:
+def _part(part: Mapping[str, Any], where: str) -> str | _Place:
     """A part of a message in OpenAI's form.
 
     Raises:
@@ -230,7 +244,7 @@ def _part(part: Mapping[str, Any], where: str) -> str | _Shown:
     if part.get("type") in ("image", "image_url", "input_image"):
         held = (part.get(name) for name in ("image", "image_url", "url", "path"))
         image = next((one for one in held if one is not None), None)
-        return _Shown(image["url"] if isinstance(image, Mapping) and "url" in image else image)
+        return _Place(image["url"] if isinstance(image, Mapping) and "url" in image else image)
     raise UserError(
         f"{where}: a part has the type {part.get('type')}; texts (text) and pictures (image, image_url) are"
         " read"
@@ -249,11 +263,11 @@ def _placed(turns: list[_Said], images: list[Any], where: str) -> list[_Said]:
     Raises:
         UserError: if there are more or fewer pictures than places.
     """
-    places = [part for _, parts in turns for part in parts if isinstance(part, _Shown)]
+    places = [part for _, parts in turns for part in parts if isinstance(part, _Place)]
     empty = [part for part in places if part.image is None]
     if images and not places:
         first = next((parts for role, parts in turns if role == "user"), turns[0][1])
-        first[:0] = [_Shown(image) for image in images]
+        first[:0] = [_Place(image) for image in images]
         return turns
     if len(empty) != len(images):
         raise UserError(
