@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.data.example import Example
-from ecoflap.data.files.chat import IMAGE, IMAGES
+from ecoflap.data.files.chat import IMAGES
 from ecoflap.data.files.pictures import Locate, locate
+from ecoflap.data.files.turns import IMAGE
 from ecoflap.errors import UserError
 
 COLUMNS = {
