@@ -1,8 +1,7 @@
 """CIDEr, BLEU, METEOR, ROUGE-L and SPICE, by the scorers that captioning papers use, times 100 as in papers.
 
 The scorers are those of ``pycocoevalcap``. METEOR and SPICE are Java programs, and are left out where they
-can't run. Words are split by Stanford's tokenizer, a Java program too; without Java, a short tokenizer of
-this module replaces it, which finds the same words in captions but knows few abbreviations.
+can't run. Words are split by Stanford's tokenizer, a Java program too, and without Java by ``simple_words``.
 """
 
 from __future__ import annotations
@@ -10,16 +9,15 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import re
 import shutil
 import subprocess
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ecoflap.data.captions.words import simple_words
 from ecoflap.errors import UserError
 from ecoflap.storage.installation import install_extra
 
@@ -33,25 +31,6 @@ MEANS = ("cider", "rouge_l")
 """Metrics that are the mean of a score per picture; CIDEr weighs words by the references alone. BLEU and
 METEOR are ratios of sums over all pictures."""
 SPICE_MODEL = "stanford-corenlp-3.6.0-models.jar"
-
-WORD = re.compile(
-    r"""
-    (?:(?<![^\W_])[^\W\d_]\.)(?:[^\W\d_]\.)*                    # u.s.
-    | (?:mr|mrs|ms|dr|st|jr|sr|vs|etc)\.
-    | \d+(?:[.,:/]\d+)+                                         # 3,000 and 10:30
-    | [^\W_]+?(?=n['’]t\b) | n['’]t\b                           # do n't
-    | ['’](?:s|m|d|ll|re|ve)\b                                  # it 's
-    | [^\W_]+(?:(?:[-/&]|(?<!\d)['’](?!(?:s|m|d|ll|re|ve)\b))[^\W_]+)* # long-haired
-    | [!?]+ | [^\w\s]
-    """,
-    re.VERBOSE,
-)
-APART = {"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na"}
-BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-"}
-SOFT_HYPHEN, KEYCAP = "\u00ad", "\u20e3"
-VARIATIONS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
-"""Characters that choose the shape of the one before."""
-DROPPED = frozenset("'`’‘\"“”.?!,:-–—…;")
 
 
 def require_scorers(option: str) -> Path:
@@ -180,27 +159,3 @@ def _spice(references: Words, predictions: Words) -> tuple[float | None, Any]:
         log.warning("no SPICE: its program failed (%s); it is made for Java 8", error)
         return None, None
     return found
-
-
-def simple_words(caption: str) -> str:
-    """The caption's words in NFC, as Stanford's tokenizer finds them in captions."""
-    text = caption.lower()
-    if not text.isascii():
-        text = "".join(map(_shown, VARIATIONS.sub("", unicodedata.normalize("NFC", text))))
-    found = (text[slice(*match.span())] for match in WORD.finditer("".join(map(_letter, text))))
-    words = (BRACKETS.get(word, APART.get(word, word)) for word in found if word not in DROPPED)
-    return " ".join(words).replace("’", "'")
-
-
-def _shown(character: str) -> str:
-    """A character; a space for an emoji or a format character such as a joiner, nothing for a soft hyphen."""
-    kind = unicodedata.category(character)
-    emoji = character == KEYCAP or (character > "\uffff" and kind in ("So", "Sk", "Cn"))
-    if character == SOFT_HYPHEN:
-        return ""
-    return " " if emoji or kind == "Cf" else character
-
-
-def _letter(character: str) -> str:
-    """A character, or a letter for a combining mark: a part of words that is no word character of ``re``."""
-    return "ж" if unicodedata.category(character)[0] == "M" else character

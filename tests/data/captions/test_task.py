@@ -20,9 +20,10 @@ import pytest
 import torch
 from torch import nn
 
-from ecoflap.data.captions.metrics import CaptionMetrics, scores, simple_words
+from ecoflap.data.captions.metrics import CaptionMetrics, scores
 from ecoflap.data.captions.reading import CaptionSource
 from ecoflap.data.captions.task import Captioning
+from ecoflap.data.captions.words import simple_words
 from ecoflap.data.example import Example, Generation
 from ecoflap.errors import UserError
 from ecoflap.evaluate.prediction_log import PredictionLog
