@@ -55,7 +55,7 @@ class RowsCalibration(RowsOptions, ABC):
         Raises:
             UserError: if files are missing or empty, or the first row isn't understood.
         """
-        self.first()
+        self.first(self.rows())
 
     def check_model(self, model: PrunableModel) -> None:
         """Refuse a model that reads no such rows, judging by the first one.
@@ -64,7 +64,7 @@ class RowsCalibration(RowsOptions, ABC):
             UserError: if the model reads no such rows.
         """
         require_reader(model, f"calibration={self.name}")
-        first = self.first()
+        first = self.first(self.rows())
         if first.images and not model.sees:
             raise UserError(
                 f"calibration={self.name}: its rows show pictures, and {model.name} reads only text; choose"
@@ -83,7 +83,7 @@ class RowsCalibration(RowsOptions, ABC):
             UserError: if ``load`` refuses a row for anything but the pixels of a picture.
         """
         rows = self.rows()
-        if is_text(self.first()):
+        if is_text(self.first(rows)):
             for _ in beginning(self._texts(rows, seed), self.samples, self.sequence_length):
                 pass
         else:
@@ -97,7 +97,7 @@ class RowsCalibration(RowsOptions, ABC):
         """
         self.check_model(model)
         rows = self.rows()
-        if is_text(self.first()):
+        if is_text(self.first(rows)):
             texts = self._texts(rows, seed)
             return of_texts(model, texts, self.samples, self.sequence_length, self.name, self.sources, seed)
         found = self._drawn(model, rows, seed)
@@ -110,9 +110,10 @@ class RowsCalibration(RowsOptions, ABC):
         Raises:
             UserError: as for ``load``; no picture is opened.
         """
-        if is_text(self.first()) or not model.sees:
+        rows = self.rows()
+        if is_text(self.first(rows)) or not model.sees:
             return self.files
-        drawn = self._drawn(model, self.rows(), seed, look_up)
+        drawn = self._drawn(model, rows, seed, look_up)
         return [*self.files, *(Path(image) for image in files_of(drawn) if image != IN_ROW)]
 
     @property
@@ -142,13 +143,13 @@ class RowsCalibration(RowsOptions, ABC):
             raise UserError(f"calibration={self.name}: {names} has no rows; give another file")
         return found
 
-    def first(self) -> Example | Conversation:
-        """The first row.
+    def first(self, rows: Rows) -> Example | Conversation:
+        """What the first of the rows holds.
 
         Raises:
-            UserError: if there is none, or it isn't understood.
+            UserError: if it isn't understood.
         """
-        return self.parsed(self.rows().read([0])[0])
+        return self.parsed(rows.read([0])[0])
 
     def parsed(self, row: Row, locate: Locate = locate) -> Example | Conversation:
         """What a row holds, with its pictures as ``locate`` finds them.
