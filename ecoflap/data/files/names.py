@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ecoflap.data.files.chat import CHATS
@@ -10,6 +10,8 @@ from ecoflap.data.files.columns import COLUMNS
 from ecoflap.data.files.rows import Row
 from ecoflap.errors import UserError, nearest
 
+KNOWN = (*CHATS, *(name for names in COLUMNS.values() for name in names))
+"""All names of columns that are read."""
 KINDS = {"chat": CHATS, **{name: COLUMNS[name] for name in ("image", "text", "target")}}
 """{what a column holds: its known names}; ``calibration.KIND_column`` gives another one."""
 
@@ -36,21 +38,29 @@ def named(row: Row, given: Mapping[str, str | None]) -> Mapping[str, Any]:
         values[KINDS[kind][0]] = row.values[column]
     if given.get("text") == "instruction":
         _complete(values)
-    every = [*CHATS, *(name for names in COLUMNS.values() for name in names)]
-    if all(values.get(name) is None for name in every):
+    if all(values.get(name) is None for name in KNOWN):
         renamed = {KINDS[kind][0]: column for kind, column in given.items() if column is not None}
-        if empty := [renamed.get(name, name) for name in every if name in values]:
-            raise UserError(
-                f"{row.where}: the value of {', '.join(empty)} is null; give a value, take the row out, or"
-                " name another column with calibration.text_column=NAME, target_column, image_column or"
-                " chat_column"
-            )
-        raise UserError(
-            f"{row.where} has {', '.join(map(str, row.values)) or 'no columns'}, and none of"
-            f" {', '.join(every)}; name its columns with calibration.text_column=NAME, target_column,"
-            " image_column or chat_column"
-        )
+        raise _nothing_in(row, [renamed.get(name, name) for name in KNOWN if name in values])
     return values
+
+
+def _nothing_in(row: Row, empty: Sequence[str]) -> UserError:
+    """The error for a row without a value to read.
+
+    Args:
+        row: as it is in its file.
+        empty: the names of its columns that are known, and have no value.
+    """
+    options = "calibration.text_column=NAME, target_column, image_column or chat_column"
+    if empty:
+        return UserError(
+            f"{row.where}: the value of {', '.join(empty)} is null; give a value, take the row out, or name"
+            f" another column with {options}"
+        )
+    return UserError(
+        f"{row.where} has {', '.join(map(str, row.values)) or 'no columns'}, and none of {', '.join(KNOWN)};"
+        f" name its columns with {options}"
+    )
 
 
 def _complete(values: dict[str, Any]) -> None:
