@@ -20,7 +20,8 @@ from ecoflap.sweeps.report.cost_plot import costs_of, plot_costs
 from ecoflap.sweeps.report.difference_plot import plot_differences
 from ecoflap.sweeps.report.differences import Difference, Row, rows_of
 from ecoflap.sweeps.report.examples import examples_of
-from ecoflap.sweeps.report.layer_maps import maps_of, plot_layers
+from ecoflap.sweeps.report.layer_maps import maps_of
+from ecoflap.sweeps.report.layer_plot import plot_layers
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.metric_plot import plot_metric
 from ecoflap.sweeps.report.metrics import MetricTable, best, other_tables

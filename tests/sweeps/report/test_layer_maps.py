@@ -11,7 +11,8 @@ import pytest
 
 from ecoflap.cli.report import main
 from ecoflap.storage.results import LayerCount, sparsity_section
-from ecoflap.sweeps.report.layer_maps import maps_of, plot_layers
+from ecoflap.sweeps.report.layer_maps import maps_of
+from ecoflap.sweeps.report.layer_plot import plot_layers
 from ecoflap.sweeps.report.runs import read_runs
 from ecoflap.sweeps.report.sections import Section, make_sections
 from tests.sweeps.report.conftest import write_run
