@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,8 @@ class Retrieval(RetrievalOptions, CaptionSource):
         """
         self.check_model(model)
         pictures = self.chosen("task")
-        owner = [index for index, one in enumerate(pictures) for _ in one.captions]
-        texts = [clean(caption) for one in pictures for caption in one.captions]
-        return RetrievalEvaluation(
-            self, [one.image for one in pictures], texts, torch.tensor(owner), model.interface
-        )
+        captions = [[clean(caption) for caption in one.captions] for one in pictures]
+        return RetrievalEvaluation(self, [one.image for one in pictures], captions, model.interface)
 
 
 @dataclass
@@ -84,14 +82,24 @@ class RetrievalEvaluation:
     """The task with its captions in memory; call it with a model.
 
     Attributes:
-        owner: the index of the picture that each caption belongs to.
+        images: the paths of the pictures.
+        captions: those of each picture, at least one.
     """
 
     task: Retrieval
     images: list[str]
-    texts: list[str]
-    owner: Tensor
+    captions: list[list[str]]
     interface: Any
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """All captions, picture by picture."""
+        return [text for texts in self.captions for text in texts]
+
+    @cached_property
+    def owner(self) -> Tensor:
+        """The index of the picture that each caption belongs to, [captions]."""
+        return torch.tensor([index for index, texts in enumerate(self.captions) for _ in texts])
 
     @property
     def sources(self) -> frozenset[str]:
@@ -100,12 +108,9 @@ class RetrievalEvaluation:
 
     def identity(self) -> dict[str, Any]:
         """Everything that the metrics depend on beside the model."""
-        captions: list[list[str]] = [[] for _ in self.images]
-        for owner, text in zip(self.owner.tolist(), self.texts, strict=True):
-            captions[owner].append(text)
         examples = [
             Example(target="\n".join(texts), image=image)
-            for texts, image in zip(captions, self.images, strict=True)
+            for texts, image in zip(self.captions, self.images, strict=True)
         ]
         return {
             "metric": "recall of captions and pictures",
@@ -126,7 +131,7 @@ class RetrievalEvaluation:
         images = self._features(self.images, lambda part: self.interface.embed_images(model, part))
         texts = self._features(self.texts, lambda part: self.interface.embed_texts(model, part))
         by_image, by_text = self._search(images, texts)
-        self._write_down(prediction_log, by_image.best, by_text.best)
+        self._write_nearest(prediction_log, by_image.best, by_text.best)
         ranks = {"": (by_image.ranks, by_text.ranks)}
         if self.task.k_test and isinstance(self.interface, Matches):
             logits = self._match(model, prediction_log, by_image.best, by_text.best)
@@ -158,39 +163,33 @@ class RetrievalEvaluation:
         self, prediction_log: PredictionLog, found: Found, suffix: str, ranks: tuple[Tensor, Tensor]
     ) -> None:
         """Note whether each picture finds one of its captions first, and the caption that it finds."""
-        first = [""] * len(self.images)
-        for owner, text in zip(reversed(self.owner.tolist()), reversed(self.texts), strict=True):
-            first[owner] = text
-        prediction_log.note(
-            Items(
-                f"text_recall_1{suffix}",
-                (ranks[0] < 1).tolist(),
-                answers=[self.texts[best] for best in nearest(found).tolist()],
-                examples=[
-                    Example(target=text, image=image) for text, image in zip(first, self.images, strict=True)
-                ],
-            )
-        )
+        first = (ranks[0] < 1).tolist()
+        answers = [self.texts[best] for best in nearest(found).tolist()]
+        examples = [
+            Example(target=texts[0], image=image)
+            for texts, image in zip(self.captions, self.images, strict=True)
+        ]
+        prediction_log.note(Items(f"text_recall_1{suffix}", first, answers=answers, examples=examples))
 
     def _features(self, items: Sequence[str], embed: Callable[[list[str]], Tensor]) -> Tensor:
         batches = parts(items, self.task.batch_size)
         return finite(torch.cat([embed(batch) for batch in track(batches, "embed", total=len(batches))]))
 
-    def _write_down(self, prediction_log: PredictionLog, texts: Tensor, images: Tensor) -> None:
+    def _write_nearest(self, prediction_log: PredictionLog, texts: Tensor, images: Tensor) -> None:
         """Write the nearest captions of each picture and pictures of each caption beside the log."""
-        if prediction_log.file is not None:
-            names = [Path(image).name for image in self.images]
-            rows = [
-                {"picture": name, "captions": best}
-                for name, best in zip(names, texts[:, : RANKS[-1]].tolist(), strict=True)
-            ]
-            rows += [
-                {"caption": text, "pictures": best}
-                for text, best in zip(self.texts, images[:, : RANKS[-1]].tolist(), strict=True)
-            ]
-            PredictionLog(
-                prediction_log.file.with_name(f"{prediction_log.file.stem}_nearest.jsonl"), prediction_log.key
-            ).run([rows], list)
+        if prediction_log.file is None:
+            return
+        file = prediction_log.file.with_name(f"{prediction_log.file.stem}_nearest.jsonl")
+        most = RANKS[-1]
+        rows = [
+            {"picture": Path(image).name, "captions": best}
+            for image, best in zip(self.images, texts[:, :most].tolist(), strict=True)
+        ]
+        rows += [
+            {"caption": text, "pictures": best}
+            for text, best in zip(self.texts, images[:, :most].tolist(), strict=True)
+        ]
+        PredictionLog(file, prediction_log.key).run([rows], list)
 
     def _match(
         self, model: PrunableModel, prediction_log: PredictionLog, texts: Tensor, images: Tensor
