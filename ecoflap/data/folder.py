@@ -1,4 +1,4 @@
-"""Find the files of a data set, or refuse with how to get them."""
+"""Find the files of a data set and read their texts, or refuse with how to get or mend them."""
 
 from __future__ import annotations
 
