@@ -37,6 +37,6 @@ def check_templates(templates: list[str], option: str, names: Collection[str] = 
             f"{option}=[] must hold at least one template, with {{}} where the name goes; null, where it is"
             " allowed, is the set's own"
         )
-    for template in set(templates) - set(names):
-        if template.count("{}") != 1:
+    for template in templates:
+        if template not in names and template.count("{}") != 1:
             raise UserError(f"{option}={template!r} must hold {{}} once, where the name goes")
