@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from ecoflap.errors import UserError
 from ecoflap.run.refusals import describe
-from ecoflap.sweeps.jobs import Job, composed
+from ecoflap.sweeps.jobs import Job, composed, tolerates_failures
 
 if TYPE_CHECKING:
     from ecoflap.run.plan import Preflight
@@ -35,7 +35,7 @@ def check_jobs(context: HydraContext, config: DictConfig, jobs: Sequence[Job]) -
     Raises:
         UserError: if there are such jobs; several reasons are logged first, one per line.
     """
-    if config.hydra.get("sweeper", {}).get("max_failure_rate") or config.hydra.launcher.get("dependency"):
+    if tolerates_failures(config) or config.hydra.launcher.get("dependency"):
         return
     from ecoflap.run.plan import Preflight  # not before a sweep starts: it imports torch
 

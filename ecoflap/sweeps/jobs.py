@@ -119,6 +119,11 @@ def _finished_value(context: HydraContext, config: DictConfig, job: Job) -> floa
     return result.headline()
 
 
+def tolerates_failures(config: DictConfig) -> bool:
+    """Whether the sweeper of a sweep accepts that jobs fail."""
+    return bool(config.hydra.get("sweeper", {}).get("max_failure_rate"))
+
+
 def raise_failures(config: DictConfig, jobs: Sequence[Job], returns: Sequence[JobReturn]) -> None:
     """Raise an error if jobs of a sweep have failed, unless its sweeper tolerates failures.
 
@@ -131,7 +136,7 @@ def raise_failures(config: DictConfig, jobs: Sequence[Job], returns: Sequence[Jo
         SweepFailed: if jobs have failed and ``max_failure_rate`` is not set.
     """
     failed = [(job, done) for job, done in zip(jobs, returns, strict=True) if done.status == JobStatus.FAILED]
-    if not failed or config.hydra.get("sweeper", {}).get("max_failure_rate"):
+    if not failed or tolerates_failures(config):
         return
     numbers = ", ".join(str(job.number) for job, _ in failed[:10]) + (", ..." if len(failed) > 10 else "")
     refused = all(isinstance(done._return_value, UserError | NumericalError) for _, done in failed)
