@@ -9,9 +9,8 @@ import pytest
 
 from tests.cli.conftest import WORDS
 from tests.examples import readme_command, result_of
-from tests.refusals.case import Case
+from tests.refusals.case import DENSE, LLAMA, ONLY, Case
 from tests.refusals.conftest import fresh_process  # noqa: F401 - a fixture
-from tests.refusals.data import DENSE, LLAMA, ONLY
 from tests.refusals.folders import text
 from tests.refusals.one_line import assert_one_line
 

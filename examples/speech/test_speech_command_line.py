@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.examples import readme_command, result_of
-from tests.refusals.case import Case
+from tests.refusals.case import DATA, DENSE, ONLY, TASK_DATA, Case
 from tests.refusals.conftest import fresh_process  # noqa: F401 - a fixture
-from tests.refusals.data import DATA, DENSE, ONLY, TASK_DATA
 from tests.refusals.folders import all_of, file
 from tests.refusals.one_line import assert_one_line
 
