@@ -101,6 +101,8 @@ def describe_data(state: RunState, uses_calibration: bool) -> dict[str, Any]:
     if state.calibration is not None:
         unused = {} if uses_calibration else {"unused": True}
         data["calibration"] = describe_calibration(state.calibration) | unused
+    if state.searched is not None:
+        data["prune"] = {"name": state.searched.name, "samples": len(state.searched)}
     if state.training is not None:
         data["finetune"] = state.training.data
     if state.tasks:

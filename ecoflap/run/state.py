@@ -25,6 +25,7 @@ class RunState:
         tasks: {task: what its metrics depend on beside the model}.
         calibration: the samples.
         training_split: {number of samples, None for all: the samples of the training split}.
+        searched: the training split, if the pruner trained on it.
         scores: the scores of the layers.
         allocation: how many weights each layer keeps.
         report: what was removed.
@@ -39,6 +40,7 @@ class RunState:
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     calibration: CalibrationSet | None = None
     training_split: dict[int | None, CalibrationSet] = field(default_factory=dict)
+    searched: CalibrationSet | None = None
     scores: Scores | None = None
     allocation: Allocation | None = None
     report: PruneReport | None = None

@@ -99,7 +99,9 @@ def test_a_cut_blip_loads_in_a_fresh_process(tmp_path: Path) -> None:
     done = forked.main([*overrides, *rest, "device=cpu", f"hydra.run.dir={folder}"], tmp_path)
     assert done.returncode == 0, done.stderr
     count, loss = in_a_fresh_process(BLIP, folder / "checkpoint")
-    assert count == Result.read(folder / "result.json").model["parameters"]
+    record = Result.read(folder / "result.json")
+    assert count == record.model["parameters"]
+    assert record.data["prune"] == {"name": "easy_vqa", "samples": 38575}
     model = ecoflap.load(folder / "checkpoint")
     batch = ecoflap.calibrate(model, "easy_vqa").take(4).batches(4)[0]
     assert loss == pytest.approx(model.loss(batch).sum().item(), rel=1e-5)

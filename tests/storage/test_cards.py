@@ -190,6 +190,22 @@ def test_samples_that_no_step_looked_at_are_no_calibration(tmp_path: Path) -> No
     assert "- Calibration: none; 2,000 samples were drawn, and no step looked at them.\n" in card
 
 
+def test_a_card_names_the_data_of_a_pruner_that_trains_and_of_the_fine_tuning(tmp_path: Path) -> None:
+    drawn = {"name": "chat", "samples": 8, "fingerprint": "c", "unused": True}
+    data = {
+        "calibration": drawn,
+        **{step: {"name": "chat", "samples": 38575} for step in ("prune", "finetune")},
+    }
+    config = {"pruner": {"name": "upop"}, "calibration": {"name": "chat", "path": "chats.jsonl"}}
+    card = model_card(record(config=config, data=data), tmp_path)
+    assert (
+        "- Training by the pruner: 38,575 samples of `chat`, `chats.jsonl`.\n"
+        "- Fine-tuning: 38,575 samples of `chat`, `chats.jsonl`.\n"
+    ) in card
+    assert "pruned and trained by `upop`." in card
+    assert "pruned in one shot by" in model_card(record(), tmp_path)
+
+
 def test_a_card_says_how_inputs_were_measured_and_how_many_samples_were_scored(tmp_path: Path) -> None:
     config = {"pruner": PRUNER, "propagate": "layer", "tokens": "text"}
     data = {"calibration": {"name": "text", "samples": 2000, "fingerprint": "c"}}

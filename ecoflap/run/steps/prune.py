@@ -31,7 +31,9 @@ def prune(plan: Plan, model: PrunableModel, state: RunState) -> None:
     """Remove weights, as the allocation or a pruner of the whole model decides."""
     with measure(state.costs, "prune"):
         if plan.pruner.allocates:
-            samples = read_training(plan, model, state) if plan.pruner.trains else state.calibration
+            samples = state.calibration
+            if plan.pruner.trains:
+                samples = state.searched = read_training(plan, model, state)
             sparsity, seed = plan.config.sparsity, plan.config.seed
             pruned = prune_whole(model, samples, plan.pruner, sparsity, show_block, seed)
             state.allocation, state.report = pruned

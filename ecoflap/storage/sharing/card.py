@@ -123,7 +123,8 @@ def _about(result: Result, base: BaseModel, name: str) -> str:
     """The method, in a sentence per thing that is known."""
     target, coarse = result.sparsity.get("target"), result.sparsity.get("coarse")
     origin = f"[{base.id}](https://huggingface.co/{base.id})" if base.id else f"`{name}`"
-    lines = [f"{origin}, pruned in one shot by `{_name(result.config, 'pruner') or 'an unnamed pruner'}`"]
+    how = "and trained" if "prune" in result.data else "in one shot"
+    lines = [f"{origin}, pruned {how} by `{_name(result.config, 'pruner') or 'an unnamed pruner'}`"]
     if mask := (result.config.get("pruner") or {}).get("mask"):
         lines[0] += f" (mask: {mask})"
     lines[0] += "."

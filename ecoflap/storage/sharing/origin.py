@@ -33,6 +33,7 @@ def origin(result: Result, folder: Path) -> Iterator[str]:
         read = _read_from(result.config.get("calibration"))
         details = [*read, f"fingerprint `{calibration['fingerprint']}`"]
         yield f"- Calibration: {count:,} samples of `{name}`, {', '.join(details)}."
+    yield from _trained(result)
     yield from _measured(result)
     yield from _evaluated(result)
     yield from _repeating(result)
@@ -44,6 +45,15 @@ def origin(result: Result, folder: Path) -> Iterator[str]:
     if (folder / MASKS).is_file():
         yield f"- `{MASKS}` has the masks, one bit per weight; `ecoflap.storage.masks.load_masks` reads them."
     yield f"- `{RESULT}` is the whole record; `ecoflap verify FOLDER` checks the weights against it."
+
+
+def _trained(result: Result) -> Iterator[str]:
+    """What a pruner that trains, and the fine-tuning, have read."""
+    read = _read_from(result.config.get("calibration"))
+    for step, what in (("prune", "Training by the pruner"), ("finetune", "Fine-tuning")):
+        if data := result.data.get(step):
+            samples = f"{data['samples']:,} samples of `{data['name']}`"
+            yield f"- {what}: {', '.join([samples, *read])}."
 
 
 def _measured(result: Result) -> Iterator[str]:

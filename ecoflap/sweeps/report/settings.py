@@ -46,7 +46,8 @@ def settings_of(run: Run) -> dict[str, Any]:
     if run.finetuner is None and "finetune" not in done:
         config.pop("finetune", None)
     data = run.result.data
-    if data.get("calibration", {}).get("unused") and "finetune" not in data:  # no training on its split
+    trained = "prune" in data or "finetune" in data  # on its training split
+    if data.get("calibration", {}).get("unused") and not trained:
         config.pop("calibration", None)
     return flatten(config)
 

@@ -253,13 +253,20 @@ def test_options_of_steps_that_a_run_did_not_take_do_not_count(tmp_path: Path, k
         assert done or not any(name.startswith(key.replace("__", ".")) for name in constant)
 
 
-@pytest.mark.parametrize("unused", [True, False])
-def test_options_of_samples_that_no_step_looked_at_do_not_count(tmp_path: Path, unused: bool) -> None:
-    drawn = {"name": "easy_vqa", "samples": 1, "fingerprint": "c"}
-    data = {"calibration": {**drawn, **({"unused": True} if unused else {})}}
-    changes = ({"calibration__samples": count, "record": {"data": data}} for count in (64, 128))
+@pytest.mark.parametrize(
+    ("drawn", "trained", "methods"),
+    [({}, {}, 2), ({"unused": True}, {}, 1), ({"unused": True}, {"prune": {"samples": 9}}, 2)],
+    ids=["calibration", "no step", "a pruner that trains"],
+)
+def test_options_of_samples_that_no_step_looked_at_do_not_count(
+    tmp_path: Path, drawn: dict[str, Any], trained: dict[str, Any], methods: int
+) -> None:
+    data = {"calibration": {"name": "easy_vqa", "samples": 1, "fingerprint": "c", **drawn}, **trained}
+    changes = (
+        {"calibration__name": name, "record": {"data": data}} for name in ("easy_vqa", "easy_pictures")
+    )
     runs = runs_of(tmp_path, *changes)
-    assert len(set(name_methods(runs))) == (1 if unused else 2)
+    assert len(set(name_methods(runs))) == methods
 
 
 def test_methods_sort_as_people_do() -> None:
