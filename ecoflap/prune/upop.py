@@ -73,6 +73,21 @@ class UPop(UPopOptions, ModelPruner):
         return Footprint("backward", copies=2, batch_size=self.batch_size, float32=True)
 
     @override
+    def check_model(self, model: PrunableModel, sparsity: float) -> None:
+        """Refuse all but a BLIP of transformers, and a sparsity that would leave a block without units.
+
+        Raises:
+            UserError: if ``find_units`` refuses the model, or too few weights would stay.
+        """
+        units = find_units(model)
+        most = 1 - sum(one.cost for one in units) / total_cost(units)
+        if sparsity > most:
+            raise UserError(
+                f"sparsity={sparsity}: pruner={self.name} keeps a unit of each attention and MLP, and removes"
+                f" at most {math.floor(1000 * most) / 1000} of {model.name}; choose a lower sparsity"
+            )
+
+    @override
     def prune(
         self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, seed: int = 0
     ) -> tuple[Allocation, PruneReport]:

@@ -93,6 +93,17 @@ def test_it_cuts_the_share_of_weights_that_was_asked_for(family: str) -> None:
     assert model.loss(calibration.batches(2)[0]).isfinite().all()
 
 
+def test_more_than_all_but_a_unit_of_each_part_is_refused_and_no_less() -> None:
+    model, calibration = build("blip_vqa"), samples("blip_vqa", (6, 6))
+    size, units = sum(model.sizes.values()), find_units(model)
+    most = 1 - sum(one.cost for one in units) / size
+    with pytest.raises(UserError, match=r"sparsity=0.999: .* removes at most 0\.\d+ of blip_vqa"):
+        UPop().check_model(model, 0.999)
+    UPop().check_model(model, most)
+    allocation, _ = UPop(steps=2, interval=2, batch_size=2).prune(model, calibration, most)
+    assert 1 - sum(allocation.keep.values()) / size == pytest.approx(most)
+
+
 def test_weights_are_trained_on_each_batch_alone() -> None:
     """In steps so small that the gradients of one batch, seen three times, stay the same."""
     norms: list[float] = []

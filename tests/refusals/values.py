@@ -262,6 +262,7 @@ PARTS: list[Case] = [
     ),
     Case(("pruner=upop", "pruner.steps=5"), ("pruner.interval=10 is more than pruner.steps=5",)),
     Case(("pruner=upop", "pruner.learning_rate=0"), ("pruner.learning_rate=0",)),
+    Case(("pruner=upop", "score=none"), ("cuts whole attentions and MLPs", "choose another pruner")),
     Case(("pruner=reap", "pruner.batch_size=0"), ("pruner.batch_size=0 must be at least 1",)),
     Case(("pruner=reap",), ("has no experts that share parameters", "choose another pruner")),
     Case(("model.save=maybe",), ("model.save=maybe is not known", "dense, bitmask, coded, true, false")),
