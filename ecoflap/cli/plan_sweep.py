@@ -36,8 +36,9 @@ def jobs_of(flags: Namespace) -> tuple[HydraContext, DictConfig, list[Job]]:
         UserError: if the sweep's jobs are not known before it runs, or it has none.
     """
     setup_globals()
-    loader: ConfigLoaderImpl = Choices(flags.config_dir, flags.overrides).loader
-    config = loader.load_configuration(primary_config(), flags.overrides, RunMode.MULTIRUN)
+    overrides = [*flags.overrides, f"hydra.mode={RunMode.MULTIRUN.name}"]  # for its jobs, as in a run
+    loader: ConfigLoaderImpl = Choices(flags.config_dir, overrides).loader
+    config = loader.load_configuration(primary_config(), overrides, RunMode.MULTIRUN)
     HydraConfig.instance().set_config(config)
     sweeper = config.hydra.sweeper
     if sweeper.get("_target_") != BASIC:

@@ -195,6 +195,28 @@ class TestPlan:
         assert command.main(["plan", "-m", "model=t5_mini", "sparsity=0.5,1.6"]) == 2
         assert "job 1 (sparsity=1.6)" in capsys.readouterr().err
 
+    @pytest.mark.parametrize(
+        ("options", "jobs"),
+        [
+            (["+sweep=ablation_eps", "+preset=[mini,debug]"], 4),
+            (["model=t5_mini", "score=none", "sparsity=0.5,0.6", "task.limit=4", "cluster=local"], 2),
+        ],
+        ids=["named", "cluster"],
+    )
+    def test_a_sweep_that_only_multirun_starts_is_planned(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        options: list[str],
+        jobs: int,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert command.main(["plan", "-m", *options]) == 0, capsys.readouterr().err
+        shown = capsys.readouterr().out
+        assert f"{jobs} jobs, which can all run" in shown
+        assert f"{jobs} jobs like the first take about" in shown
+
     def test_times_a_loss_that_compares_samples(self, capsys: pytest.CaptureFixture[str]) -> None:
         """Contrastive, which says nothing of one sample."""
         assert command.main(["plan", "model=clip_mini", "score=first_order", "task.limit=4"]) == 0
