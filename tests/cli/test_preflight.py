@@ -13,9 +13,9 @@ from ecoflap.errors import UserError
 from ecoflap.models.families.language.causal_lm import CausalLM
 from ecoflap.run import pipeline
 from ecoflap.run.config import STEPS
-from ecoflap.run.plan import Preflight, make_plan
+from ecoflap.run.plan import Preflight, make_plan, unused
 from ecoflap.storage.results import Result
-from tests.cli.conftest import composed
+from tests.cli.conftest import composed, composed_as_given
 
 
 def test_data_and_shapes_are_read_once_for_all_jobs(
@@ -76,6 +76,16 @@ def test_whether_a_step_looks_at_the_calibration_set(
     text_run: list[str], tmp_path: Path, overrides: list[str], used: bool
 ) -> None:
     assert make_plan(composed([*text_run, *overrides]), tmp_path).uses_calibration == used
+
+
+@pytest.mark.parametrize("pruner", ["wanda", "magnitude"])
+def test_the_choice_of_auto_is_no_option_that_changes_nothing(
+    text_run: list[str], tmp_path: Path, pruner: str
+) -> None:
+    """As docs/sharing.md advises for another pruner in a recipe."""
+    again = ["score=auto", "allocation=auto", "propagate=auto"]
+    plan = make_plan(composed_as_given([*text_run, f"pruner={pruner}", *again]), tmp_path)
+    assert unused(plan, again) == []
 
 
 def test_a_record_says_that_no_step_looked_at_the_samples(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ecoflap.run.plan.automatic import AUTO
 from ecoflap.run.plan.plan import Plan
 
 # Which steps read a group's options; one of them is enough.
@@ -23,12 +24,12 @@ def unused(plan: Plan, given: Sequence[str]) -> list[str]:
 
     Args:
         plan: the plan of the run.
-        given: the overrides of its config.
+        given: the overrides of its config; ``auto`` chooses among the others, and is none.
     """
     found = []
     for option in given:
-        key = option.lstrip("+~").partition("=")[0].replace("@", ".")
-        reason = _reason(plan, key, option)
+        name, _, value = option.lstrip("+~").partition("=")
+        reason = _reason(plan, name.replace("@", "."), option) if value != AUTO else None
         if reason is not None:
             found.append(f"{option} changes nothing: {reason}")
     if plan.reads_calibration and plan.calibrator.samples is not None:
