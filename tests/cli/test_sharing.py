@@ -128,7 +128,8 @@ def test_the_name_of_a_part_of_a_recipe(part: dict[str, Any], name: str) -> None
     ("arguments", "message"),
     [
         (["--config", "{}/none.yaml"], "there is no such file"),
-        (["--config", "{}"], "give {}/recipe.yaml"),
+        (["--config", "{}"], "{}: is a folder; give {}/recipe.yaml"),
+        (["--config", "{}/.."], "give {}/../checkpoint/recipe.yaml"),
         (["--config"], "takes one file"),
         (["--config", "{}/recipe.yaml", "--config={}/recipe.yaml"], "takes one file"),
         (["--config", "{}/recipe.yaml", "-m", "seed=0,1"], "starts a sweep"),

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ecoflap.errors import UserError
-from ecoflap.storage.file_names import RECIPE
+from ecoflap.storage.file_names import CHECKPOINT, RECIPE
 from ecoflap.storage.files import replacing
 from ecoflap.storage.installation import package_origin
 from ecoflap.storage.results.environment import REDACTED, redact
@@ -83,8 +83,11 @@ def read_recipe(file: Path) -> dict[str, Any]:
         UserError: if there is no such file, or it is not a recipe.
     """
     if not file.is_file():
-        inside = f"; give {file / RECIPE}" if (file / RECIPE).is_file() else f"; give the {RECIPE} of a model"
-        raise UserError(f"--config {file}: there is no such file{inside}")
+        found = "is a folder" if file.is_dir() else "there is no such file"
+        inside = [place for place in (file / RECIPE, file / CHECKPOINT / RECIPE) if place.is_file()]
+        raise UserError(
+            f"--config {file}: {found}; give {inside[0] if inside else f'the {RECIPE} of a model'}"
+        )
     try:
         values = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     except Exception as error:  # YAML's and OmegaConf's
