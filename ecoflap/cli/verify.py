@@ -56,4 +56,4 @@ def show(run: Path, differences: list[str]) -> None:
     if differences:
         print(f"{len(differences)} differences")
     else:
-        print(f"equal: the saved weights and masks of {len(layers)} layers are as recorded")
+        print(f"equal: the zeros and masks of {len(layers)} layers are as recorded")

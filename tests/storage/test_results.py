@@ -242,7 +242,7 @@ def test_sound_run_is_equal(tmp_path: Path, sharded: bool, capsys: pytest.Captur
     assert (run / "checkpoint" / "model.safetensors.index.json").exists() == sharded
     assert verify(run) == []
     assert main([str(run)]) == 0
-    assert "equal" in (out := capsys.readouterr().out)
+    assert "equal: the zeros and masks of" in (out := capsys.readouterr().out)
     assert "text" in out
 
 
