@@ -26,6 +26,7 @@ from ecoflap.storage.file_names import (
     RECIPE,
     RESULT,
     SCORES,
+    STATUS,
     WEIGHTS_INDEX,
 )
 from ecoflap.storage.files import beside, remove_abandoned, write_json
@@ -62,7 +63,7 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
         UserError: if there is no such form, the model has no ``save_pretrained``, a part of it is what
             ``torch.compile`` returned or has adapters, its embeddings are tied and its config says that
             they aren't, weights that the masks remove are no longer zero, transformers does not save its
-            generation config, the folder can't be made, or the disk is full.
+            generation config, the folder is that of a run or can't be made, or the disk is full.
     """
     loaded = model.prunable if isinstance(model, PruneResult) else model
     require(loaded, PrunableModel, "ecoflap.load or ecoflap.prune")
@@ -72,6 +73,8 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
     final = Path(folder).expanduser()
     if final.exists() and not final.is_dir():
         raise UserError(f"{final} is a file; choose a folder for the checkpoint")
+    if (final / STATUS).is_file():
+        raise UserError(f"{final} is the folder of a run, whose record would be replaced; choose another one")
     if not hasattr(loaded.module, "save_pretrained"):
         raise UserError(
             f"{loaded.name} has no save_pretrained; save its state_dict() and the masks of the result"

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import ecoflap
 from ecoflap.cli import command
+from ecoflap.errors import UserError
 from ecoflap.storage.results import Result, verify
 from tests.cli import forked
 from tests.cli.conftest import ROOT, SENTENCE, on_text, tiny_llama, token_file  # noqa: F401
@@ -84,6 +85,19 @@ def test_a_card_in_the_folder_stays(tiny_llama: Path, tmp_path: Path) -> None:
     (tmp_path / "README.md").unlink()
     ecoflap.save(result, tmp_path)
     assert "50 % sparse" in (tmp_path / "README.md").read_text()
+
+
+def test_the_folder_of_a_run_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    for name in ("status.json", "result.json"):
+        (tmp_path / name).write_text("{}")
+    result = ecoflap.prune(ecoflap.load(tiny_llama), sparsity=0.5, **MAGNITUDE)
+    with pytest.raises(UserError, match="is the folder of a run, whose record would be replaced"):
+        ecoflap.save(result, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
+        "result.json",
+        "status.json",
+    ]
+    assert (tmp_path / "result.json").read_text() == "{}"
 
 
 def test_a_cut_blip_loads_in_a_fresh_process(tmp_path: Path) -> None:
