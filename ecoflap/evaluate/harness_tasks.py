@@ -1,10 +1,11 @@
-"""What tasks of lm-evaluation-harness and lmms-eval share: checks of options, and hashes of what they ask."""
+"""What tasks of lm-evaluation-harness and lmms-eval share: options, hashes of what they ask, processes."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,18 @@ def unreadable(name: str, error: Exception) -> UserError:
         f"task.harness_tasks: {name} could not be read ({type(error).__name__}: {error}); unset"
         " HF_HUB_OFFLINE while online, or choose tasks whose data are here"
     )
+
+
+def alone() -> AbstractContextManager[None]:
+    """Let a harness find a single process in the environment, in a context.
+
+    Each process of a run evaluates whole tasks. From what a launcher sets, a harness would divide the
+    examples of a task among the processes once more, or return results in the first one of a node alone.
+    """
+    from accelerate.utils import patch_environment
+
+    context: AbstractContextManager[None] = patch_environment(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+    return context
 
 
 def code_below(include_path: str | None) -> str:

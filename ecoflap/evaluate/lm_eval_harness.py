@@ -13,7 +13,6 @@ from importlib.metadata import version
 from typing import Any
 
 from ecoflap.errors import NumericalError, UserError
-from ecoflap.evaluate.alone import alone
 from ecoflap.evaluate.harness_scores import (
     directions,
     errors,
@@ -24,7 +23,7 @@ from ecoflap.evaluate.harness_scores import (
     reported,
     scores,
 )
-from ecoflap.evaluate.harness_tasks import check_options, code_below, relevant
+from ecoflap.evaluate.harness_tasks import alone, check_options, code_below, relevant
 from ecoflap.evaluate.lm_eval_tasks import examples, fingerprint, read_task, task_manager
 from ecoflap.evaluate.options import LmEvalOptions
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog

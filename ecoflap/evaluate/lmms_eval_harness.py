@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ecoflap.evaluate.alone import alone
 from ecoflap.evaluate.harness_scores import (
     Scores,
     directions,
@@ -23,7 +22,7 @@ from ecoflap.evaluate.harness_scores import (
     reported,
     scores,
 )
-from ecoflap.evaluate.harness_tasks import check_options, code_below, relevant
+from ecoflap.evaluate.harness_tasks import alone, check_options, code_below, relevant
 from ecoflap.evaluate.inputs import error_of_mean, interface_settings
 from ecoflap.evaluate.lmms_eval_model import harness_model
 from ecoflap.evaluate.lmms_eval_tasks import fingerprint, members, read_tasks, task_manager
