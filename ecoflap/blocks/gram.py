@@ -68,7 +68,7 @@ class Gram(Statistic):
     def _forget(self) -> None:
         """Compute what follows from the sum again when it is needed."""
         self._value: Tensor | None = None
-        self._factor: InverseFactor | None = None
+        self._factor: tuple[float, InverseFactor] | None = None  # with the damping that was asked for
         self._inverse: NormalisedInverse | None = None
 
     @property
@@ -94,9 +94,9 @@ class Gram(Statistic):
 
     def factor(self, damping: float) -> InverseFactor:
         """The factored inverse; computed once for all layers that share the input."""
-        if self._factor is None:
-            self._factor = inverse_factor(self.value, damping)
-        return self._factor
+        if self._factor is None or self._factor[0] != damping:
+            self._factor = damping, inverse_factor(self.value, damping)
+        return self._factor[1]
 
     def normalised_inverse(self, damping: float, penalty: float) -> NormalisedInverse:
         """The inverse of ADMM; computed once for all layers that share the input and all of their solves."""
@@ -111,8 +111,8 @@ class Gram(Statistic):
         super().move(device)
         self._value = None
         if self._factor is not None:
-            upper, dead, damping = self._factor
-            self._factor = InverseFactor(upper.to(device), dead.to(device), damping)
+            asked, (upper, dead, damping) = self._factor
+            self._factor = asked, InverseFactor(upper.to(device), dead.to(device), damping)
         if self._inverse is not None:
             inverse, norms, damping, penalty = self._inverse
             self._inverse = NormalisedInverse(inverse.to(device), norms.to(device), damping, penalty)

@@ -135,3 +135,19 @@ def test_a_drift_is_the_same_in_any_order(products: list[Tensor]) -> None:
     error = (drift(products).double() * len(tokens) - (tokens - rolled).t() @ tokens).abs()
     assert (error <= 1e-5 * scale[:, None] * scale).all()
     assert drift(products).equal(drift(products[::-1]))
+
+
+def test_each_damping_and_penalty_has_an_inverse_of_its_own() -> None:
+    """Though they are computed once for all layers that share the input."""
+    statistic = gram([torch.randn(60, 8, generator=torch.Generator().manual_seed(0))])
+    for damping in (0.01, 0.5):
+        assert statistic.factor(damping) is statistic.factor(damping)
+        upper = statistic.factor(damping).upper
+        damped = statistic.value + damping * statistic.value.diagonal().mean() * torch.eye(8)
+        torch.testing.assert_close(upper.t() @ upper @ damped, torch.eye(8), rtol=0, atol=1e-4)
+        for penalty in (1.0, 3.0):
+            inverse = statistic.normalised_inverse(damping, penalty)
+            assert inverse is statistic.normalised_inverse(damping, penalty)
+            norms = statistic.mean_square.sqrt()
+            matrix = statistic.value / norms / norms[:, None] + (damping + penalty) * torch.eye(8)
+            torch.testing.assert_close(inverse.inverse @ matrix, torch.eye(8), rtol=0, atol=1e-4)
