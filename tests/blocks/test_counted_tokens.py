@@ -52,6 +52,32 @@ def test_masks_are_never_put_on_other_tokens() -> None:
     torch.testing.assert_close(flat[layers[0]].value, kept.t() @ kept / 2)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(2, 4), (8,), (1, 8)])
+def test_a_mask_is_put_on_the_tokens_of_all_samples_in_a_row(shape: tuple[int, ...]) -> None:
+    layer, statistics = Layer("first", nn.Linear(2, 2)), InputStatistics(MeanSquare)
+    hidden = torch.arange(16.0).view(*shape, 2)
+    mask = torch.tensor([[True, False, False, True], [False, True, False, False]])
+    with statistics.gathering([layer]):
+        statistics.begin_run((mask,), [])
+        layer.module(hidden)
+    kept = hidden.view(8, 2)[mask.flatten()]
+    assert statistics[layer].tokens == 3
+    torch.testing.assert_close(statistics[layer].value, kept.square().mean(dim=0))
+
+
+@torch.no_grad()
+def test_the_mask_of_a_tower_says_nothing_of_another_sequence_of_its_length() -> None:
+    layers = [Layer(name, nn.Linear(2, 2)) for name in ("own", "across")]
+    hidden, states = torch.randn(2, 1, 3, 2)
+    mask, statistics = torch.tensor([[True, False, True]]), InputStatistics(MeanSquare)
+    with statistics.gathering(layers):
+        statistics.begin_run((mask,), [states])
+        for layer, read in zip(layers, (hidden, states), strict=True):
+            layer.module(read)
+    assert [statistics[layer].tokens for layer in layers] == [2, 3]
+
+
 def test_a_mask_for_towers_of_one_kind_says_nothing_of_others() -> None:
     shared, patches = torch.ones(1, 3), torch.tensor([[1, 0]])
     with counting(shared, vision=patches):

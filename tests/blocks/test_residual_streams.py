@@ -78,6 +78,19 @@ class Nothing(Base):
         return hidden + self.first(self.norm(hidden)) + self.second(hidden)
 
 
+class NoGate(Base):
+    """What the second layer puts out scales the stream, by one at present."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        scaled = hidden * (1 + self.second(self.norm(hidden)))
+        return scaled + self.first(scaled)
+
+
 @pytest.mark.parametrize(
     ("build", "expected"),
     [
@@ -89,6 +102,7 @@ class Nothing(Base):
         (InPlace, {}),
         (NormTwice, {"first": ""}),
         (Nothing, {"first": ""}),
+        (NoGate, {"first": ""}),
     ],
 )
 @torch.no_grad()

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ecoflap.blocks import drifts
+from ecoflap.blocks import gram as grams
 from ecoflap.blocks.drifts import Drift
 from ecoflap.blocks.gram import STRIP, Gram
 from ecoflap.blocks.statistics import MeanSquare
@@ -135,6 +137,35 @@ def test_a_drift_is_the_same_in_any_order(products: list[Tensor]) -> None:
     error = (drift(products).double() * len(tokens) - (tokens - rolled).t() @ tokens).abs()
     assert (error <= 1e-5 * scale[:, None] * scale).all()
     assert drift(products).equal(drift(products[::-1]))
+
+
+def test_a_call_of_more_tokens_than_are_converted_at_once(
+    products: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = torch.cat(products)
+    cols = tokens.shape[1]
+    found, drift = Gram(cols, CPU), Drift(cols, cols, CPU)
+    for module in (grams, drifts):
+        monkeypatch.setattr(module, "TOKENS_AT_ONCE", 50)
+    found.update(tokens)
+    drift.update(tokens, tokens.roll(1, dims=0), tokens)
+    assert found.tokens == drift.tokens == len(tokens) == 192
+    double, scale = tokens.double(), tokens.double().square().sum(dim=0).sqrt()
+    bound = 1e-5 * scale[:, None] * scale
+    assert ((found.value.double() * 192 - double.t() @ double).abs() <= bound).all()
+    expected = (double - double.roll(1, dims=0)).t() @ double
+    assert ((drift.value.double() * 192 - expected).abs() <= bound).all()
+
+
+def test_what_the_dense_model_did_not_read_counts_as_no_drift() -> None:
+    """A batch of which the dense model has nothing, or other tokens, still counts with its tokens."""
+    torch.manual_seed(0)
+    dense, pruned, inputs = torch.randn(5, 3), torch.randn(5, 3), torch.randn(5, 4)
+    drift = Drift(3, 4, CPU)
+    drift.update(dense, pruned, inputs)
+    drift.update(None, torch.randn(2, 3), torch.randn(2, 4))
+    drift.update(torch.randn(4, 3), torch.randn(3, 3), torch.randn(3, 4))
+    torch.testing.assert_close(drift.value, (dense - pruned).t() @ inputs / (5 + 2 + 3))
 
 
 def test_each_damping_and_penalty_has_an_inverse_of_its_own() -> None:

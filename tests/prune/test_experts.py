@@ -65,11 +65,22 @@ def test_layer_by_layer_equals_pruning_everything_that_comes_before(family: str)
         assert torch.equal(layer.oriented(report.masks[layer.name]), masks[layer.name]), layer.name
 
 
-def never_chosen(model: PrunableModel) -> list[Layer]:
-    """The layers of expert 2 of the last block, whose tokens all go to expert 0 instead."""
+def never_chosen(model: PrunableModel, length: int = 0, real: int = 0) -> list[Layer]:
+    """The layers of expert 2 of the last block, whose tokens all go to expert 0 instead.
+
+    Of texts of one length, the tokens behind the real ones go to expert 2, and to expert 3.
+    """
     experts: Any = model.module.get_submodule("model.layers.1.mlp.experts")
     opened = experts.forward
-    experts.forward = lambda hidden, index, weights: opened(hidden, index.masked_fill(index == 2, 0), weights)
+
+    def forward(hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        chosen = index.masked_fill(index == 2, 0)
+        if length:
+            chosen[torch.arange(len(chosen)) % length >= real] = torch.tensor([2, 3])
+        output: Tensor = opened(hidden, chosen, weights)
+        return output
+
+    experts.forward = forward
     return [
         layer
         for layer in model.layers
@@ -99,15 +110,31 @@ def test_an_expert_that_no_token_reaches_is_pruned_by_its_weights_alone(
     assert firsts == 2 * (7 + 9), "each token is routed twice"
 
 
+def counting_real_tokens(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
+    """The loss of a language model, which says which tokens are no padding."""
+    with counting(*(batch[name] for name in ("attention_mask",) if name in batch)):
+        return language_loss(module, batch, copies)
+
+
+@pytest.mark.parametrize("propagate", ["pruned", "layer"])
+def test_an_expert_that_only_padding_reaches_is_pruned_by_its_weights_alone(propagate: str) -> None:
+    model = replace(build("mixtral"), loss_function=counting_real_tokens)
+    layers = never_chosen(model, length=7 + 5, real=7)
+    dense = {layer: layer.matrix().clone() for layer in layers}
+    allocation = uniform(model)
+    report = prune(model, samples(7, 7, 7, padded=5), Wanda(), allocation, 2, propagate=propagate)
+    for layer in layers:
+        expected = reference.wanda(dense[layer], torch.eye(layer.shape[1]), allocation.keep[layer.name])[1]
+        assert torch.equal(report.masks[layer.name], expected)
+        assert report.errors[layer.name] is None
+        assert report.tokens[layer.name] == 0
+
+
 @pytest.mark.parametrize("pruner", [Wanda(), SparseGPT()])
 def test_padding_counts_for_no_expert(pruner: Any) -> None:
-    def loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
-        with counting(*(batch[name] for name in ("attention_mask",) if name in batch)):
-            return language_loss(module, batch, copies)
-
     reports = []
     for padded in (0, 5):
-        model = replace(build("mixtral"), loss_function=loss)
+        model = replace(build("mixtral"), loss_function=counting_real_tokens)
         reports.append(prune(model, samples(7, 7, 7, padded=padded), pruner, uneven(model), 3))
     assert reports[0].tokens == reports[1].tokens
     assert all(torch.equal(reports[1].masks[name], mask) for name, mask in reports[0].masks.items())

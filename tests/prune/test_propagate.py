@@ -109,6 +109,20 @@ class UnnamedSlots(Slots):
     place = "choices"
 
 
+class Sometimes(nn.Module):
+    """Its last layer reads only the texts whose second number is positive, if there are some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        output, chosen = hidden + torch.tanh(self.first(hidden)), hidden[:, 0, 1] > 0
+        if chosen.any():
+            output[chosen, :, 3:] += torch.tanh(self.last(hidden[chosen]))[..., 3:]
+        return output
+
+
 class Apart(nn.Module):
     """Two layers read the same tensor in short texts only."""
 
@@ -123,7 +137,7 @@ class Apart(nn.Module):
 
 @torch.no_grad()
 @pytest.mark.parametrize("leave", [False, True])
-@pytest.mark.parametrize("block", [Chunked, Slots, UnnamedSlots, Apart])
+@pytest.mark.parametrize("block", [Chunked, Slots, UnnamedSlots, Sometimes, Apart])
 def test_batches_that_call_layers_otherwise_than_the_first(
     block: Callable[[], nn.Module], leave: bool
 ) -> None:

@@ -131,6 +131,9 @@ def test_the_visual_tokens_that_move_most() -> None:
     )
     with pytest.raises(NumericalError, match="not finite"):
         most_moved(*kinds, [moved.where(moved != 0.1, float("nan"))])
+    # Padding, one visual token and three of text: the padding is not the second visual one.
+    visual, text = (torch.tensor([places]) == 1 for places in ([0, 1, 0, 0, 0], [0, 0, 1, 1, 1]))
+    assert torch.equal(most_moved([text], [visual], [torch.ones(1, 5)])[0], visual | text)
 
 
 def test_in_python() -> None:
