@@ -90,6 +90,19 @@ def test_equals_the_reference(rows: int, cols: int, keep: int, pattern: Pattern,
     torch.testing.assert_close(solution.weight.double(), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_dead_and_tiny_columns_equal_the_reference() -> None:
+    """Dead columns count as zeros in the mean diagonal; tiny ones are columns as any other."""
+    weight, gram = problem(12, 20)
+    scales = torch.logspace(-6, 0, 20)
+    weight /= scales
+    scales[::4] = 0
+    gram = scales[:, None] * gram * scales
+    expected, mask = reference.admm(weight, gram, 120, "row", damping=1.0)
+    (solution,) = admm_solve([weight], normalised_inverse(gram, 1.0), [120], ["row"], *STEPS)
+    assert torch.equal(solution.mask, mask)
+    torch.testing.assert_close(solution.weight.double() * scales, expected * scales, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("relaxation", [1.0, 1.8])
 def test_counts_of_rows_equal_the_reference_of_each_row(relaxation: float) -> None:
     """Rows are independent, so each is a problem of its own, in which all of its weights compete."""

@@ -27,6 +27,8 @@ def test_one_row_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_equal_predictions_have_none_and_nan_shows() -> None:
     logits = torch.randn(3, 6, generator=torch.Generator().manual_seed(2)).half()
     assert kl_divergence(logits + 1, logits).abs().max() < 1e-2
+    other = logits.flip(1)
+    assert torch.equal(kl_divergence(other, logits), kl_divergence(other.float(), logits.float()))
     assert kl_divergence(logits, logits).tolist() == [0.0] * 3
     assert kl_divergence(torch.full((1, 6), math.nan), logits[:1]).isnan().all()
 

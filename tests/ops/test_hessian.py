@@ -12,7 +12,7 @@ def gram(cols: int, tokens: int, seed: int = 0) -> Tensor:
     return inputs.T @ inputs / tokens
 
 
-@pytest.mark.parametrize(("cols", "tokens"), [(1, 4), (7, 30), (48, 200), (48, 10)])
+@pytest.mark.parametrize(("cols", "tokens"), [(1, 4), (7, 30), (48, 200), (48, 10), (301, 1000)])
 def test_factor_of_the_damped_inverse(cols: int, tokens: int) -> None:
     hessian = gram(cols, tokens)
     before = hessian.clone()
@@ -44,8 +44,9 @@ def test_all_columns_dead() -> None:
     assert factor.upper.isfinite().all()
 
 
-def test_singular_without_damping_escalates() -> None:
-    factor = inverse_factor(torch.ones(4, 4), 0.0)
+@pytest.mark.parametrize("damping", [0.0, 1e-9])
+def test_singular_with_hardly_any_damping_escalates(damping: float) -> None:
+    factor = inverse_factor(torch.ones(4, 4), damping)
     assert factor.damping == pytest.approx(1e-4)
 
 

@@ -49,6 +49,8 @@ def test_rounding_in_turn_keeps_equal_numbers_even_all_along(total: int) -> None
     sums = round_in_turn(exact, total).cumsum(0)
     assert (sums - exact.cumsum(0)).abs().max() <= 1
     assert round_in_turn(torch.full((4,), 2.5, dtype=torch.float64), 10).tolist() == [3, 2, 3, 2]
+    for halves_to, rounded in ((7, [2, 3, 2]), (8, [3, 2, 3])):
+        assert round_in_turn(torch.full((3,), 2.5, dtype=torch.float64), halves_to).tolist() == rounded
 
 
 @pytest.mark.parametrize("total", [6, 9])

@@ -75,8 +75,10 @@ def test_n_of_m_equals_stable_sort(m: int, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 1, 1000, 4095, 4096])
-def test_random_scores_from_both_ends(keep: int) -> None:
-    metric = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("values", [1, 3, 10**6])
+def test_random_scores_from_both_ends(values: int, keep: int) -> None:
+    """Of hardly any tie, of hundreds of equal scores, and of nothing else."""
+    metric = torch.rand(64, 64, generator=torch.Generator().manual_seed(0)).mul(values).floor()
     assert torch.equal(select_in_matrix(metric, keep), reference.matrix_mask(metric, keep))
     assert torch.equal(select_in_rows(metric, keep), reference.row_mask(metric, keep))
 

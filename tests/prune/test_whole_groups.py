@@ -38,6 +38,7 @@ def allocation(keep: list[int], sizes: list[int]) -> Allocation:
         ([60, 40, 40], [100, 100, 40], [50, 50, 40]),
         ([5, 195], [100, 200], [25, 150]),  # a layer that keeps anything keeps one of four
         ([13, 137, 32], [16, 160, 400], [16, 40, 100]),  # the last one takes so much that others lose several
+        ([5, 55, 60], [100, 100, 100], [25, 25, 50]),  # 0.2, 2.2 and 2.4: the second has lost less
         ([0, 100], [100, 100], [0, 100]),
         ([100, 200], [100, 200], [100, 200]),
     ],

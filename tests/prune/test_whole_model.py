@@ -94,6 +94,16 @@ def test_gradient_is_measured_anew_at_each_step(scope: str, iterations: int) -> 
     )
 
 
+def test_the_first_samples_alone_are_read() -> None:
+    calibration = tiny.samples("llama")
+    masks = []
+    for samples in (calibration, calibration.take(2)):
+        _, report = GlobalGradient(iterations=2, samples=2).prune(tiny.build("llama"), samples, 0.5)
+        masks.append(report.masks)
+    assert len(calibration) > 2
+    assert all(torch.equal(masks[1][name], mask) for name, mask in masks[0].items())
+
+
 def test_batches_weigh_as_many_as_their_samples() -> None:
     model, batches = tiny.build("llama"), tiny.samples("llama", lengths=(5, 5, 7)).batches(2)
     layer, expected = model.layers[0], torch.zeros(model.layers[0].weight.shape)
