@@ -138,9 +138,7 @@ def _prune_together(
     """
     layers, statistic, drifts = group
     views = [layer.matrix()[shards[layer].own] for layer in layers]
-    dense = [view.clone() for view in views]
-    if drifts is not None:
-        dense = _compensated(group, shards, dense)
+    dense = views if drifts is None else _compensated(group, shards, views)
     parts = [shards[layer].part for layer in layers] if shards[layers[0]].split else None
     counts = {layer.name: allocation.count(layer.name) for layer in layers}
     row_weights = {
@@ -148,7 +146,8 @@ def _prune_together(
         for layer in layers
         if layer.name in allocation.row_weights
     }
-    results = solve_layers(layers, dense, statistic, pruner, counts, parts, row_weights)
+    copies = [one.clone() for one in dense]  # a pruner may write into what it is given
+    results = solve_layers(layers, copies, statistic, pruner, counts, parts, row_weights)
     pieces = {
         layer: _piece(layer, before, pruned, statistic, pruner)
         for layer, before, pruned in zip(layers, dense, results, strict=True)
@@ -224,7 +223,7 @@ def solve_layers(
 
     Args:
         layers: the layers.
-        dense: their dense weights, or some rows of them, [rows, cols] each.
+        dense: their dense weights, or some rows of them, [rows, cols] each; the pruner may write into them.
         statistic: of the input that they read; None for a pruner that uses no data.
         pruner: prunes one layer.
         keep: {layer: number of weights to keep, or of each of its rows}.
@@ -250,8 +249,8 @@ def solve_layers(
     for layer, weight, one in zip(layers, dense, pruned, strict=True):
         _check_form(layer, weight, one, pruner)
     return [
-        one if factor is None else _unscaled(one, scaled, weight, factor)
-        for one, scaled, weight, factor in zip(pruned, given, dense, factors, strict=True)
+        one if factor is None else _unscaled(one, weight, factor)
+        for one, weight, factor in zip(pruned, dense, factors, strict=True)
     ]
 
 
@@ -275,8 +274,8 @@ def _scaled(weight: Tensor, factor: Tensor | None) -> Tensor:
     return weight if factor is None else weight.float() * factor.to(weight.device).unsqueeze(1)
 
 
-def _unscaled(pruned: Pruned, scaled: Tensor, dense: Tensor, factor: Tensor) -> Pruned:
+def _unscaled(pruned: Pruned, dense: Tensor, factor: Tensor) -> Pruned:
     """Each row divided by its factor; a weight that the pruner keeps as it was is exactly the dense one."""
-    same = pruned.mask & (pruned.weight == scaled)
-    weight = pruned.weight.div_(factor.to(scaled.device).unsqueeze(1))
+    same = pruned.mask & (pruned.weight == _scaled(dense, factor))
+    weight = pruned.weight.div_(factor.to(dense.device).unsqueeze(1))
     return pruned._replace(weight=torch.where(same, dense, weight))

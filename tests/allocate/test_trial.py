@@ -2,15 +2,18 @@ import re
 
 import pytest
 import torch
+from torch import Tensor
 
 from ecoflap.allocate.protocol import Context
 from ecoflap.allocate.trial import trial_pruner
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.blocks.loss_batches import loss_batches
+from ecoflap.blocks.statistics import Statistic
 from ecoflap.errors import NumericalError
+from ecoflap.ops import Keep
 from ecoflap.prune.driver import prune
 from ecoflap.prune.magnitude import Magnitude
-from ecoflap.prune.protocol import LayerPruner
+from ecoflap.prune.protocol import LayerPruner, Pruned
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from tests import tiny
@@ -37,6 +40,21 @@ def test_a_trial_prunes_as_the_fine_stage_does_from_dense_inputs(family: str, na
         for layer, expected in zip(model.layers, other.layers, strict=True):
             assert torch.equal(layer.weight == 0, expected.weight == 0), layer.name
             torch.testing.assert_close(layer.weight, expected.weight, rtol=1e-3, atol=1e-5)
+    assert model.fingerprint() == before
+
+
+def test_a_pruner_that_writes_into_its_weight_gets_another_copy_each_time() -> None:
+    class InPlace(Magnitude):
+        def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
+            found = super().__call__(weight, statistic, keep)
+            return found._replace(weight=weight.mul_(found.mask))
+
+    model = tiny.build("llama")
+    before = model.fingerprint()
+    with trial_pruner(model, context("llama", InPlace())) as trial:
+        trial.prune(WaterFilling()(model, None, 0.8).keep)
+        trial.prune(WaterFilling()(model, None, 0.0).keep)
+        assert model.fingerprint() == before
     assert model.fingerprint() == before
 
 

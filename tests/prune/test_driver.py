@@ -1,6 +1,7 @@
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.ops import Keep
+from ecoflap.ops import Keep, Part
+from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
 from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.inputs import require_capture
@@ -231,6 +233,37 @@ def test_a_pruner_without_damping_is_not_asked_for_more() -> None:
         NumericalError, match=r"pruner=changed made .*not finite in torch.float32; correct the pruner$"
     ):
         prune(toy(), None, endless, uniform(toy()), 1)
+
+
+class InPlace(ADMM):
+    """ADMM that writes into the weights that it is given, as published code often does."""
+
+    def together(
+        self,
+        weights: Sequence[Tensor],
+        statistic: Statistic | None,
+        keeps: Sequence[Keep],
+        parts: Sequence[Part] | None = None,
+    ) -> list[Pruned]:
+        found = super().together(weights, statistic, keeps, parts)
+        pairs = zip(weights, found, strict=True)
+        return [Pruned(weight.copy_(one.weight), one.mask) for weight, one in pairs]
+
+
+@pytest.mark.parametrize("propagate", ["pruned", "layer", "compensated"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_pruner_may_write_into_the_weights_that_it_is_given(weighted: bool, propagate: str) -> None:
+    models, reports = [toy(), toy()], []
+    for model, pruner in zip(models, (ADMM(mask="matrix"), InPlace(mask="matrix")), strict=True):
+        allocation = uniform(model)
+        if weighted:
+            factors = {layer.name: (1.0 + torch.arange(layer.shape[0])).tolist() for layer in model.layers}
+            allocation = replace(allocation, row_weights=factors)
+        reports.append(prune(model, data(), pruner, allocation, 2, propagate=propagate))
+    assert reports[1].errors == reports[0].errors
+    assert min(error or 0.0 for error in reports[0].errors.values()) > 0.01
+    for layer, other in zip(*(model.layers for model in models), strict=True):
+        assert torch.equal(layer.weight, other.weight), layer.name
 
 
 def test_each_block_is_reported_when_it_is_done() -> None:
