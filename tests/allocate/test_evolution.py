@@ -126,6 +126,20 @@ def test_the_parent_stays_if_nothing_is_better() -> None:
     assert (found, value) == (parent, 0.0)
 
 
+def test_the_parent_competes_in_the_last_stage_alone() -> None:
+    measured: list[int] = []
+
+    def noting(candidates: Sequence[Levels], samples: Sequence[int]) -> list[float]:
+        measured.append(len(candidates))
+        return [float(one == parent) for one in candidates]
+
+    parent = (2, -3, 1, 0, -1, 1)
+    search = evolution(offspring=8, stages=(Stage(5, 2), Stage(3, 4), Stage(1, 5)))
+    found, _ = search.generation(parent, draws(0, 0), noting)
+    assert measured == [8, 5, 3 + 1]
+    assert found != parent
+
+
 def test_nan_never_wins() -> None:
     def broken(candidates: Sequence[Levels], samples: Sequence[int]) -> list[float]:
         return [math.nan if one[0] != 1 else 5.0 for one in candidates]
@@ -181,7 +195,7 @@ def model() -> PrunableModel:
 @pytest.mark.parametrize("sparsity", [0.0, 0.2, 0.5, 0.613, 0.95])
 def test_levels_are_the_published_ones(model: PrunableModel, sparsity: float) -> None:
     """FastOBCPruner._prune_group of the same commit, and the default of prune.py with hidden_size 16."""
-    layers = [tower.layers for tower in model.towers][1]
+    layers = [tower.layers for tower in model.towers][1][::-1]  # an MLP's comes first
     ladder = make_ladder([layers], sparsity, 8)
     step = max(1, int(0.5 * min(sparsity, 1 - sparsity) / 8 * 16**2))
     assert set(ladder.steps) == {step}

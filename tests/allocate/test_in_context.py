@@ -14,13 +14,15 @@ from ecoflap.allocate import budget_search
 from ecoflap.allocate.allocation import check_counts, keep_total
 from ecoflap.allocate.budget_search import BudgetSearch
 from ecoflap.allocate.in_context import InContext
-from ecoflap.allocate.marginals import Marginals
+from ecoflap.allocate.marginals import Counts, Marginals, measure_marginals
+from ecoflap.allocate.row_weights import RowWeights
 from ecoflap.allocate.trial import TrialPruner, trial_pruner
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.blocks import loss_batches as loss_batching
 from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.ops import round_to_total
 from ecoflap.prune.magnitude import Magnitude
 from ecoflap.prune.protocol import LayerPruner
 from ecoflap.prune.sparsegpt import SparseGPT
@@ -97,6 +99,70 @@ def test_no_candidate_has_a_smaller_loss_than_the_chosen(family: str) -> None:
         chosen = trial.loss(loss_batches(model, calibration, 2))
     assert set(losses) == {"last", "mean", "uniform", "even"}
     assert chosen == pytest.approx(min(losses.values()), rel=1e-5)
+
+
+def shifted(point: Tensor, sizes: Tensor, budget: float) -> Tensor:
+    """Sparsities plus one number, from 0 to 0.98, which remove the budget."""
+    low, high = -1.0, 1.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        removed = float(((point + middle).clamp(0, 0.98) * sizes).sum())
+        low, high = (middle, high) if removed < budget * float(sizes.sum()) else (low, middle)
+    return (point + high).clamp(0, 0.98)
+
+
+def test_the_search_equals_a_loop_over_the_steps_as_written() -> None:
+    """Two steps at 0.5, 0.55 and 0.6, and then four at the target, smaller and smaller."""
+    rates = [0.1] * 6 + [0.1, 0.1 * 3 ** (-1 / 3), 0.1 * 3 ** (-2 / 3), 0.1 / 3]
+    options = InContext(samples=2, batch_size=2, ramp_steps=2, steps=4, rate=0.1)
+    model, calibration = tiny.build("llama"), tiny.samples("llama")
+    sizes = torch.tensor([layer.size for layer in model.layers], dtype=torch.float64)
+
+    def counts(point: Tensor, budget: float) -> dict[str, int]:
+        exact = ((1 - point) * sizes).tolist()
+        kept = round_to_total(exact, [*model.sizes.values()], keep_total([*model.sizes.values()], budget))
+        return dict(zip(model.sizes, kept, strict=True))
+
+    def nearest(point: Tensor) -> dict[str, int]:
+        return dict(zip(model.sizes, map(round, ((1 - point.clamp(0, 1)) * sizes).tolist()), strict=True))
+
+    rows, points = RowWeights(), list[Tensor]()
+    point = torch.full_like(sizes, 0.5)
+    with trial_pruner(model, context("llama")) as trial:
+        for turn, budget in enumerate([0.5] * 2 + [0.55] * 2 + [0.6] * 2 + [0.62] * 4):
+            point = shifted(point, sizes, budget)
+            points.append(point)
+            places = [(2 * turn + number) % len(calibration) for number in range(2)]
+            around = Counts(counts(point, budget), nearest(point - 0.05), nearest(point + 0.05))
+            trial.row_weights = rows
+            found = measure_marginals(
+                model, trial, around, loss_batches(model, calibration.chosen(places), 2), recompute=False
+            )
+            worth = torch.cat([*found.gains.values()])
+            worth /= torch.tensor([around.more[name] - around.fewer[name] for name in model.sizes])
+            mean = (worth.abs() * sizes).sum() / sizes.sum()
+            point = point - 2 * rates[turn] * (worth - mean) / (worth.abs() + mean)
+            point = shifted(point, sizes, budget)
+            rows.add(
+                {name: [float(f"{one:.4g}") for one in of_rows] for name, of_rows in found.squares.items()}
+            )
+        average = shifted(torch.stack([*points[8:], point]).mean(dim=0), sizes, 0.62)
+        uniform = torch.full_like(sizes, 0.62)
+        losses = {}
+        for name, one, weights in (
+            ("last", point, rows),
+            ("mean", average, rows),
+            ("uniform", uniform, RowWeights()),
+            ("even", point, RowWeights()),
+        ):
+            trial.row_weights = weights
+            trial.prune(counts(one, 0.62))
+            losses[name] = trial.loss(loss_batches(model, calibration, 2))
+    allocation = options(model, None, 0.62, context("llama"))
+    assert allocation.details["losses"] == pytest.approx(losses, rel=1e-5)
+    best = min(losses, key=losses.__getitem__)
+    chosen = {"last": point, "mean": average, "uniform": uniform, "even": point}[best]
+    assert allocation.keep == counts(chosen, 0.62)
 
 
 @pytest.mark.parametrize("sparsity", [0.4, 0.6, 0.65])
