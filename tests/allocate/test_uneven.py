@@ -227,6 +227,15 @@ def test_a_dead_block_among_others(allocator: Allocator) -> None:
     check_counts(model, allocator(model, None, 0.7, context), 0.7)
 
 
+def test_a_block_without_a_spectrum_counts_as_the_mean_of_the_others() -> None:
+    """Of two blocks, both are then as sparse."""
+    model = tiny.build("llama")
+    for layer in model.blocks[0].layers:
+        layer.write(torch.zeros(layer.shape))
+    keep = AlphaPruning(epsilon=0.3)(model, None, 0.7).keep
+    assert all(abs(count - 0.3 * model.sizes[name]) <= 1 for name, count in keep.items())
+
+
 @pytest.mark.parametrize("family", ["gpt2", "opt", "torch_encoder"])
 @pytest.mark.parametrize("allocator", [OWL(), LSA("sublayer"), AlphaPruning(), ER()], ids=label)
 def test_layers_of_other_orientations(family: str, allocator: Allocator) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import ecoflap
 from benchmarks import models
@@ -20,6 +20,7 @@ from ecoflap.blocks.statistics import MeanSquare, Statistic
 from ecoflap.blocks.walk import walk
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.processes import rank
+from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import layers as solving
 from ecoflap.prune.admm import ADMM
@@ -27,8 +28,10 @@ from ecoflap.prune.driver import prune
 from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.inputs import measure_dense, require_propagation
 from ecoflap.prune.magnitude import Magnitude
+from ecoflap.prune.pieces import Piece, exchanged
 from ecoflap.prune.protocol import LayerPruner
 from ecoflap.prune.ria import RIA
+from ecoflap.prune.row_shards import RowShards
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from tests import experts, tiny
@@ -198,6 +201,23 @@ def test_rows_of_one_layer_in_several_processes(way: str) -> None:
         assert all(torch.equal(one[name], other[name]) for name in one), "bit for bit in all processes"
     parts = [one for one in (*solved, *others) if one[1] < one[2]]
     assert bool(parts) == pruner.solves_rows, "some layers have rows in both"
+
+
+def test_rows_add_up_to_their_layer() -> None:
+    """Its error, and the weights that pruning made zero although the mask keeps them."""
+
+    def work() -> tuple[Tensor, Tensor, Any, int]:
+        layer, number = Layer("one.weight", nn.Linear(4, 6)), rank()
+        shards = RowShards.even(6)
+        layer.write(torch.full((6, 4), float(number)))
+        piece = Piece(torch.full((3, 4), number == 0), (1.0 + number, 0.5), None, 2 + number)
+        ((_, whole),) = exchanged({layer: shards}, {layer: piece})
+        return layer.matrix().detach(), whole.mask, whole.energies, whole.zeroed
+
+    for weight, mask, energies, zeroed in together(2, work):
+        assert weight.tolist() == [[0.0] * 4] * 3 + [[1.0] * 4] * 3
+        assert mask.tolist() == [[True] * 4] * 3 + [[False] * 4] * 3
+        assert (energies, zeroed) == ((3.0, 1.0), 5)
 
 
 def statistics(family: str, kind: type[Statistic]) -> dict[str, tuple[Tensor, int]]:

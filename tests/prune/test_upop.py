@@ -122,6 +122,25 @@ def test_weights_are_trained_on_each_batch_alone() -> None:
     assert norms == [pytest.approx(norms[0], rel=1e-3)] * 3
 
 
+def test_weights_are_trained_by_adamw_at_a_rate_that_falls_along_a_cosine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(upop, "cut_all", lambda *_: None)
+    model, other, calibration = build("blip_vqa"), build("blip_vqa"), samples("blip_vqa", (6, 6, 6, 6))
+    UPop(steps=4, interval=4, batch_size=2, learning_rate=1e-3, weight_decay=0.3).prune(
+        model, calibration, 0.3
+    )
+    optimizer = torch.optim.AdamW(other.module.parameters(), weight_decay=0.3)
+    for step, batch in enumerate(2 * calibration.batches(2)):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 + math.cos(math.pi * step / 4)) / 2
+        optimizer.zero_grad()
+        other.loss(batch).mean().backward()
+        optimizer.step()
+    expected = dict(other.module.named_parameters())
+    for name, weight in model.module.named_parameters():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=2e-5, msg=name)
+
+
 def test_the_share_of_chosen_units_rises(monkeypatch: pytest.MonkeyPatch) -> None:
     shares: list[tuple[float, float]] = []
 
