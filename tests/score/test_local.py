@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from ecoflap.blocks.gram import Gram
 from ecoflap.errors import UserError
-from ecoflap.score.local import Local
+from ecoflap.score.local import Local, sparsegpt_sum
 from tests import tiny, unchained
 from tests.prune import reference
 
@@ -26,6 +27,28 @@ def test_equals_the_metric_on_all_inputs(family: str, measure: str) -> None:
             factor = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
             expected = (weight.square() / factor.diagonal().square()).sum()
         assert scores.importance[layer.name] == pytest.approx(float(expected), rel=2e-3)
+
+
+@pytest.mark.parametrize("measure", ["wanda", "sparsegpt"])
+def test_only_the_first_samples_are_used(measure: str) -> None:
+    model, calibration = tiny.build("opt"), tiny.samples("opt")
+    few = Local(measure, samples=2)(model, calibration, 0)
+    assert few == Local(measure, samples=2)(model, calibration.take(2), 0)
+    assert few.importance != Local(measure, samples=3)(model, calibration, 0).importance
+
+
+def test_weights_of_dead_columns_count_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, inputs = (torch.randn(rows, 6, generator=generator) for rows in (4, 50))
+    inputs[:, 2] = 0
+    statistic = Gram(6, torch.device("cpu"))
+    statistic.update(inputs)
+    alive = [0, 1, 3, 4, 5]
+    gram = (inputs.t() @ inputs / 50).double()
+    damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(6)
+    factor = torch.linalg.cholesky(torch.linalg.inv(damped[alive][:, alive]), upper=True)
+    expected = (weight[:, alive].double() / factor.diagonal()).square().sum()
+    assert float(sparsegpt_sum(weight, statistic)) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_the_batch_size_tells_scores_apart() -> None:

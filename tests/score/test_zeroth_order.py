@@ -100,6 +100,16 @@ def test_restricted_towers_get_the_same_scores() -> None:
     assert part == pytest.approx({name: whole[name] for name in part}, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("probe", ["layer", "derivative"])
+def test_only_the_first_samples_are_used(probe: str) -> None:
+    model, calibration = tiny.build("opt"), tiny.samples("opt")
+    few = ZerothOrder(samples=2, batch_size=1, probe=probe)(model, calibration, 0)
+    assert few == ZerothOrder(samples=2, batch_size=1, probe=probe)(model, calibration.take(2), 0)
+    assert (
+        few.importance != ZerothOrder(samples=3, batch_size=1, probe=probe)(model, calibration, 0).importance
+    )
+
+
 def test_seeds() -> None:
     model, calibration = tiny.build("llama"), tiny.samples("llama")
     torch.manual_seed(0)
