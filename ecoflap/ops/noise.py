@@ -26,26 +26,19 @@ def seed_for(*parts: str | int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def gaussian(
-    shape: Sequence[int],
-    *parts: str | int,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
+def gaussian(shape: Sequence[int], *parts: str | int, device: torch.device | str = "cpu") -> Tensor:
     """Draw independent standard normal numbers, N(0, 1), for one purpose.
 
-    The numbers are drawn in fp32 on the CPU, then moved and rounded, so every device and dtype gets the same
-    draw.
+    The numbers are drawn on the CPU, then moved, so every device gets the same draw.
 
     Args:
         shape: shape of the result.
         parts: the purpose, as for `seed_for`.
         device: device of the result.
-        dtype: floating dtype of the result.
 
     Returns:
-        The numbers, of the given shape.
+        The numbers, of the given shape, fp32.
     """
     generator = torch.Generator(device="cpu").manual_seed(seed_for(*parts))
     drawn = torch.randn(tuple(shape), generator=generator, dtype=torch.float32, device="cpu")
-    return drawn.to(device=device, dtype=dtype)
+    return drawn.to(device)

@@ -31,10 +31,8 @@ def test_global_generator_is_untouched() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_dtype_rounds_the_same_draw() -> None:
-    draw = gaussian((64,), "x")
-    assert draw.dtype == torch.float32
-    assert torch.equal(gaussian((64,), "x", dtype=torch.bfloat16), draw.to(torch.bfloat16))
+def test_draws_are_single_precision_on_the_device() -> None:
+    assert gaussian((64,), "x").dtype == torch.float32
     assert gaussian((2,), "x", device="meta").device.type == "meta"
 
 
