@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,13 @@ from ecoflap.storage.file_names import (
 )
 from ecoflap.storage.files import beside, remove_abandoned, write_json
 from ecoflap.storage.results.sparsity import read_layers
-from ecoflap.storage.saved_model import foreign_weights, processor_files, usual_dtype, weight_files
+from ecoflap.storage.saved_model import (
+    foreign_weights,
+    hash_weights,
+    processor_files,
+    usual_dtype,
+    weight_files,
+)
 from ecoflap.storage.sharing.card import has_own_card
 from ecoflap.storage.sharing.describe import describe
 
@@ -170,7 +176,7 @@ def _zeros(weight: Tensor) -> int:
 
 def _write_record(result: PruneResult, folder: Path) -> None:
     """Write how the model was pruned, in the files of a run."""
-    describe(folder, result.record)
+    describe(folder, replace(result.record, weights=hash_weights(folder)))
     write_json(folder / ALLOCATION, asdict(result.allocation))
     if result.scores is not None:
         write_json(folder / SCORES, result.scores.to_json())

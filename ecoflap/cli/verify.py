@@ -1,4 +1,4 @@
-"""Check a run's record against its saved weights, whose zeros are counted again.
+"""Check a run's record against its saved weights: zeros, masks, and a hash of every bit.
 
     ecoflap verify outputs/runs/RUN
 
@@ -8,10 +8,14 @@ Exit code 0: equal. 1: there are differences, each printed on a line. 2: wrong u
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ecoflap.console.arguments import ArgumentParser, complain
 from ecoflap.console.tables import table
 from ecoflap.storage.file_names import RESULT
+
+if TYPE_CHECKING:
+    from ecoflap.storage.results.record import Result
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,4 +60,9 @@ def show(run: Path, differences: list[str]) -> None:
     if differences:
         print(f"{len(differences)} differences")
     else:
-        print(f"equal: the zeros and masks of {len(layers)} layers are as recorded")
+        print(f"equal: the zeros and masks of {len(layers)} layers are as recorded{_bits(result)}")
+
+
+def _bits(result: Result) -> str:
+    """What is known of the bits of weights that are equal to their record."""
+    return ", and no bit of a weight has changed" if result.weights else "; it has no hash of the weights"

@@ -90,6 +90,19 @@ def open_checkpoint(folder: Path) -> AbstractContextManager[TensorFiles]:
     )
 
 
+def hash_weights(folder: Path) -> str:
+    """``hash_tensors`` of the checkpoint in a folder.
+
+    Raises:
+        FileNotFoundError: as for ``open_checkpoint``.
+        OSError, ValueError, SafetensorError: if a file is missing or damaged.
+    """
+    from ecoflap.storage.tensor_files import hash_tensors  # it imports torch
+
+    with open_checkpoint(folder) as checkpoint:
+        return hash_tensors(checkpoint)
+
+
 def model_folder(folder: Path) -> Path:
     """The folder of a saved model: the folder itself, or of a run's folder the one with its model.
 

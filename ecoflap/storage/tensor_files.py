@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ecoflap.storage.file_names import WEIGHTS_FILE, WEIGHTS_INDEX
-from ecoflap.storage.stored_tensor import StoredTensor, stored_tensors
+from ecoflap.storage.stored_tensor import StoredTensor, raw, stored_tensors
 
 
 class TensorFiles(Protocol):
@@ -56,6 +57,22 @@ class TensorFiles(Protocol):
 
     def close(self) -> None:
         """Close every file."""
+
+
+def hash_tensors(files: TensorFiles) -> str:
+    """A hash of all tensors, bit for bit, with their names, dtypes and shapes.
+
+    It is the same for every form of a checkpoint, and however its tensors are divided among files.
+
+    Raises:
+        OSError, ValueError, SafetensorError: if a file is missing or damaged.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name in files.names():
+        tensor = files.tensor(name)
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(raw(tensor.contiguous()))
+    return digest.hexdigest()
 
 
 class SafetensorFiles:

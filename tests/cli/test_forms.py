@@ -20,7 +20,7 @@ from ecoflap.storage import checkpoint as saving
 from ecoflap.storage.file_names import CARD, RECIPE, RESULT
 from ecoflap.storage.masks import load_masks
 from ecoflap.storage.results import Result, verify
-from ecoflap.storage.saved_model import open_checkpoint, weight_bytes
+from ecoflap.storage.saved_model import hash_weights, open_checkpoint, weight_bytes
 from tests.cli.forked import main
 from tests.cli.test_experts import expert_run  # noqa: F401 - a fixture
 from tests.storage.bitmask.by_hand import same
@@ -62,6 +62,7 @@ def test_a_mini_model_is_saved_verified_and_converted(
     assert f"{out}: {weight_bytes(out):,} bytes of weights, {ratio:.3f} of the" in said
     assert ratio > 1.2
     check_same(load_file(out / "model.safetensors"), weights(run))
+    assert Result.read(run / RESULT).weights == hash_weights(out)
     (run / "checkpoint").rename(tmp_path / "moved")
     assert command(["convert", str(run), str(tmp_path / "other"), "--to", "dense"]) == 2
     assert f"{run} is of a run that saved no model; run it again with" in capsys.readouterr().err

@@ -68,6 +68,8 @@ class Result:
             ran; ``cached`` if its result was read from the cache.
         checkpoint: Folder of the saved model relative to the record's, ``.`` beside the model itself, or None
             if none was saved.
+        weights: A hash of the saved model's tensors, see ``hash_tensors``; None if none was saved, or the
+            record is older than this field.
         scores: The scores of the coarse stage with their standard errors, or None without scores.
         allocation: ``granularity`` and ``details`` of the allocation, or None without one; its counts are in
             ``sparsity``.
@@ -86,6 +88,7 @@ class Result:
     sparsity: dict[str, Any]
     steps: dict[str, dict[str, Any]]
     checkpoint: str | None = None
+    weights: str | None = None
     scores: dict[str, Any] | None = None
     allocation: dict[str, Any] | None = None
     standard_errors: dict[str, dict[str, dict[str, float]]] | None = None
@@ -151,7 +154,7 @@ class Result:
             raise FileNotFoundError(
                 f"no result record at {path}: give the folder of a finished run, which holds a {RESULT}"
             )
-        record = _parse(path)
+        record = {"weights": None, **_parse(path)}
         missing = [field.name for field in dataclasses.fields(cls) if field.name not in record]
         if missing:
             raise ValueError(

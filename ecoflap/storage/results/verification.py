@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def verify(run_folder: Path) -> list[str]:
     """Compare a run's record with its saved model and masks, one tensor in memory at a time.
 
-    Files without pruned tensors are checked for damage as far as it shows without their values: a bitmask
-    checkpoint has checksums of its files, safetensors only tell whether they are whole.
+    Counts and masks say which layer differs. If all of them are as recorded, the hash of all tensors tells
+    whether any other bit has changed.
 
     Args:
         run_folder: Folder with ``result.json`` and the checkpoint that it names.
@@ -51,7 +51,16 @@ def verify(run_folder: Path) -> list[str]:
         known = {rows.name for name in layers for rows in masks.places(name)}
         unknown = [name for name in masks.shapes if name not in known]
         differences += [f"{name}: has a mask but is not in the record" for name in unknown]
+        if not differences and result.weights is not None:
+            differences += _changed_bits(checkpoint, result.weights)
     return differences
+
+
+def _changed_bits(checkpoint: TensorFiles, recorded: str) -> Iterator[str]:
+    from ecoflap.storage.tensor_files import hash_tensors  # it imports torch
+
+    if (found := hash_tensors(checkpoint)) != recorded:
+        yield f"the weights have changed since they were saved: their hash is {found}, recorded is {recorded}"
 
 
 def _layer_differences(

@@ -1,0 +1,105 @@
+"""The hash of a saved model's weights: each changed bit is found, in every form of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import ecoflap
+from ecoflap.cli.verify import main
+from ecoflap.errors import UserError
+from ecoflap.storage.bitmask.convert import convert
+from ecoflap.storage.results import Result, verify
+from ecoflap.storage.saved_model import hash_weights
+from ecoflap.storage.sharing.push import prepare
+from tests.api.conftest import llama
+
+LAYER = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A pruned model, as ``ecoflap.save`` leaves it."""
+    given = llama()
+    result = ecoflap.prune(given.module, given.processor, data=given.data, sparsity=0.6, score="none")
+    return ecoflap.save(result, tmp_path / "saved")
+
+
+def change(folder: Path, name: str, by: Callable[[Tensor], Tensor]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights[name] = by(weights[name])
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def last_bit_of_largest(weight: Tensor) -> Tensor:
+    flat = weight.flatten().clone()
+    flat.view(torch.int32)[flat.abs().argmax()] ^= 1
+    return flat.view_as(weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "by"),
+    [
+        (LAYER, last_bit_of_largest),
+        (LAYER, lambda weight: torch.where(weight == 0, -0.0, weight)),
+        ("model.embed_tokens.weight", last_bit_of_largest),
+        ("model.norm.weight", lambda weight: weight.double()),
+        ("model.norm.weight", lambda weight: weight[None]),
+    ],
+    ids=["kept", "sign of zeros", "not pruned", "dtype", "shape"],
+)
+def test_one_changed_bit_is_found(
+    saved: Path, name: str, by: Callable[[Tensor], Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(saved)]) == 0
+    assert "no bit of a weight has changed" in capsys.readouterr().out
+    change(saved, name, by)
+    (difference,) = verify(saved)
+    assert "the weights have changed" in difference
+    assert main([str(saved)]) == 1
+    with pytest.raises(UserError, match="the weights have changed"):
+        prepare(saved)
+
+
+def test_swapped_and_renamed_weights_are_found(saved: Path) -> None:
+    weights = load_file(saved / "model.safetensors")
+    one, other = (f"model.layers.{number}.input_layernorm.weight" for number in (0, 1))
+    weights[one] = weights[one] + 1
+    save_file(weights, saved / "model.safetensors")
+    expected = hash_weights(saved)
+    weights[one], weights[other] = weights[other], weights[one]
+    save_file(weights, saved / "model.safetensors")
+    assert hash_weights(saved) != expected
+    weights["other"] = weights.pop("model.norm.weight")
+    save_file(weights, saved / "model.safetensors")
+    (difference,) = verify(saved)
+    assert "the weights have changed" in difference
+
+
+def test_all_forms_have_one_hash(saved: Path, tmp_path: Path) -> None:
+    recorded = Result.read(saved / "result.json").weights
+    assert recorded == hash_weights(saved)
+    source = saved
+    for form in ("bitmask", "coded", "dense"):
+        convert(source, tmp_path / form, form)
+        source = tmp_path / form
+        assert hash_weights(source) == recorded
+        assert verify(source) == []
+
+
+def test_a_record_without_a_hash_is_verified_by_counts(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = json.loads((saved / "result.json").read_text())
+    del record["weights"]
+    (saved / "result.json").write_text(json.dumps(record))
+    change(saved, LAYER, last_bit_of_largest)
+    assert verify(saved) == []
+    assert main([str(saved)]) == 0
+    assert "it has no hash of the weights" in capsys.readouterr().out
