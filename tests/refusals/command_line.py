@@ -186,6 +186,10 @@ CHOICES: list[Case] = [
     Case(("model=smollm2_135",), ("no model 'smollm2_135'", "smollm2_135m")),
     Case(("model=qqqq",), ("no model 'qqqq'", "in all", "conf/model")),
     Case(("score=zeroth",), ("no score 'zeroth'", "did you mean zeroth_order?")),
+    Case(
+        ("model=meta-llama/Llama-3.2-1B",),
+        ("no model 'meta-llama/Llama-3.2-1B'", "model=causal_lm model.path=meta-llama/Llama-3.2-1B", "vlm"),
+    ),
     Case(("allocation=uniform",), ("no allocation 'uniform'", "score=none allocation=water_filling")),
     Case(("allocation=waterfilling",), ("no allocation 'waterfilling'", "did you mean water_filling?")),
     Case(("calibration=easy_vq",), ("no calibration 'easy_vq'", "did you mean easy_vqa?")),
