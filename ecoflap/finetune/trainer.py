@@ -50,9 +50,11 @@ class PrunedTrainer(Trainer):
 
         accelerate fills the last batches of an epoch, one in each process, with the epoch's first samples.
         """
-        full = self.args.train_batch_size
+        full, state = self.args.train_batch_size, self.accelerator.gradient_state
         left = len(dataset) % (full * size())
-        if size() == 1 or not left or not self.accelerator.gradient_state.end_of_dataloader:
+        # Old releases may ask for more parts than are left, which closes the loader.
+        is_last = state.end_of_dataloader or not state.in_dataloader
+        if size() == 1 or not left or not is_last:
             return batch, len(batch["rows"])
         return first_of(batch, min(max(left - full * rank(), 0), full)), left / size()
 

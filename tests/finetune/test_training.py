@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from transformers import Trainer
 
 import ecoflap
 from ecoflap.data.batch import Batch
@@ -101,6 +103,23 @@ def test_two_processes_count_each_sample_once(tmp_path: Path, parts: dict[str, i
     """Also in the last step of an epoch, which has one of five samples, and among three that are held out."""
     one = trained(tmp_path / "one", batch_size=4)
     for found in together(2, lambda: trained(tmp_path / "two", **parts)):
+        assert_alike(found, one)
+
+
+def test_an_end_that_a_release_reads_beyond_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old releases may ask for more parts in the last step of an epoch than are left."""
+
+    def reading_on(
+        self: Trainer, parts: Iterator[Any], *given: Any, own: Any = Trainer.get_batch_samples
+    ) -> Any:
+        found = own(self, parts, *given)
+        if self.accelerator.gradient_state.end_of_dataloader:
+            assert next(parts, None) is None
+        return found
+
+    one = trained(tmp_path / "one", batch_size=4)
+    monkeypatch.setattr(Trainer, "get_batch_samples", reading_on)
+    for found in together(2, lambda: trained(tmp_path / "two", batch_size=2)):
         assert_alike(found, one)
 
 
