@@ -130,7 +130,10 @@ def _refuse_tied_by_hand(module: Any) -> None:
     read = getattr(module.get_input_embeddings(), "weight", None)
     if read is not weight and (read is None or not share_memory(read, weight)):
         return
-    if not getattr(module.config.get_text_config(decoder=True), "tie_word_embeddings", True):
+    config = module.config
+    if hasattr(config, "get_text_config"):  # since transformers 4.44
+        config = config.get_text_config(decoder=True)
+    if not getattr(config, "tie_word_embeddings", True):
         raise UserError(
             f"the output embedding of {type(module).__name__} is its input embedding, and its config says"
             " that they are two, so that the checkpoint would lack one; set"

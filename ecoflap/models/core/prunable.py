@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ class PrunableModel:
         """
         module: Any = self.module
         try:
-            module.save_pretrained(folder)
+            module.save_pretrained(folder, **_as_safetensors(module))
         except ValueError as error:
             if "GenerationConfig is invalid" not in str(error):
                 raise
@@ -214,3 +215,18 @@ class PrunableModel:
             ) from error
         if self.processor is not None:
             self.processor.save_pretrained(folder)
+
+
+def _as_safetensors(module: Any) -> dict[str, Any]:
+    """Arguments of ``save_pretrained`` for safetensors, which transformers before 4.35 has to be asked for.
+
+    The first releases also save tied weights under each of their names, which safetensors refuse.
+    """
+    option = signature(module.save_pretrained).parameters.get("safe_serialization")
+    if option is None or option.default:
+        return {}
+    state, patterns = module.state_dict(), getattr(module, "_keys_to_ignore_on_load_missing", None) or ()
+    tied = {name for name in state if any(re.search(pattern, name) for pattern in patterns)}
+    own = {tensor.data_ptr() for name, tensor in state.items() if name not in tied}
+    kept = {name: one for name, one in state.items() if name not in tied or one.data_ptr() not in own}
+    return {"safe_serialization": True, "state_dict": kept}
