@@ -6,9 +6,11 @@ import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,6 +79,29 @@ def test_the_next_block_is_read_while_one_runs(
     for number, block in enumerate(model.blocks[:-1]):
         block.layers[0].module.register_forward_pre_hook(wait(number + 1))
     losses(model)
+
+
+def test_what_was_read_is_gone_before_the_next_block_is_saved(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the saved form is a copy, as of stacked experts."""
+    model, read = offloaded(folder, "disk", tmp_path), dict[str, weakref.ref[Tensor]]()
+
+    def noting(self: Shards, name: str, dtype: torch.dtype, own: Any = Shards.read) -> Tensor:
+        others = (tensor for other, tensor in read.items() if other.split(".")[2] != name.split(".")[2])
+        assert all(tensor() is None for tensor in others)
+        found: Tensor = own(self, name, dtype)
+        read[name] = weakref.ref(found)
+        return found
+
+    def copied(_: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in tensors.items()}
+
+    monkeypatch.setattr(shards, "saved_form", copied)
+    monkeypatch.setattr(Shards, "read", noting)
+    (tmp_path / "saved").mkdir()
+    model.placement.save(replace(model, processor=SimpleNamespace(save_pretrained=str)), tmp_path / "saved")
+    assert {name.split(".")[2] for name in read} == {str(number) for number in range(BLOCKS)}
 
 
 @pytest.mark.parametrize("kind", ["cpu", "disk"])

@@ -114,10 +114,10 @@ class OnDisk(Offloaded):
 
     def _new_shards(self, module: nn.Module) -> Iterator[tuple[int, dict[str, Tensor], Parts]]:
         """(number, tensors, values in parts) of each shard: those of blocks from 1, and 0 for the rest."""
+        read = self.source.read
         for number, mine in enumerate(self.parameters.values(), start=1):
             if mine:
-                block = {name: self.source.read(name, parameter.dtype) for name, parameter in mine.items()}
-                saved = saved_form(module, block)
+                saved = saved_form(module, {name: read(name, one.dtype) for name, one in mine.items()})
                 yield number, saved, lambda name, saved=saved: [saved[name]]  # type: ignore[misc]
         offloaded = {name for mine in self.parameters.values() for name in mine}
         state = module.state_dict()
