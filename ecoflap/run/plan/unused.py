@@ -24,7 +24,8 @@ def unused(plan: Plan, given: Sequence[str]) -> list[str]:
 
     Args:
         plan: the plan of the run.
-        given: the overrides of its config; ``auto`` chooses among the others, and is none.
+        given: the overrides of its config. Nothing is said of a value ``auto``, which leaves the choice to
+            the other options.
     """
     found = []
     for option in given:
