@@ -138,7 +138,7 @@ def _unknown_choice(override: Override, choices: Choices) -> str | None:
             return f"{start}{asked} is a folder of several: {', '.join(inside[:FEW])}"
         if (group, asked) == ("allocation", "uniform"):
             return f"{start}the same sparsity everywhere is score=none allocation=water_filling"
-        if group == "model" and ("/" in asked or Path(asked).is_dir()):
+        if group == "model" and asked and ("/" in asked or Path(asked).is_dir()):
             return f"{start}load the path with model=causal_lm model.path={asked}, or model=vlm"
         return start + did_you_mean(asked, options, f"conf/{group} has them")
     return None

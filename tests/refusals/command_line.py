@@ -190,6 +190,7 @@ CHOICES: list[Case] = [
         ("model=meta-llama/Llama-3.2-1B",),
         ("no model 'meta-llama/Llama-3.2-1B'", "model=causal_lm model.path=meta-llama/Llama-3.2-1B", "vlm"),
     ),
+    Case(("model=",), ("no model ''", "in all", "conf/model")),
     Case(("allocation=uniform",), ("no allocation 'uniform'", "score=none allocation=water_filling")),
     Case(("allocation=waterfilling",), ("no allocation 'waterfilling'", "did you mean water_filling?")),
     Case(("calibration=easy_vq",), ("no calibration 'easy_vq'", "did you mean easy_vqa?")),
