@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--to", choices=FORMS, required=True, help="the form to write")
     options = parser.parse_args(arguments)
     if not options.folder.is_dir():
-        return complain(f"{options.folder} is not a folder; give the one of a saved model, or of its run")
+        return complain(f"nothing converted: {options.folder} is not a folder; give a model's or a run's")
     from ecoflap.storage.bitmask.convert import convert  # it imports torch
     from ecoflap.storage.saved_model import model_folder, weight_bytes
 

@@ -69,7 +69,7 @@ def test_a_mini_model_is_saved_verified_and_converted(
     assert command(["convert", str(out), str(out), "--to", "coded"]) == 2
     assert f"{out} is there and holds something; choose a new folder" in capsys.readouterr().err
     assert command(["convert", str(tmp_path / "none"), str(tmp_path / "other"), "--to", "dense"]) == 2
-    assert f"{tmp_path / 'none'} is not a folder; give the one of a saved model" in capsys.readouterr().err
+    assert f"{tmp_path / 'none'} is not a folder; give a model's" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", SPARSE)
