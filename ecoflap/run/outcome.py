@@ -28,9 +28,9 @@ def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
     if form is not None and report is not None and is_first():
         saved = save_checkpoint(model, report.masks, plan.folder, form)
     shutil.rmtree(plan.folder / WORK, ignore_errors=True)
-    result = replace(record, standard_errors=state.standard_errors, checkpoint=saved)
+    weights = None if saved is None else hash_weights(plan.folder / saved)
+    result = replace(record, standard_errors=state.standard_errors, checkpoint=saved, weights=weights)
     if saved is not None:
-        result = replace(result, weights=hash_weights(plan.folder / saved))
         describe(plan.folder / saved, result)
     result.write(plan.folder / RESULT)
     shutil.rmtree(plan.folder / BLOCKS, ignore_errors=True)
