@@ -37,7 +37,7 @@ def five_best(
         if texts is None:
             logits = interface.classify(model, batch)
         else:
-            logits = similarity(interface.embed_images(model, [one.image or "" for one in batch]), texts)
+            logits = similarity(interface.embed_images(model, [one.image for one in batch]), texts)
         return finite(logits).topk(min(5, logits.shape[1]), dim=-1).indices.tolist()
 
     return best

@@ -178,7 +178,7 @@ class EasyRetrieval(EasyRetrievalOptions, PictureTask):
         self, model: PrunableModel, pictures: Sequence[Example], interface: Any, prediction_log: PredictionLog
     ) -> dict[str, float]:
         """Recall in percent; the best picture for a caption is right if it shows what the caption says."""
-        captions, paths = [self.caption.format(name) for name in NAMES], [one.image or "" for one in pictures]
+        captions, paths = [self.caption.format(name) for name in NAMES], [one.image for one in pictures]
         texts = interface.embed_texts(model, captions)
         batches = parts(paths, self.batch_size)
         similarities = [similarity(interface.embed_images(model, part), texts) for part in batches]

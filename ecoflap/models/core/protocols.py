@@ -91,7 +91,7 @@ class Ranks(Protocol):
 class Embeds(Protocol):
     """Embeds images and texts in one space, where the cosine measures how well they match."""
 
-    def embed_images(self, model: PrunableModel, paths: Sequence[str]) -> Tensor:
+    def embed_images(self, model: PrunableModel, paths: Sequence[str | None]) -> Tensor:
         """Normalised features, [images, features]."""
 
     def embed_texts(self, model: PrunableModel, texts: Sequence[str]) -> Tensor:
@@ -102,7 +102,7 @@ class Embeds(Protocol):
 class Matches(Embeds, Protocol):
     """Also judges an image and a text jointly."""
 
-    def match(self, model: PrunableModel, images: Sequence[str], texts: Sequence[str]) -> Tensor:
+    def match(self, model: PrunableModel, images: Sequence[str | None], texts: Sequence[str]) -> Tensor:
         """Logit of "this image and this text match" for each pair, [pairs]."""
 
 

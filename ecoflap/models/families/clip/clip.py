@@ -92,7 +92,7 @@ class DualInterface(DualFeatures):
         return [{name: inputs[name][0] for name in ("input_ids", "attention_mask")} for inputs in encoded]
 
     @torch.no_grad()
-    def embed_images(self, model: PrunableModel, paths: Sequence[str]) -> Tensor:
+    def embed_images(self, model: PrunableModel, paths: Sequence[str | None]) -> Tensor:
         """Normalised features, [images, features]."""
         pixels = self.pixels(paths).to(next(model.module.parameters()))
         return self.image_features(model.module, pixels).float().cpu()

@@ -38,7 +38,7 @@ class PairInterface(DualInterface):
         """
 
     @torch.no_grad()
-    def match(self, model: PrunableModel, images: Sequence[str], texts: Sequence[str]) -> Tensor:
+    def match(self, model: PrunableModel, images: Sequence[str | None], texts: Sequence[str]) -> Tensor:
         """Logit of a match for each pair, [pairs]."""
         tokens = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
