@@ -2,7 +2,7 @@
 
     ecoflap report outputs/sweeps/SWEEP [--metric TASK/METRIC] [--output FOLDER] [--csv FILE] [--title TITLE]
     ecoflap report SWEEP OTHER [OTHER ...]        the others against the first
-    ecoflap report paired SWEEP                   against uniform, seed by seed
+    ecoflap report paired SWEEP                   against uniform, seed by seed; --models-across
     ecoflap report recovery SWEEP                 what fine-tuning recovers
     ecoflap report blip2-table SWEEP [SWEEP ...]  table 1 of the paper
 

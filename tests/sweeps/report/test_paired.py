@@ -31,6 +31,8 @@ def write(
     path: str | None = None,
     tuned: float | None = None,
     rate: float = 1e-5,
+    model: str = "m",
+    mask: str = "row",
 ) -> None:
     """One run per seed; each draws other calibration samples, and from each path.
 
@@ -39,15 +41,16 @@ def write(
         rate: the learning rate of fine-tuning, in the config even where there was none.
     """
     for seed, figure in enumerate(figures):
-        place = folder / f"{coarse}_{pruner}_{sparsity}_{samples}_{propagate}_{path}_{tuned}_{rate}_{seed}"
+        settings = (model, coarse, pruner, mask, sparsity, samples, propagate, path, tuned, rate, seed)
+        place = folder / "_".join(map(str, settings))
         place.mkdir(parents=True)
         metrics = {"pruned": {"vqa": {metric: figure}}}
         if tuned is not None:
             metrics["finetuned"] = {"vqa": {metric: figure + tuned}}
         Result(
             config={
-                "model": {"name": "m"},
-                "pruner": {"name": pruner},
+                "model": {"name": model},
+                "pruner": {"name": pruner, "mask": mask},
                 "score": {"name": "none"},
                 "allocation": {"name": coarse},
                 "calibration": {"name": "vqa", "samples": samples, "path": path},
@@ -79,7 +82,7 @@ def test_runs_of_other_settings_are_no_pair(tmp_path: Path, capsys: pytest.Captu
     assert "no allocation has the seed, sparsity and pruner of a uniform one" in capsys.readouterr().err
     write(tmp_path, [60.0, 70.0, 80.0], samples=64)
     (row,) = table(tmp_path, capsys)
-    assert row[5:10] == ["3", "70.00", "82.00", "+12 ± 2.5", "better"]
+    assert row[5:10] == ["3", "70.00", "82.00", "+12.0 ± 2.5", "better"]
 
 
 def test_a_uniform_run_on_the_same_samples_is_the_pair(
@@ -155,7 +158,7 @@ def test_differences_are_taken_seed_by_seed(tmp_path: Path, capsys: pytest.Captu
     (row,) = table(tmp_path, capsys)
     # The differences are 2, 3 and 1: mean 2, deviation 1, t = 4.303, sqrt(3) = 1.732.
     expected = ["m", "accuracy", "0.5", "wanda", "in context", "3", "80.00", "82.00"]
-    assert row == [*expected, "+2 ± 2.5", "no difference", "7.5"]
+    assert row == [*expected, "+2.0 ± 2.5", "no difference", "7.5"]
 
 
 def test_a_difference_beyond_its_interval_is_named(
@@ -235,7 +238,7 @@ def test_differences_without_spread_have_no_interval(
     ("uniform", "figures", "shown"),
     [
         ([0.1 + 0.2, 0.7], [0.3, 0.7], ["+0", "no difference"]),
-        ([94.03, 94.36, 94.2], [94.03 + 0.1, 94.36 - 0.2, 94.2 + 0.1], ["+0 ± 0.43", "no difference"]),
+        ([94.03, 94.36, 94.2], [94.03 + 0.1, 94.36 - 0.2, 94.2 + 0.1], ["+0.00 ± 0.43", "no difference"]),
     ],
 )
 def test_rounding_is_no_difference(
@@ -269,3 +272,36 @@ def test_the_interval_is_that_of_student() -> None:
     for count, quantile in ((11, 2.22814), (12, 2.20099), (21, 2.08596), (31, 2.04227), (100, 1.98422)):
         assert student(count) == pytest.approx(quantile, rel=1e-4)
     assert interval([0.0, 2.0] * 50) == pytest.approx(1.984216952 * (100 / 99) ** 0.5 / 10, rel=1e-6)
+
+
+def test_models_across_counts_verdicts_and_shows_each_model_in_a_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In each table, allocations that are more often better come first."""
+    for model, metric, uniform in (("a", "accuracy", 70.0), ("b", "perplexity", 40.0)):
+        write(tmp_path, [uniform, uniform + 1], model=model, metric=metric)
+        write(tmp_path, [uniform + 8, uniform + 9.1], "er", model=model, metric=metric, seconds=2.5)
+        write(tmp_path, [uniform, uniform + 2], "owl", model=model, metric=metric, seconds=0.5)
+        write(tmp_path, [uniform], model=model, metric=metric, mask="n:4")
+        write(tmp_path, [uniform + 5], "er", model=model, metric=metric, mask="n:4", cached=True)
+    write(tmp_path, [70.0], "atp", model="a", mask="n:4", cached=True)
+    assert main([str(tmp_path), "--models-across"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "| better / neither / worse than uniform | wanda, pruner.mask=n:4 | wanda, pruner.mask=row |",
+        "| --- | ---: | ---: |",
+        "| atp | 0 / 1 / 0 |  |",
+        "| er | 0 / 2 / 0 | 1 / 0 / 1 |",
+        "| owl |  | 0 / 2 / 0 |",
+        "",
+        "| wanda, pruner.mask=n:4 at 0.5 | a accuracy | b perplexity | coarse seconds, at most |",
+        "| --- | ---: | ---: | ---: |",
+        "| uniform | 70.00 | 40.00 |  |",
+        "| atp | 70.00 (+0) |  |  |",
+        "| er | 75.00 (+5) | 45.00 (+5) |  |",
+        "",
+        "| wanda, pruner.mask=row at 0.5 | a accuracy | b perplexity | coarse seconds, at most |",
+        "| --- | ---: | ---: | ---: |",
+        "| uniform | 70.50 | 40.50 |  |",
+        "| er | 78.55 (+8.05 ± 0.64) | 48.55 (+8.05 ± 0.64) ▼ | 2.5 |",
+        "| owl | 71.00 (+0.5 ± 6.4) | 41.00 (+0.5 ± 6.4) | 0.5 |",
+    ]
