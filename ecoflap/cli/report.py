@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         report(options)
+    except BrokenPipeError:  # the files are written
+        raise
     except (UserError, OSError) as error:
         from ecoflap.run.refusals import describe  # not for --help: it imports Hydra
 
@@ -53,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Print the table to stdout, write the files, and print their paths to stderr.
+    """Write the files, print the table to stdout and their paths to stderr.
 
     Raises:
         UserError: if there is nothing to show, a record can't be read, or no run has a requested metric.
@@ -71,12 +73,6 @@ def report(options: argparse.Namespace) -> None:
     sections = make_sections(read_sweeps(folders))
     unfinished = [run for folder in folders for run in read_unfinished(folder)]
     tables = make_tables(sections, options.metric)
-    if tables:
-        print("\n".join(markdown(tables)))
-    else:
-        print("no table: no run was evaluated after pruning", file=sys.stderr)
-    for run in unfinished:
-        print(f"no result: {run.name} ({' '.join(run.overrides)})", file=sys.stderr)
 
     title = options.title or " and ".join(names)
     page = write_page(output, title, sections, tables, unfinished, ", ".join(map(str, folders)))
@@ -84,6 +80,12 @@ def report(options: argparse.Namespace) -> None:
     write_csv(table, tables)
     if options.wandb is not None:
         track(options.project, options.wandb, title, output, tables)
+    if tables:
+        print("\n".join(markdown(tables)))
+    else:
+        print("no table: no run was evaluated after pruning", file=sys.stderr)
+    for run in unfinished:
+        print(f"no result: {run.name} ({' '.join(run.overrides)})", file=sys.stderr)
     print(f"page: {page}\ntable: {table}", file=sys.stderr)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -213,6 +215,23 @@ def test_runs_that_were_not_evaluated_have_allocations_and_costs(
     assert "no table: no run was evaluated after pruning" in err
     assert "Sparsity of every block" in html
     assert html.count("<svg") == 3
+
+
+def test_the_page_is_written_even_if_nobody_reads_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reader of the output, such as ``head``, may have closed it."""
+
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    write_run(tmp_path, "a", 70.0)
+    monkeypatch.setattr(sys, "stdout", Closed())
+    with pytest.raises(BrokenPipeError):
+        main([str(tmp_path)])
+    assert (tmp_path / "report" / "index.html").exists()
+    assert "no report" not in capsys.readouterr().err
 
 
 def test_nothing_to_show_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
