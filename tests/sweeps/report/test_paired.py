@@ -277,7 +277,7 @@ def test_the_interval_is_that_of_student() -> None:
 def test_models_across_counts_verdicts_and_shows_each_model_in_a_column(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In each table, allocations that are more often better come first."""
+    """Allocations that are more often better come first. Model c has one mask, and the others two."""
     for model, metric, uniform in (("a", "accuracy", 70.0), ("b", "perplexity", 40.0)):
         write(tmp_path, [uniform, uniform + 1], model=model, metric=metric)
         write(tmp_path, [uniform + 8, uniform + 9.1], "er", model=model, metric=metric, seconds=2.5)
@@ -285,23 +285,25 @@ def test_models_across_counts_verdicts_and_shows_each_model_in_a_column(
         write(tmp_path, [uniform], model=model, metric=metric, mask="n:4")
         write(tmp_path, [uniform + 5], "er", model=model, metric=metric, mask="n:4", cached=True)
     write(tmp_path, [70.0], "atp", model="a", mask="n:4", cached=True)
+    write(tmp_path, [50.0], model="c")
+    write(tmp_path, [49.0], "owl", model="c", seconds=0.4)
     assert main([str(tmp_path), "--models-across"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "| better / neither / worse than uniform | wanda, pruner.mask=n:4 | wanda, pruner.mask=row |",
         "| --- | ---: | ---: |",
         "| atp | 0 / 1 / 0 |  |",
         "| er | 0 / 2 / 0 | 1 / 0 / 1 |",
-        "| owl |  | 0 / 2 / 0 |",
+        "| owl |  | 0 / 3 / 0 |",
         "",
-        "| wanda, pruner.mask=n:4 at 0.5 | a accuracy | b perplexity | coarse seconds, at most |",
+        "| wanda, pruner.mask=n:4 at 0.5 | a accuracy | b perplexity | coarse seconds |",
         "| --- | ---: | ---: | ---: |",
         "| uniform | 70.00 | 40.00 |  |",
         "| atp | 70.00 (+0) |  |  |",
         "| er | 75.00 (+5) | 45.00 (+5) |  |",
         "",
-        "| wanda, pruner.mask=row at 0.5 | a accuracy | b perplexity | coarse seconds, at most |",
-        "| --- | ---: | ---: | ---: |",
-        "| uniform | 70.50 | 40.50 |  |",
-        "| er | 78.55 (+8.05 ± 0.64) | 48.55 (+8.05 ± 0.64) ▼ | 2.5 |",
-        "| owl | 71.00 (+0.5 ± 6.4) | 41.00 (+0.5 ± 6.4) | 0.5 |",
+        "| wanda, pruner.mask=row at 0.5 | a accuracy | b perplexity | c accuracy | coarse seconds |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| uniform | 70.50 | 40.50 | 50.00 |  |",
+        "| er | 78.55 (+8.05 ± 0.64) | 48.55 (+8.05 ± 0.64) ▼ |  | 2.5 |",
+        "| owl | 71.00 (+0.5 ± 6.4) | 41.00 (+0.5 ± 6.4) | 49.00 (-1) | 0.5 |",
     ]
