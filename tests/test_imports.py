@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("distributed/*",),
     ("models/*",),
     ("models/families/*",),
-    ("storage/checkpoint.py", "blocks/*", "evaluate/*"),
+    ("storage/checkpoint.py", "storage/saved_places.py", "blocks/*", "evaluate/*"),
     (  # what a model calibrates with and is measured on, beside the readers
         "data/protocol.py",
         "data/*/calibration.py",

@@ -4,8 +4,9 @@ Bit order: the mask is flattened in the saved parameter's own order and packed e
 weight in the highest bit; the last byte is padded with zeros. The shapes are in the file's metadata, as JSON.
 A set bit is a weight that was kept.
 
-A mask has the name and shape of a tensor in the checkpoint. An expert that shares a parameter with others may
-be some rows of one, or several, as where gate and up are apart; the metadata say which.
+A mask has the name and shape of a tensor in the checkpoint. An expert that shares a parameter with others, or
+a projection that the checkpoint joins with others, may be some rows of one, or several, as where gate and up
+are apart; the metadata say which.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def load_masks(path: Path, loaded: bool = False) -> dict[str, Tensor]:
     Args:
         path: The file.
         loaded: Name each mask as the loaded model names its parameter, which transformers 5 may save under
-            another name. Experts that share a parameter keep the names of the checkpoint.
+            another name. Experts that share a parameter, and layers whose weights the checkpoint joins or
+            divides, keep the names of the checkpoint.
 
     Raises:
         FileNotFoundError: if there is no such file.
