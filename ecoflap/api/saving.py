@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecoflap.api.given import require
 from ecoflap.api.result import PruneResult
@@ -123,22 +123,31 @@ def _refuse_tied_by_hand(module: Any) -> None:
     Raises:
         UserError: if it is one.
     """
-    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
-    weight = getattr(head, "weight", None)
-    if weight is None:
+    try:
+        head, embedding = module.get_output_embeddings(), module.get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # of a model that embeds no tokens
         return
-    read = getattr(module.get_input_embeddings(), "weight", None)
-    if read is not weight and (read is None or not share_memory(read, weight)):
+    weight, read = getattr(head, "weight", None), getattr(embedding, "weight", None)
+    if weight is None or read is None or not (read is weight or share_memory(read, weight)):
         return
-    config = module.config
-    if hasattr(config, "get_text_config"):  # since transformers 4.44
-        config = config.get_text_config(decoder=True)
-    if not getattr(config, "tie_word_embeddings", True):
+    if not _is_tied_when_loaded(module, head):
         raise UserError(
             f"the output embedding of {type(module).__name__} is its input embedding, and its config says"
             " that they are two, so that the checkpoint would lack one; set"
             " model.config.tie_word_embeddings=True, or give each a weight of its own"
         )
+
+
+def _is_tied_when_loaded(module: Any, head: nn.Module) -> bool:
+    """Whether transformers ties an output embedding to the input's when it loads the model."""
+    if hasattr(module, "get_expanded_tied_weights_keys"):  # since transformers 5, by the config of each part
+        tied = module.get_expanded_tied_weights_keys(all_submodels=True)
+        names = {f"{name}.weight" for name, child in module.named_modules() if child is head}
+        return not names.isdisjoint({*tied, *tied.values()})
+    config = module.config
+    if hasattr(config, "get_text_config"):  # since transformers 4.44
+        config = config.get_text_config(decoder=True)
+    return bool(getattr(config, "tie_word_embeddings", True))
 
 
 def _require_masked(result: PruneResult) -> None:

@@ -20,7 +20,7 @@ from ecoflap.storage.bitmask.reader import BitmaskCheckpoint
 from ecoflap.storage.results import verify
 from ecoflap.storage.saved_model import open_checkpoint
 from tests import tiny
-from tests.api.conftest import Given, llama
+from tests.api.conftest import Given, llama, llava
 from tests.experts import build
 from tests.storage.bitmask.by_hand import pruned, same
 
@@ -303,6 +303,21 @@ def test_embeddings_that_were_tied_by_hand(by: str, tmp_path: Path) -> None:
     module.config.tie_word_embeddings = True
     ecoflap.save(ecoflap.load(module, given.processor), tmp_path / "out")
     check_same(ecoflap.load_pruned(tmp_path / "out", device="cpu"), module)
+
+
+def test_the_config_of_the_whole_model_says_whether_embeddings_are_tied(tmp_path: Path) -> None:
+    """Since transformers 5, and not the config of its language model."""
+    one = llava()
+    module: Any = one.module
+    if not hasattr(module, "get_expanded_tied_weights_keys"):
+        pytest.skip("the config of the language model says it")
+    module.lm_head.weight = module.get_input_embeddings().weight
+    module.config.tie_word_embeddings, module.config.text_config.tie_word_embeddings = True, False
+    ecoflap.save(ecoflap.load(module, one.processor), tmp_path / "tied")
+    check_same(ecoflap.load_pruned(tmp_path / "tied", device="cpu"), module)
+    module.config.tie_word_embeddings, module.config.text_config.tie_word_embeddings = False, True
+    with pytest.raises(UserError, match=r"output embedding .* set model\.config\.tie_word_embeddings=True"):
+        ecoflap.save(ecoflap.load(module, one.processor), tmp_path / "out")
 
 
 def test_refusals(tmp_path: Path) -> None:
