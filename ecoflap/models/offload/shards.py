@@ -17,6 +17,7 @@ from typing_extensions import override
 from ecoflap.console.startup import M_MMAP_THRESHOLD
 from ecoflap.models.core.finite_weights import require_finite
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Block
 from ecoflap.models.loading.conversion import saved_form
 from ecoflap.models.loading.converted_tensor import CheckpointTensor
 from ecoflap.models.offload.offloaded import Offloaded
@@ -78,9 +79,14 @@ class OnDisk(Offloaded):
     source: Shards  # type: ignore[assignment]
     slow = True
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, module: nn.Module, blocks: list[Block], *arguments: Any) -> None:
         """As ``Offloaded``; the C allocator also returns large allocations to the system at once."""
-        super().__init__(*arguments)
+        super().__init__(module, blocks, *arguments)
+        own = {id(one) for mine in self.parameters.values() for one in mine.values()}
+        shared = {id(one) for block in blocks for one in block.module.parameters()} - own
+        every = module.named_parameters(remove_duplicate=False)
+        # They stay in memory, where they are pruned.
+        self._shared = {name for name, parameter in every if id(parameter) in shared}
         # glibc raises that limit whenever a large allocation is freed, and then keeps the memory of released
         # blocks and activations.
         with suppress(*WITHOUT_GLIBC):
@@ -134,8 +140,8 @@ class OnDisk(Offloaded):
             yield name, tensor, self._parts(name, tensor)
 
     def _parts(self, name: str | None, tensor: Tensor) -> Iterable[Tensor]:
-        """The values of an entry of the state dict, part by part from its file if there is one."""
-        if name not in self.source.tensors:
+        """The values of an entry of the state dict, part by part from its file if nothing changes it."""
+        if name not in self.source.tensors or name in self._shared:
             return [tensor]
         return (part.to(tensor.dtype) for part in self.source.find(name).parts())
 

@@ -1,0 +1,47 @@
+"""Weights that blocks share are pruned and saved where the blocks are offloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from ecoflap.allocate.water_filling import WaterFilling
+from ecoflap.prune.driver import prune
+from ecoflap.prune.magnitude import Magnitude
+from ecoflap.storage.checkpoint import write_checkpoint
+from ecoflap.storage.file_names import MASKS
+from ecoflap.storage.masks import load_masks
+from ecoflap.storage.saved_model import open_checkpoint
+from tests import hybrids
+from tests.cli.conftest import tiny_llama  # noqa: F401 - a fixture
+from tests.models.deep import offloaded
+
+
+@pytest.mark.parametrize("offload", ["cpu", "disk"])
+def test_shared_weights_are_saved_pruned(
+    offload: str,
+    tiny_llama: Path,
+    tmp_path: Path,
+) -> None:
+    """As those of Zamba 2's shared block; the hash of the weights changes with them."""
+    module: Any = hybrids.build("zamba2").module
+    module.save_pretrained(tmp_path / "dense")
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "dense")
+    model = offloaded(tmp_path / "dense", offload, tmp_path / "work")
+    before = model.fingerprint()
+    shared = [layer.name for layer in model.layers if "shared_transformer" in layer.name]
+    report = prune(model, None, Magnitude(), WaterFilling()(model, None, 0.5), 2)
+    write_checkpoint(model, report.masks, tmp_path / "saved")
+    masks = load_masks(tmp_path / "saved" / MASKS, loaded=True)
+    assert set(shared) <= set(masks)
+    with open_checkpoint(tmp_path / "saved") as checkpoint:
+        for name in shared:
+            assert torch.equal(checkpoint.tensor(name) != 0, masks[name])
+    pruned = model.fingerprint()
+    with torch.no_grad():
+        next(layer for layer in model.layers if layer.name == shared[0]).weight.zero_()
+    assert len({before, pruned, model.fingerprint()}) == 3
