@@ -57,6 +57,14 @@ class Remembering(Block):
         return super().forward(hidden) + shared["values"]
 
 
+class Replacing(Block):
+    """Puts another tensor in the place of the one that it reads, as a running state."""
+
+    def forward(self, hidden: Tensor, shared: dict[str, Tensor]) -> Tensor:
+        shared["sum"] = shared["sum"] + self.linear(hidden)
+        return super().forward(hidden) + shared["sum"]
+
+
 class Appending(Block):
     """Reads what all blocks before it wrote, as from a cache that grows."""
 
@@ -150,6 +158,26 @@ def backwards(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Te
     return hidden
 
 
+def out_of_order(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Tensor:
+    """Each block reads the very output of another one, but not of the one before it in the list."""
+    return layers[3](layers[1](layers[2](layers[0](hidden))))
+
+
+def narrowed(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Tensor:
+    """The last token is cut off behind each block: the rest begins at the same address."""
+    for block in layers:
+        hidden = block(hidden)[:, :-1]
+    return hidden
+
+
+def transposed(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Tensor:
+    """As many tokens as features, which change places: the address and the shape stay."""
+    hidden = hidden[:, :4]
+    for block in layers:
+        hidden = block(hidden).transpose(1, 2)
+    return hidden
+
+
 def looped(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Tensor:
     for _ in range(2):
         for block in layers:
@@ -193,9 +221,13 @@ def depths_of_short_ones(layers: nn.ModuleList, hidden: Tensor, states: list[Ten
     return (given_depths if hidden.shape[1] < 5 else given_end)(layers, hidden, states)
 
 
-def twice(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Tensor:
+def twice(way: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Two passes that don't depend on each other."""
-    return deepstack(layers, hidden, states) + deepstack(layers, hidden.flip(1), states)
+
+    def passes(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Tensor:
+        return way(layers, hidden, states) + way(layers, hidden.flip(1), states)
+
+    return passes
 
 
 def plainly(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Tensor:
@@ -226,9 +258,12 @@ WAYS: dict[str, tuple[Callable[..., Tensor], type[Block]]] = {
     "plainly": (plainly, Block),
     "deepstack": (deepstack, Block),
     "in_place": (in_place, Block),
-    "twice": (twice, Block),
+    "twice": (twice(deepstack), Block),
     "skipping": (skipping, Block),
     "backwards": (backwards, Block),
+    "out_of_order": (out_of_order, Block),
+    "narrowed": (narrowed, Block),
+    "transposed": (transposed, Block),
     "looped": (looped, Block),
     "side_by_side": (side_by_side, Block),
     "given_depths": (given_depths, Adding),
@@ -236,9 +271,11 @@ WAYS: dict[str, tuple[Callable[..., Tensor], type[Block]]] = {
     "given_mean": (given_mean, Adding),
     "shared_dict": (sharing(lambda _: {}), Remembering),
     "shared_mapping": (sharing(lambda _: UserDict()), Remembering),
+    "replaced_in_dict": (sharing(lambda hidden: {"sum": torch.zeros_like(hidden)}), Replacing),
     "shared_list": (sharing(lambda _: []), Appending),
     "shared_cache": (sharing(lambda _: Cache()), Caching),
     "shared_tensor": (sharing(torch.zeros_like), Accumulating),
+    "shared_tensor_twice": (twice(sharing(torch.zeros_like)), Accumulating),
     "own_hidden_states": (plainly, Overwriting),
     "handed_on": (handed_on, Making),
 }
@@ -298,6 +335,7 @@ def test_each_block_is_carried_as_full_passes_would(way: str, pictures: str) -> 
         model, towers, [{name: tensor.clone() for name, tensor in batch.items()} for batch in given]
     ):
         for index, block in enumerate(flow.tower.blocks):
+            flow.enter(index)  # a second time, it is entered already
             streams, expected = flow.enter(index), in_full_passes(model, block.module, given)
             assert len(streams) == len(expected)
             for stream, (entered, left) in zip(streams, expected, strict=True):
@@ -487,14 +525,19 @@ def test_blocks_that_are_the_identity_hide_nothing(way: str) -> None:
         ("twice", [1, 2, 3], []),
         ("skipping", [], [3]),
         ("backwards", [], [1, 2, 3]),
+        ("out_of_order", [], [1, 2, 3]),
+        ("narrowed", [1, 2, 3], []),
+        ("transposed", [1, 2, 3], []),
         ("looped", [], [1, 2, 3]),
         ("side_by_side", [1, 2, 3], []),
         ("given_end", [], []),
         ("given_mean", [1, 2, 3], []),
         ("shared_dict", [1, 2, 3], []),
+        ("replaced_in_dict", [1, 2, 3], []),
         ("shared_list", [1, 2, 3], []),
         ("shared_cache", [1, 2, 3], []),
         ("shared_tensor", [], [1, 2, 3]),
+        ("shared_tensor_twice", [], [1, 2, 3]),
         ("own_hidden_states", [], []),
         ("handed_on", [], [1, 2, 3]),
     ],
