@@ -416,6 +416,28 @@ def test_a_batch_that_leaves_blocks_out_is_refused() -> None:
 
 
 @torch.no_grad()
+def test_blocks_of_which_some_are_called_more_often_are_refused() -> None:
+    def first_twice(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Tensor:
+        return plainly(layers, layers[0](hidden), states)
+
+    model = built(first_twice, Block)
+    with pytest.raises(UserError, match=r"tower language \(layers\) are called 1 to 2 times per batch"):
+        Flow(model, model.towers[1], batches("in all"))
+
+
+@torch.no_grad()
+def test_a_batch_that_leaves_out_replayed_blocks_is_refused() -> None:
+    def first_alone(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Tensor:
+        return layers[0](hidden) if len(states) == 1 else plainly(layers, hidden, states)
+
+    model = built(first_alone, Block)
+    with pytest.raises(
+        UserError, match=r"batch 3 of 3 calls layers\.1 0 times and the first block of tower language 1 times"
+    ):
+        Flow(model, model.towers[1], batches("not in the last"))
+
+
+@torch.no_grad()
 def test_a_batch_that_runs_a_tower_more_often_is_refused() -> None:
     model, given = model_of("given_end"), batches("in all")
     given[2]["image"][2] = 9
@@ -434,13 +456,14 @@ def test_a_batch_that_runs_a_tower_more_often_is_refused() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_a_tower_that_runs_sample_by_sample_is_run_for_all(size: int) -> None:
+@pytest.mark.parametrize("sizes", [(1,) * 9, (2, 2, 2, 2, 1), (3, 3, 3), (5, 4), (1, 3, 5)])
+def test_a_tower_that_runs_sample_by_sample_is_run_for_all(sizes: tuple[int, ...]) -> None:
     """As MiniCPM-V's merger runs picture by picture."""
     model = model_of("given_end")
     together = batches("in all")
     samples = {name: torch.cat([one[name] for one in together]) for name in together[0]}
-    given = [{name: tensor[at : at + size] for name, tensor in samples.items()} for at in range(0, 9, size)]
+    parts = zip(*(tensor.split(sizes) for tensor in samples.values()), strict=True)
+    given = [dict(zip(samples, part, strict=True)) for part in parts]
 
     def loss(module: Any, batch: Batch, _: int) -> Tensor:
         seen = [module.see(image)[-1] for image in batch["image"].split(1)]
@@ -456,6 +479,26 @@ def test_a_tower_that_runs_sample_by_sample_is_run_for_all(size: int) -> None:
         assert len(found) == len(expected) == 9 + len(given)
         assert all(map(torch.equal, found, expected))
         flow.leave(index)
+
+
+@torch.no_grad()
+def test_the_end_of_a_looped_tower_is_that_of_the_pruned_model() -> None:
+    """Its second pass reads what pruned blocks leave in the first."""
+    model, given = model_of("given_end"), batches("in all")
+
+    def loss(module: Any, batch: Batch, _: int) -> Tensor:
+        once = module.see(batch["image"])[-1]
+        return module(batch["hidden"], once).mean(dim=(1, 2))
+
+    model = replace(model, loss_function=loss)
+    for flow in flows(model, model.towers, given):
+        for index, block in enumerate(flow.tower.blocks):
+            streams, expected = flow.enter(index), in_full_passes(model, block.module, given)
+            if flow.tower is model.towers[1]:
+                for stream, (_, left) in zip(streams, expected, strict=True):
+                    assert torch.equal(stream.call(index).run(block.module, stream.hidden), left), block.name
+            change(block)
+            flow.leave(index)
 
 
 @torch.no_grad()
