@@ -68,6 +68,47 @@ class NormTwice(Base):
         return hidden + self.second(self.norm(hidden))
 
 
+class ReadAfterwards(Base):
+    """The stream is not read by any module until the second layer has run, which it is added to."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = hidden + self.first(hidden)
+        added = self.second(hidden.tanh())
+        return hidden + added + 0 * self.norm(hidden)
+
+
+class HeadNorm(Base):
+    """A norm reads the heads of a layer's output, as Qwen3's does: as many numbers, fewer features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(3)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        heads = self.norm(self.first(hidden).unflatten(-1, (2, 3)))
+        return hidden + 2 * self.second(heads.flatten(-2))
+
+
+class Pooled(Base):
+    """What is added is one token for all."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = hidden + self.first(hidden)
+        return hidden + self.second(self.norm(hidden).mean(dim=1, keepdim=True))
+
+
+class WiderStream(Base):
+    """The stream is of more digits than the layers, as with Mamba's ``residual_in_fp32``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm.double()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        wide = hidden.double() + self.first(hidden)
+        return wide + self.second(self.norm(wide).float())
+
+
 class Nothing(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -101,6 +142,10 @@ class NoGate(Base):
         (Parallel, {}),
         (InPlace, {}),
         (NormTwice, {"first": ""}),
+        (ReadAfterwards, {"first": ""}),
+        (HeadNorm, {}),
+        (Pooled, {"first": ""}),
+        (WiderStream, {}),
         (Nothing, {"first": ""}),
         (NoGate, {"first": ""}),
     ],
