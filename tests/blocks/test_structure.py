@@ -209,6 +209,16 @@ def given_mean(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> T
     return hidden
 
 
+def given_mean_with_pictures(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Tensor:
+    """Pictures are added between blocks, which are then given what depends on blocks."""
+    for block in layers:
+        if len(states) == 1:
+            hidden = block(hidden, torch.ones(()))
+        else:
+            hidden = block(hidden, hidden.mean(dim=1, keepdim=True)) + states[-1]
+    return hidden
+
+
 def given_mean_of_short_ones(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Tensor:
     """What the blocks are given depends on blocks in one kind of batch, and in the other it doesn't."""
     for block in layers:
@@ -269,6 +279,7 @@ WAYS: dict[str, tuple[Callable[..., Tensor], type[Block]]] = {
     "given_depths": (given_depths, Adding),
     "given_end": (given_end, Adding),
     "given_mean": (given_mean, Adding),
+    "given_mean_with_pictures": (given_mean_with_pictures, Adding),
     "shared_dict": (sharing(lambda _: {}), Remembering),
     "shared_mapping": (sharing(lambda _: UserDict()), Remembering),
     "replaced_in_dict": (sharing(lambda hidden: {"sum": torch.zeros_like(hidden)}), Replacing),
@@ -503,24 +514,25 @@ def test_the_end_of_a_looped_tower_is_that_of_the_pruned_model() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("lengths", "runs_twice"),
+    ("lengths", "bare", "runs_twice"),
     [
-        ((5, 5, 5), lambda batch: "image" not in batch),
-        ((5, 3, 5), lambda batch: batch["hidden"].shape[1] == 3),
-        ((3, 4, 5), lambda batch: batch["hidden"].shape[1] == 5),
+        ((5, 5, 5), 1, lambda batch: "image" not in batch),
+        ((5, 3, 5), None, lambda batch: batch["hidden"].shape[1] == 3),
+        ((5, 5, 3), 1, lambda batch: batch["hidden"].shape[1] == 3),
+        ((3, 4, 5), None, lambda batch: batch["hidden"].shape[1] == 5),
     ],
-    ids=["other inputs", "another length", "the longest"],
+    ids=["other inputs", "another length", "another length beside other inputs", "the longest"],
 )
 def test_a_kind_of_batch_that_runs_the_tower_more_often_is_refused(
-    lengths: tuple[int, ...], runs_twice: Callable[[Batch], bool]
+    lengths: tuple[int, ...], bare: int | None, runs_twice: Callable[[Batch], bool]
 ) -> None:
     model = model_of("given_end")
     given = [
         {name: tensor[:, :length] for name, tensor in batch.items()}
         for batch, length in zip(batches("in all"), lengths, strict=True)
     ]
-    if len(set(lengths)) == 1:
-        del given[1]["image"]
+    if bare is not None:
+        del given[bare]["image"]
 
     def loss(module: Any, batch: Batch, _: int) -> Tensor:
         hidden, image = batch["hidden"], batch.get("image", batch["hidden"])
