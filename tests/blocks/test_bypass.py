@@ -1,5 +1,5 @@
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -28,16 +28,30 @@ def test_hidden_states_go_through() -> None:
 
 
 def test_what_a_block_hands_on_is_handed_on() -> None:
-    made = find_bypass((HIDDEN, MASK), {"bias": BIAS}, 0, (HIDDEN + 1, None, BIAS))
+    made = find_bypass((HIDDEN, MASK), {"bias": BIAS, "cache": None}, 0, (HIDDEN + 1, None, BIAS))
     assert made is not None
-    hidden, nothing, bias = made((HIDDEN, MASK), {"bias": BIAS + 1})
+    hidden, nothing, bias = made((HIDDEN, MASK), {"bias": BIAS + 1, "cache": BIAS})
     assert hidden is HIDDEN
     assert nothing is None
     assert torch.equal(bias, BIAS + 1)
 
 
+class Named(NamedTuple):
+    hidden: Tensor
+    bias: Tensor
+
+
 @pytest.mark.parametrize(
-    "output", [(HIDDEN + 1, BIAS * 2), HIDDEN[:, :2], HIDDEN.half(), {"hidden": HIDDEN}, (), (3, HIDDEN)]
+    "output",
+    [
+        (HIDDEN + 1, BIAS * 2),
+        HIDDEN[:, :2],
+        HIDDEN.half(),
+        {"hidden": HIDDEN},
+        (),
+        (3, HIDDEN),
+        Named(HIDDEN + 1, BIAS),  # which the model reads by name
+    ],
 )
 def test_a_block_that_makes_more_than_hidden_states_has_none(output: Any) -> None:
     assert find_bypass((HIDDEN,), {"bias": BIAS}, 0, output) is None

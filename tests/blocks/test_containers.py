@@ -104,6 +104,12 @@ def test_a_snapshot_of_copies_keeps_the_numbers() -> None:
     assert not {id(tensor) for tensor in tensors_in(copy)} & {id(tensor) for tensor in tensors_in(given)}
 
 
+@pytest.mark.parametrize("other", [torch.zeros(1), torch.zeros(2, 1), torch.zeros(2).half(), None])
+def test_only_tensors_of_one_shape_and_dtype_are_compared_by_their_numbers(other: Any) -> None:
+    assert equal({"a": torch.zeros(2)}, {"a": torch.ones(2)}, same=lambda *_: True)
+    assert not equal({"a": torch.zeros(2)}, {"a": other}, same=lambda *_: True)
+
+
 @pytest.mark.parametrize("name", ["dict", "user", "ordered", "object"])
 def test_a_container_is_refilled_with_what_another_holds(name: str) -> None:
     value, held = arguments()[name], arguments()[name]
@@ -112,6 +118,13 @@ def test_a_container_is_refilled_with_what_another_holds(name: str) -> None:
     else:
         held["more"] = value["old"] = torch.ones(1)
     assert not equal(value, held)
+    refill(value, held)
+    assert equal(value, held)
+
+
+@pytest.mark.parametrize("held", [[], [torch.ones(1)], [torch.ones(1), 2], [torch.ones(1), 2, 3]])
+def test_a_list_is_refilled_with_other_items(held: list[Any]) -> None:
+    value = [torch.zeros(1), 1]
     refill(value, held)
     assert equal(value, held)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,11 @@ from .test_structure import WAYS, batches, change, in_full_passes, model_of, pla
 
 
 def measured(
-    model: PrunableModel, samples: list[Batch], statistic: type[Statistic], leave: bool, dense: bool = False
+    model: PrunableModel,
+    samples: Sequence[Batch],
+    statistic: type[Statistic],
+    leave: bool,
+    dense: bool = False,
 ) -> dict[str, torch.Tensor]:
     """{layer: what was summed over its inputs} of a walk."""
     found = {}
