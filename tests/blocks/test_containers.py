@@ -46,12 +46,15 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a first attribute": lambda given: setattr(given["empty"], "states", 1),
     "a dict in a named tuple": lambda given: given["pair"].two.clear(),
     "a set": lambda given: given["set"].add(2),
+    "another item of a set": lambda given: given["set"].symmetric_difference_update({1, 2}),
+    "another key": lambda given: given["dict"].update(other=given["dict"].pop("states")),
 }
 
 
 @pytest.mark.parametrize("change", [*CHANGES.values(), in_place], ids=[*CHANGES, "a tensor in place"])
 def test_changes_are_seen(change: Callable[[dict[str, Any]], Any]) -> None:
     given = arguments()
+    given["object"].itself = given["object"]
     before = contents(given)
     assert not changed(before, contents(given))
     change(given)

@@ -100,6 +100,33 @@ def test_cross_attention_with_packed_weights_is_one_call_that_shows_no_inputs() 
         require_calls(model, [batch(1, 1)])
 
 
+@pytest.mark.parametrize("first", ["called", "read"])
+def test_a_weight_that_is_read_beside_its_call_is_refused(first: str) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(16, 16)
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            if first == "called":
+                hidden = self.linear(hidden)
+            hidden = nn.functional.linear(hidden, weight=self.linear.weight)
+            return hidden if first == "called" else self.linear(hidden)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([Tied()])
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            hidden: Tensor = self.blocks[0](inputs)
+            return hidden
+
+    model = prunable("tied", Model(), None, tiny.first_output_loss, Selection())
+    with pytest.raises(UserError, match=r"uses the weights of blocks\.0\.linear\.weight outside the call"):
+        require_calls(model, [batch(1, 1)])
+
+
 def test_later_samples_may_reach_what_the_first_do_not() -> None:
     model = mixture(["idle"])
     require_calls(model, [batch(1, 1), batch(1, -1)], every_layer=True)
