@@ -44,7 +44,7 @@ def test_shares_of_samples_are_all_samples_in_order(lengths: list[int], processe
     batches = [
         {"input_ids": part, "labels": -part} for part in torch.arange(total).reshape(-1, 1).split(lengths)
     ]
-    found, counts = [], []
+    found, counts, parts = [], [], []
     for number in range(processes):
         with as_process(number, processes):
             if total < processes:
@@ -53,9 +53,11 @@ def test_shares_of_samples_are_all_samples_in_order(lengths: list[int], processe
                 return
             own = share_of_samples(batches)
         counts.append(sum(map(samples_in, own)))
+        parts += map(samples_in, own)
         found += [sample for batch in own for sample in batch["input_ids"].flatten().tolist()]
         assert all(torch.equal(batch["labels"], -batch["input_ids"]) for batch in own)
     assert found == list(range(total))
+    assert len(lengths) < processes or parts == lengths, "no batch is cut that need not be"
     assert max(counts) - min(counts) <= (1 if len(lengths) < processes else 2 * max(lengths))
 
 
@@ -97,6 +99,22 @@ def test_one_process_has_everything() -> None:
     assert from_first("a") == "a"
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_what_is_sent_stays_as_it_is(transposed: bool) -> None:
+    numbers = torch.arange(6.0).reshape(2, 3)
+
+    def work() -> list[list[list[float]]]:
+        own = numbers * (rank() + 1)
+        own = own.t() if transposed else own
+        before = own.clone()
+        found = summed(own), tensor_from(own, 1)
+        assert torch.equal(own, before)
+        return [one.tolist() for one in found]
+
+    expected = numbers.t() if transposed else numbers
+    assert together(2, work) == [[(3 * expected).tolist(), (2 * expected).tolist()]] * 2
+
+
 @pytest.mark.parametrize("fails", [0, 1])
 def test_a_process_that_fails_ends_all_with_its_error(fails: int) -> None:
     def work() -> None:
@@ -130,15 +148,16 @@ def test_an_error_while_the_others_are_done_reaches_them(fails: int) -> None:
 def test_processes_join_again_after_an_error() -> None:
     """As the jobs of a sweep in one process do."""
 
-    def fail() -> None:
+    def fail(which: int, reason: str) -> None:
         with joined("cpu"):
-            if rank() == 0:
-                raise UserError("one is ill")
+            if rank() == which:
+                raise UserError(reason)
             gathered(rank())
 
     def work() -> list[int]:
-        with pytest.raises(UserError, match="one is ill"):
-            fail()
+        for which, reason in enumerate(("one is ill", "another is ill")):
+            with pytest.raises(UserError, match=reason):
+                fail(which, reason)
         with joined("cpu"):
             return gathered(rank())
 
