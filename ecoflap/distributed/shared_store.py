@@ -9,7 +9,7 @@ from typing import Any
 from typing_extensions import override
 
 from ecoflap.distributed.collectives import from_first
-from ecoflap.distributed.processes import is_first, size
+from ecoflap.distributed.processes import is_first
 from ecoflap.storage.cache.entries import AS_JSON, Codec
 from ecoflap.storage.cache.store import Store
 from ecoflap.storage.files import JSON
@@ -26,8 +26,6 @@ class SharedStore(Store):
         self, stage: str, key: Mapping[str, JSON], compute: Callable[[], Any], codec: Codec = AS_JSON
     ) -> tuple[Any, bool]:
         """The value of a stage, the same in all processes."""
-        if size() == 1:
-            return super().get_or_compute(stage, key, compute, codec)
         if is_first():
 
             def together() -> Any:
