@@ -14,7 +14,7 @@ from ecoflap.blocks.capture import Flow
 from ecoflap.blocks.standalone import close
 from ecoflap.errors import UserError
 
-from .test_structure import Block, batches, built, plainly, sharing
+from .stacks import Block, batches, built, plainly, sharing
 
 INF, NAN = float("inf"), float("nan")
 

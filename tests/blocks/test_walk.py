@@ -19,7 +19,7 @@ from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.prunable import PrunableModel
 from tests import tiny
 
-from .test_structure import WAYS, batches, change, in_full_passes, model_of, plainly
+from .stacks import WAYS, batches, change, in_full_passes, model_of, plainly
 
 
 def measured(
