@@ -6,7 +6,7 @@ layer apart, or with queries, keys and values in one tensor.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ecoflap.models.core.layers import Layer, by_parameter
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.loading.conversion import saved_form
+from ecoflap.models.loading.conversion import names_by_tensor, saved_form
 from ecoflap.storage.masks import Rows
 from ecoflap.storage.saved_model import open_checkpoint
 from ecoflap.storage.tensor_files import TensorFiles
@@ -29,11 +29,13 @@ class Converted:
         module: the model.
         shapes: {parameter: its shape}, of all that are converted together.
         layers: the layers to prune that are in these parameters.
+        stored: names of the tensors in the checkpoint.
     """
 
     module: nn.Module
     shapes: Mapping[str, torch.Size]
     layers: Sequence[Layer]
+    stored: Container[str]
 
     def rows(self) -> dict[str, list[Rows]]:
         """Where the checkpoint has the weights of each layer.
@@ -48,7 +50,7 @@ class Converted:
         for number, layer in enumerate(self.layers):
             layer.part(numbers[layer.parameter_name]).fill_(number)
         found: dict[str, list[Rows]] = {}
-        for full, tensor in saved_form(self.module, numbers).items():
+        for full, tensor in self._saved(numbers).items():
             rows = tensor.reshape(len(tensor), -1)
             if not torch.equal(rows.amin(dim=1), rows.amax(dim=1)):
                 raise KeyError(f"{full} of the checkpoint mixes the layers of {', '.join(self.shapes)}")
@@ -70,7 +72,14 @@ class Converted:
         for layer in self.layers:
             if layer.name in masks:
                 layer.part(whole[layer.parameter_name]).copy_(masks[layer.name])
-        return saved_form(self.module, whole)
+        return self._saved(whole)
+
+    def _saved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors for the parameters, in the form of the checkpoint, which has one name of tied ones."""
+        tied = {name: names for names in names_by_tensor(self.module) for name in names}
+        every = {other: tensor for name, tensor in tensors.items() for other in tied[name]}
+        saved = saved_form(self.module, every)
+        return {name: tensor for name, tensor in saved.items() if name in self.stored}
 
 
 @dataclass(frozen=True)
@@ -94,9 +103,11 @@ def saved_places(model: PrunableModel, folder: Path) -> Places:
     Raises:
         KeyError: if a layer's weights are not in the checkpoint.
     """
-    names, converted = _renamed(model, folder)
+    with open_checkpoint(folder) as checkpoint:
+        names, converted = _renamed(model, checkpoint)
+        stored = set(checkpoint.names())
     for name, experts in by_parameter([layer for layer in model.layers if layer.is_expert]):
-        converted.append(Converted(model.module, {name: experts[0].parameter.shape}, experts))
+        converted.append(Converted(model.module, {name: experts[0].parameter.shape}, experts, stored))
     parts: dict[str, list[Rows]] = {}
     for one in converted:
         parts |= one.rows()
@@ -107,29 +118,28 @@ def saved_places(model: PrunableModel, folder: Path) -> Places:
     return Places(names, parts, converted)
 
 
-def _renamed(model: PrunableModel, folder: Path) -> tuple[dict[str, str], list[Converted]]:
+def _renamed(model: PrunableModel, checkpoint: TensorFiles) -> tuple[dict[str, str], list[Converted]]:
     """The layers that are whole tensors under other names, and those that were converted, block by block.
 
     The longest common suffix, and then the weights themselves, tell which name belongs to which layer.
     """
     names: dict[str, str] = {}
     converted: list[Converted] = []
-    with open_checkpoint(folder) as checkpoint:
-        stored = set(checkpoint.names())
-        unclaimed = stored.difference(layer.name for layer in model.layers)
-        for block in (block for tower in model.towers for block in tower.blocks):
-            others = [layer for layer in block.layers if not layer.is_expert and layer.name not in stored]
-            if not others:
-                continue
-            with model.placement.using(block):
-                for layer in others:
-                    if (name := _saved_name(layer, unclaimed, checkpoint)) is not None:
-                        names[layer.name] = name
-                        unclaimed.remove(name)
-            if joined := [layer for layer in others if layer.name not in names]:
-                matrices = block.module.named_parameters(block.name)
-                shapes = {name: matrix.shape for name, matrix in matrices if matrix.ndim == 2}
-                converted.append(Converted(model.module, shapes, joined))
+    stored = set(checkpoint.names())
+    unclaimed = stored.difference(layer.name for layer in model.layers)
+    for block in (block for tower in model.towers for block in tower.blocks):
+        others = [layer for layer in block.layers if not layer.is_expert and layer.name not in stored]
+        if not others:
+            continue
+        with model.placement.using(block):
+            for layer in others:
+                if (name := _saved_name(layer, unclaimed, checkpoint)) is not None:
+                    names[layer.name] = name
+                    unclaimed.remove(name)
+        if joined := [layer for layer in others if layer.name not in names]:
+            matrices = block.module.named_parameters(block.name)
+            shapes = {name: matrix.shape for name, matrix in matrices if matrix.ndim == 2}
+            converted.append(Converted(model.module, shapes, joined, stored))
     return names, converted
 
 

@@ -47,7 +47,7 @@ def match_tensors(path: str, module: nn.Module, stored: Mapping[str, StoredTenso
     """
     found, unused = _converted(path, module, stored)
     lost: list[str] = []
-    for tied in _names_by_tensor(module):
+    for tied in names_by_tensor(module):
         matches = [found[name] for name in tied if name in found]
         if not matches:
             lost.append(tied[0])
@@ -217,7 +217,8 @@ def _equal(one: CheckpointTensor, other: CheckpointTensor) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.parts(), other.parts(), strict=True))
 
 
-def _names_by_tensor(module: nn.Module) -> list[list[str]]:
+def names_by_tensor(module: nn.Module) -> list[list[str]]:
+    """The names of each parameter of a model; tied ones have several."""
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
