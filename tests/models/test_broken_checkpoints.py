@@ -17,6 +17,7 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
@@ -24,8 +25,12 @@ from ecoflap.models.families.clip.clip import Clip
 from ecoflap.models.families.language.causal_lm import CausalLM
 from ecoflap.models.families.language.seq2seq import Seq2Seq
 from ecoflap.models.families.vlm.vlm import VisionLanguage
+from ecoflap.models.loading.checkpoint_folder import stored_in
+from ecoflap.models.loading.conversion import match_tensors, untie
 from ecoflap.models.offload.load import load_offloaded
-from ecoflap.storage.checkpoint import save_checkpoint
+from ecoflap.prune.driver import prune
+from ecoflap.prune.magnitude import Magnitude
+from ecoflap.storage.checkpoint import save_checkpoint, write_checkpoint
 from tests import tiny
 from tests.cli.conftest import tiny_llama  # noqa: F401 - a fixture
 from tests.models.test_quantised import (  # noqa: F401 - two of them fixtures
@@ -38,6 +43,7 @@ from tests.storage.test_disks import fill, small_disk  # noqa: F401 - a fixture
 
 INDEX = "model.safetensors.index.json"
 LAYER = "model.layers.1.mlp.up_proj.weight"
+TWO_VALUES = r"different values for \S+ and \S+, .*set tie_word_embeddings to false"
 Break = Callable[[Path], None]
 
 
@@ -297,11 +303,53 @@ def test_a_weight_of_nothing_is_one_warning(
 
 
 def test_two_values_of_one_tensor(folder: Path, tmp_path: Path) -> None:
+    """Releases before the fifth take one of them without a word."""
+    if hasattr(hf.PreTrainedModel, "get_expanded_tied_weights_keys"):
+        pytest.skip("from_pretrained leaves them untied")
     change_config(folder, tie_word_embeddings=True)
-    with pytest.raises(
-        UserError, match=r"different values for \S+ and \S+, .*set tie_word_embeddings to false"
-    ):
+    with pytest.raises(UserError, match=TWO_VALUES):
         load(folder, "disk", tmp_path)
+
+
+def test_two_values_of_a_tensor_that_is_one_by_construction(folder: Path) -> None:
+    module: Any = hf.LlamaForCausalLM.from_pretrained(folder)
+    first, second = module.model.layers[:2]
+    second.mlp.up_proj.weight = first.mlp.up_proj.weight
+    stored = stored_in(folder)
+    untie(str(folder), module, stored)
+    assert second.mlp.up_proj.weight is first.mlp.up_proj.weight
+    with pytest.raises(UserError, match=TWO_VALUES):
+        match_tensors(str(folder), module, stored)
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_two_values_of_embeddings_that_the_config_ties(
+    folder: Path, tmp_path: Path, equal: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are tied where from_pretrained ties them, also in the saved model."""
+    if not hasattr(hf.PreTrainedModel, "get_expanded_tied_weights_keys"):
+        pytest.skip("from_pretrained takes one of them")
+    change_config(folder, tie_word_embeddings=True)
+    if equal:
+        head = "lm_head.weight"
+        change_weights(
+            folder, lambda tensors: tensors.update({head: tensors["model.embed_tokens.weight"] + 0})
+        )
+    right = hf.LlamaForCausalLM.from_pretrained(folder)
+    model = load(folder, "disk", tmp_path / "work")
+    mine: Any = model.module
+    assert (mine.lm_head.weight is mine.model.embed_tokens.weight) is equal
+    assert (right.lm_head.weight is right.model.embed_tokens.weight) is equal
+    assert any("are left untied" in message for message in caplog.messages) is not equal
+    for name, _, parts in model.placement.tensors(mine):
+        assert torch.equal(torch.cat([part.flatten() for part in parts]), right.state_dict()[name].flatten())
+    for name, one in (("saved", model), ("same", load(folder, "none", tmp_path))):
+        masks = prune(one, None, Magnitude(), WaterFilling()(one, None, 0.5), 2).masks
+        write_checkpoint(one, masks, tmp_path / name)
+    first, second = (hf.LlamaForCausalLM.from_pretrained(tmp_path / name) for name in ("saved", "same"))
+    assert (first.lm_head.weight is first.model.embed_tokens.weight) is equal
+    assert all(torch.equal(weight, second.state_dict()[name]) for name, weight in first.state_dict().items())
+    assert torch.equal(first.lm_head.weight, right.lm_head.weight)
 
 
 @pytest.mark.parametrize("offload", ["none", "disk"])

@@ -64,6 +64,38 @@ def match_tensors(path: str, module: nn.Module, stored: Mapping[str, StoredTenso
     return MatchedTensors(found, unused)
 
 
+def untie(path: str, module: Any, stored: Mapping[str, StoredTensor]) -> None:
+    """Untie parameters of which the checkpoint has two values, as ``from_pretrained`` of transformers 5 does.
+
+    Configs of some vision-language models tie the embeddings by default, though their checkpoints have two.
+
+    Args:
+        path: hub id or folder, for the messages.
+        module: a model of transformers without its weights.
+        stored: the tensors of the checkpoint by name.
+
+    Raises:
+        UserError: if a tensor has another shape in the checkpoint.
+    """
+    tied: dict[str, str] = getattr(module, "all_tied_weights_keys", None) or {}
+    found = _converted(path, module, stored)[0] if tied else {}
+    for name, source in [pair for pair in tied.items() if found.keys() >= set(pair)]:
+        parameter = module.get_parameter(name)
+        if parameter is not module.get_parameter(source) or _equal(found[name], found[source]):
+            continue
+        del tied[name]
+        owner, _, attribute = name.rpartition(".")
+        untied = nn.Parameter(torch.empty_like(parameter), parameter.requires_grad)
+        setattr(module.get_submodule(owner), attribute, untied)
+        log.warning(
+            "model.path=%s has different values for %s and %s, which its config.json ties; they are left"
+            " untied: set tie_word_embeddings to false there",
+            path,
+            source,
+            name,
+        )
+
+
 def saved_form(module: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a model under the names, and in the parts, that ``save_pretrained`` writes.
 

@@ -18,7 +18,8 @@ from ecoflap.models.core.prunable import Loss, PrunableModel
 from ecoflap.models.core.shared_memory import refuse_shared_memory
 from ecoflap.models.core.skipped import skipped_weights
 from ecoflap.models.core.towers import Selection, find_towers, select
-from ecoflap.models.loading.checkpoint_folder import complete_weight_files, stored_dtype
+from ecoflap.models.loading.checkpoint_folder import complete_weight_files, stored_dtype, stored_in
+from ecoflap.models.loading.conversion import untie
 from ecoflap.models.loading.device import check_fits, resolve_dtype
 from ecoflap.models.loading.hub import (
     cached_folder,
@@ -150,6 +151,7 @@ class Pretrained(PretrainedOptions):
             check_weights(path, complete_weight_files(stream.folder))
             processor = self._read_processor(processor_class, path, shape)
             module = without_weights(model_class, config, known_dtype or stored_dtype(stream.folder))
+            untie(path, module, stored_in(stream.folder))
             read_generation_config(module, stream.folder)
             return module, processor
         folder = cached_folder(path, self.revision)
