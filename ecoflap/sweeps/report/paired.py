@@ -1,6 +1,6 @@
 """Allocations against the uniform one, paired by seed, with intervals and the cost of the coarse stage.
 
-ecoflap report paired SWEEP [--metric TASK/METRIC] [--models-across]
+ecoflap report paired SWEEP [--models-across]
 """
 
 from __future__ import annotations
