@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from statistics import fmean
 
 from ecoflap.storage.markdown import markdown_row
 from ecoflap.sweeps.report.cells import statistics
-from ecoflap.sweeps.report.methods import overrides
+from ecoflap.sweeps.report.methods import Method, overrides
 from ecoflap.sweeps.report.pairs import BETTER, WORSE, Pairs
 from ecoflap.sweeps.report.settings import is_path, settings_of, shown
 from ecoflap.sweeps.report.table import figure
@@ -19,27 +20,33 @@ Group = dict[str, dict[str, Pairs]]
 
 def markdown(found: Sequence[Pairs]) -> Iterator[str]:
     """The lines of the summary and of the tables, with empty lines between them."""
-    by_pruner: dict[str, list[Pairs]] = defaultdict(list)
-    for pairs in sorted(found, key=lambda one: (one.method.order, one.sparsity)):
-        alike = [one.baseline for one in found if one.baseline.pruner == pairs.baseline.pruner]
-        by_pruner[_pruner(pairs, {key for one in alike for key, _ in one.settings})].append(pairs)
+    by_pruner = _by_pruner(sorted(found, key=lambda one: one.method.order))
     yield from _summary(by_pruner)
     for pruner, some in by_pruner.items():
         groups: dict[float, Group] = defaultdict(lambda: defaultdict(dict))
         for pairs in some:
             column = f"{pairs.table.model} {pairs.table.metric}"
             groups[pairs.sparsity][pairs.method.coarse][column] = pairs
-        for sparsity, group in groups.items():
+        for sparsity, group in sorted(groups.items()):
             yield ""
             yield from _table(f"{pruner} at {sparsity:g}", group)
 
 
-def _pruner(pairs: Pairs, keys: Set[str]) -> str:
-    """The pruner, with its values of the keys that distinguish uniform allocations of any model."""
-    config = settings_of(pairs.table.section.by_method[pairs.baseline][0])
-    own = {key: shown(config[key]) for key in keys & config.keys() if not is_path(key, config[key])}
-    settings = {**own, **dict(pairs.baseline.settings)}
-    return ", ".join(filter(None, [pairs.baseline.pruner, overrides(sorted(settings.items()))]))
+def _by_pruner(found: Iterable[Pairs]) -> dict[str, list[Pairs]]:
+    """Pairs by pruner, with its values of the keys that distinguish the uniform allocations of any model."""
+    by_baseline: dict[tuple[int, Method], list[Pairs]] = defaultdict(list)
+    keys: dict[str, set[str]] = defaultdict(set)
+    for pairs in found:
+        by_baseline[id(pairs.table), pairs.baseline].append(pairs)
+        keys[pairs.baseline.pruner] |= dict(pairs.baseline.settings).keys()
+    by_pruner: dict[str, list[Pairs]] = defaultdict(list)
+    for (_, baseline), some in by_baseline.items():
+        config = settings_of(some[0].table.section.by_method[baseline][0])
+        known = keys[baseline.pruner] & config.keys()
+        own = {key: shown(config[key]) for key in known if not is_path(key, config[key])}
+        settings = overrides(sorted({**own, **dict(baseline.settings)}.items()))
+        by_pruner[", ".join(filter(None, [baseline.pruner, settings]))] += some
+    return by_pruner
 
 
 def _summary(by_pruner: Mapping[str, Sequence[Pairs]]) -> Iterator[str]:
@@ -50,8 +57,7 @@ def _summary(by_pruner: Mapping[str, Sequence[Pairs]]) -> Iterator[str]:
             by_coarse[pairs.method.coarse][pruner].append(pairs)
     yield markdown_row(["better / neither / worse than uniform", *by_pruner])
     yield markdown_row(["---"] + ["---:"] * len(by_pruner))
-    order = sorted(by_coarse, key=lambda coarse: (-_balance(chain(*by_coarse[coarse].values())), coarse))
-    for coarse in order:
+    for coarse in _in_order({coarse: chain(*cells.values()) for coarse, cells in by_coarse.items()}):
         yield markdown_row([coarse, *(_counts(by_coarse[coarse].get(pruner, ())) for pruner in by_pruner)])
 
 
@@ -61,10 +67,14 @@ def _counts(cells: Sequence[Pairs]) -> str:
     return f"{verdicts[BETTER]} / {neither} / {verdicts[WORSE]}" if cells else ""
 
 
-def _balance(cells: Iterable[Pairs]) -> float:
-    """The share of cells in which an allocation is better than uniform, less the share where it is worse."""
-    signs = [(pairs.verdict == BETTER) - (pairs.verdict == WORSE) for pairs in cells]
-    return sum(signs) / len(signs)
+def _in_order(by_coarse: Mapping[str, Iterable[Pairs]]) -> list[str]:
+    """Allocations by the share of cells where they are better, less the share where they are worse."""
+
+    def balance(cells: Iterable[Pairs]) -> float:
+        return fmean((pairs.verdict == BETTER) - (pairs.verdict == WORSE) for pairs in cells)
+
+    balances = {coarse: balance(cells) for coarse, cells in by_coarse.items()}
+    return sorted(balances, key=lambda coarse: (-balances[coarse], coarse))
 
 
 def _table(title: str, group: Group) -> Iterator[str]:
@@ -74,7 +84,8 @@ def _table(title: str, group: Group) -> Iterator[str]:
     yield markdown_row([title, *columns, "coarse seconds"])
     yield markdown_row(["---"] + ["---:"] * (len(columns) + 1))
     yield markdown_row(["uniform", *(figure(statistics(some[column].uniform)[0]) for column in columns), ""])
-    for coarse, row in sorted(group.items(), key=lambda item: (-_balance(item[1].values()), item[0])):
+    for coarse in _in_order({coarse: row.values() for coarse, row in group.items()}):
+        row = group[coarse]
         seconds = max((pairs.seconds for pairs in row.values() if pairs.seconds is not None), default=None)
         cells = (_cell(row[column]) if column in row else "" for column in columns)
         yield markdown_row([coarse, *cells, "" if seconds is None else f"{seconds:.3g}"])
