@@ -31,10 +31,10 @@ class Mixture(nn.Module):
         )
 
 
-class Mixtures(nn.Module):
-    def __init__(self) -> None:
+class OneBlock(nn.Module):
+    def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList([Mixture()])
+        self.blocks = nn.ModuleList([block])
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden: Tensor = self.blocks[0](inputs)
@@ -42,7 +42,9 @@ class Mixtures(nn.Module):
 
 
 def mixture(skip_layers: list[str]) -> PrunableModel:
-    return prunable("mixture", Mixtures(), None, tiny.first_output_loss, Selection(None, skip_layers))
+    return prunable(
+        "mixture", OneBlock(Mixture()), None, tiny.first_output_loss, Selection(None, skip_layers)
+    )
 
 
 def batch(*signs: float) -> dict[str, Tensor]:
@@ -113,16 +115,7 @@ def test_a_weight_that_is_read_beside_its_call_is_refused(first: str) -> None:
             hidden = nn.functional.linear(hidden, weight=self.linear.weight)
             return hidden if first == "called" else self.linear(hidden)
 
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.blocks = nn.ModuleList([Tied()])
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            hidden: Tensor = self.blocks[0](inputs)
-            return hidden
-
-    model = prunable("tied", Model(), None, tiny.first_output_loss, Selection())
+    model = prunable("tied", OneBlock(Tied()), None, tiny.first_output_loss, Selection())
     with pytest.raises(UserError, match=r"uses the weights of blocks\.0\.linear\.weight outside the call"):
         require_calls(model, [batch(1, 1)])
 
