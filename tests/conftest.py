@@ -5,9 +5,11 @@ threads than they compute.
 """
 
 import gc
+import io
 import logging
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -36,3 +38,16 @@ def restored_logging() -> Iterator[None]:
         # By name, because pytest's own handlers come and go between the phases of a test.
         if type(handler).__name__ == "ConsoleHandler":
             root.removeHandler(handler)
+
+
+@pytest.fixture
+def close_output(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Makes the output one that its reader, such as ``head``, has closed, to the end of the test."""
+
+    def close() -> None:  # in the test, since pytest sets the output itself when a fixture is ready
+        reader, writer = os.pipe()
+        os.close(reader)
+        unbuffered = os.fdopen(writer, "wb", buffering=0)
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(unbuffered, write_through=True))
+
+    return close

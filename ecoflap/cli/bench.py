@@ -26,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         bench(options)
+    except BrokenPipeError:  # the figures are written
+        raise
     except (UserError, OSError) as error:
         return complain(f"nothing measured: {error}")
     return 0

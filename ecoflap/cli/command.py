@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from importlib.metadata import version
 from typing import NamedTuple
 
 from ecoflap.console.arguments import complain
-from ecoflap.console.startup import collect_less_garbage
+from ecoflap.console.startup import collect_less_garbage, discard_output
 from ecoflap.errors import did_you_mean
 
 
@@ -58,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("error: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of the output, such as head, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 1
 
 

@@ -27,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         _push(options)
+    except BrokenPipeError:  # the folder is prepared or uploaded
+        raise
     except (UserError, OSError) as error:
         return complain(str(error))
     return 0

@@ -18,6 +18,7 @@ from ecoflap.cli.arguments import prepared
 from ecoflap.cli.recipe import primary_config
 from ecoflap.cli.wrong import what_is_wrong
 from ecoflap.console.arguments import complain
+from ecoflap.console.startup import discard_output
 from ecoflap.console.wrapping import wrapped
 from ecoflap.errors import NumericalError, SweepFailed, UserError
 from ecoflap.run import config as run_config
@@ -78,6 +79,10 @@ def job(config: DictConfig) -> float | None:
     except KeyboardInterrupt:
         log.error("interrupted: no result was written; %s", invocation.how_to_resume())
         sys.exit(130)
+    except BrokenPipeError:
+        log.error("stopped: the reader of the output has closed it; %s", invocation.how_to_resume())
+        discard_output()
+        sys.exit(1)
     except Exception as error:
         _fail(error)
     if result is None:

@@ -41,6 +41,11 @@ def _leave_garbage() -> None:
         gc.freeze()
 
 
+def discard_output() -> None:
+    """Discard what is printed from now on, and at exit, to an output that its reader has closed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 @cache
 def reuse_freed_memory() -> None:
     """Let glibc give the memory of freed tensors to the next ones; nothing where the user has set malloc up.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from ecoflap.cli import bench as bench_command
 from ecoflap.cli import command
 from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
@@ -98,6 +99,20 @@ def test_language_models_side_by_side(
         )
     ]
     assert any("2:4 ran as dense matrices" in note for note in bench.notes) == (not torch.cuda.is_available())
+
+
+def test_the_figures_are_written_even_if_nobody_reads_the_table(
+    language_runs: tuple[Path, Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    close_output: Callable[[], None],
+) -> None:
+    file = tmp_path / "figures.json"
+    close_output()
+    with pytest.raises(BrokenPipeError):
+        bench_command.main([str(language_runs[0]), "--json", str(file), *QUICK])
+    assert file.exists()
+    assert "nothing measured" not in capsys.readouterr().err
 
 
 def test_the_report_has_a_section(

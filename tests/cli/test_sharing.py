@@ -15,7 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from ecoflap.cli import command
+from ecoflap.cli import command, push
 from ecoflap.cli.plan import named
 from ecoflap.storage.masks import load_masks
 from ecoflap.storage.results import Result, verify
@@ -268,6 +268,19 @@ def test_push_without_uploading_prepares_the_folder(
         file.name for file in (copy / "checkpoint").iterdir()
     }
     assert verify(copy / "checkpoint") == []
+
+
+def test_push_does_not_fail_if_nobody_reads_what_it_did(
+    saved: Path,
+    hub: list[tuple[str, dict[str, Any]]],
+    capsys: pytest.CaptureFixture[str],
+    close_output: Callable[[], None],
+) -> None:
+    close_output()
+    with pytest.raises(BrokenPipeError):
+        push.main([str(saved), "me/tiny"])
+    assert [name for name, _ in hub] == ["create_repo", "upload_folder"]
+    assert "error" not in capsys.readouterr().err
 
 
 def test_push_leaves_out_what_is_not_of_the_saved_model(

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
 from ecoflap.cli import command
+from ecoflap.cli import run as cli_run
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.run import config as run_config
 from ecoflap.run import pipeline
@@ -186,6 +187,18 @@ def test_a_bug_keeps_its_traceback(start: Start, capfd: pytest.CaptureFixture[st
 def test_ctrl_c_is_no_error(start: Start, capfd: pytest.CaptureFixture[str]) -> None:
     assert start({0: KeyboardInterrupt()}) == 130
     assert "interrupted: no result was written" in capfd.readouterr().err
+
+
+def test_a_closed_output_ends_the_run_and_says_how_to_resume(
+    start: Start, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    discarded: list[bool] = []
+    monkeypatch.setattr(cli_run, "discard_output", lambda: discarded.append(True))
+    assert start({0: BrokenPipeError()}) == 1
+    said = capfd.readouterr().err
+    assert "the reader of the output has closed it; to resume, repeat the command" in said
+    assert "Error executing job" not in said
+    assert discarded
 
 
 @pytest.mark.parametrize(

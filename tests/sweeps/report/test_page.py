@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import math
 import re
-import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -218,16 +217,10 @@ def test_runs_that_were_not_evaluated_have_allocations_and_costs(
 
 
 def test_the_page_is_written_even_if_nobody_reads_the_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], close_output: Callable[[], None]
 ) -> None:
-    """The reader of the output, such as ``head``, may have closed it."""
-
-    class Closed(io.StringIO):
-        def write(self, text: str) -> int:
-            raise BrokenPipeError
-
     write_run(tmp_path, "a", 70.0)
-    monkeypatch.setattr(sys, "stdout", Closed())
+    close_output()
     with pytest.raises(BrokenPipeError):
         main([str(tmp_path)])
     assert (tmp_path / "report" / "index.html").exists()
