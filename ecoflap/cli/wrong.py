@@ -139,7 +139,9 @@ def _unknown_choice(override: Override, choices: Choices) -> str | None:
         if (group, asked) == ("allocation", "uniform"):
             return f"{start}the same sparsity everywhere is score=none allocation=water_filling"
         if group == "model" and asked and ("/" in asked or Path(asked).is_dir()):
-            return f"{start}load the path with model=causal_lm model.path={asked}, or model=vlm"
+            path = f"model.path={asked}"
+            path = quoted(path) if re.search(r"[^\w./~-]", asked) else path
+            return f"{start}load the path with model=causal_lm {path}, or model=vlm"
         return start + did_you_mean(asked, options, f"conf/{group} has them")
     return None
 

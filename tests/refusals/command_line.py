@@ -190,6 +190,7 @@ CHOICES: list[Case] = [
         ("model=meta-llama/Llama-3.2-1B",),
         ("no model 'meta-llama/Llama-3.2-1B'", "model=causal_lm model.path=meta-llama/Llama-3.2-1B", "vlm"),
     ),
+    Case(('model="my models/llama"',), ("""model=causal_lm 'model.path="my models/llama"', or""",)),
     Case(("model=",), ("no model ''", "in all", "conf/model")),
     Case(("allocation=uniform",), ("no allocation 'uniform'", "score=none allocation=water_filling")),
     Case(("allocation=waterfilling",), ("no allocation 'waterfilling'", "did you mean water_filling?")),
