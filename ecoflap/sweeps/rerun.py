@@ -45,9 +45,15 @@ def rerun(folder: Path) -> int:
 
 
 def command_of(hydra: DictConfig) -> dict[str, Any]:
-    """What Hydra's own config says of the command line: overrides, folders of configs, where it was typed."""
+    """What Hydra's own config says of the command line: overrides, folders of configs, where it was typed.
+
+    Overrides that refer to other options or the environment, such as ``${seed}``, stay as they were typed.
+    """
+    from omegaconf import OmegaConf
+
+    given: Any = OmegaConf.to_container(hydra.overrides)
     return {
-        "overrides": [str(one) for one in [*hydra.overrides.task, *hydra.overrides.hydra]],
+        "overrides": [str(one) for one in [*given["task"], *given["hydra"]]],
         "config_dirs": [
             str(source.path) for source in hydra.runtime.config_sources if source.provider == "command-line"
         ],

@@ -162,11 +162,12 @@ def _state(run: Path, status: Mapping[str, Any], queued: str, has_result: bool) 
 
 
 def _overrides(run: Path) -> list[str]:
-    """The overrides of a run, as it recorded them."""
+    """The overrides of a run, as they were typed: one may refer to another option, ``${seed}``."""
     from omegaconf import OmegaConf
 
     file = run / HYDRA / "overrides.yaml"
-    return [str(override) for override in OmegaConf.load(file)] if file.is_file() else []
+    recorded: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else []
+    return [str(override) for override in recorded]
 
 
 def _as_in(config: Mapping[str, Any], override: str) -> str:

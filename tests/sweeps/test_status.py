@@ -240,6 +240,26 @@ def test_finished_jobs_are_left_alone_however_they_were_asked_for(
     assert started[0][2:] == ["-m", "seed=0,1", "+hydra.sweep.dirs=x", f"hydra.sweep.dir={tmp_path}"]
 
 
+def test_options_that_refer_to_others_stay_as_they_were_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is around them: the options of a run, its own config and the environment are not."""
+    typed = ["seed=3", "calibration.samples=${batch_size}", "sparsity=${oc.env:ECOFLAP_NOWHERE}"]
+    hydra = {"overrides": {"task": typed, "hydra": ["hydra.run.dir=${oc.env:ECOFLAP_NOWHERE}"]}}
+    kept = {"hydra": {**hydra, "runtime": {"cwd": str(tmp_path), "config_sources": []}}}
+    write(tmp_path, state="failed", reason="no such file")
+    (tmp_path / ".hydra").mkdir()
+    OmegaConf.save(OmegaConf.create(typed), tmp_path / ".hydra" / "overrides.yaml")
+    OmegaConf.save(kept, tmp_path / ".hydra" / "hydra.yaml")
+    assert status.read(tmp_path)[0].overrides == typed
+    started: list[list[str]] = []
+    monkeypatch.setattr(
+        rerun.subprocess, "run", lambda command, **_: started.append(command) or Namespace(returncode=0)
+    )
+    assert rerun.rerun(tmp_path) == 0
+    assert started[0][2:] == [*typed, f"hydra.run.dir={tmp_path}"]
+
+
 def test_without_slurm_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.devnull)
     assert slurm_states(["1", "2"]) == {}
