@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra.core.utils import filter_overrides
 from hydra.types import HydraContext
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import LEASE
@@ -18,6 +18,8 @@ from ecoflap.sweeps.check import check_jobs
 from ecoflap.sweeps.jobs import Job, finished_values
 from ecoflap.sweeps.submitted import ALIVE, slurm_states, submitted_jobs
 
+NUMBER = "${hydra.job.num}"
+"""The name of a job's folder in that of its sweep."""
 REST = "wait for it, or choose another hydra.sweep.dir"
 
 
@@ -31,14 +33,30 @@ def admitted(
         {number of a job: its headline metric; None if it has to run}.
 
     Raises:
-        UserError: if the folder or the place of a job is taken, or a job can't run.
+        UserError: if the folder or the place of a job is taken, a job can't run, or jobs have other folders
+            than their numbers.
     """
+    _require_numbers(config)
     with claimed(folder):
         values = finished_values(context, config, jobs, folder)
         todo = [job for job in jobs if values[job.number] is None]
         check_jobs(context, config, todo)
         require_free_places(folder, todo)
         yield values
+
+
+def _require_numbers(config: DictConfig) -> None:
+    """Refuse names of jobs' folders that are not their numbers, by which all that reads a sweep finds them.
+
+    Raises:
+        UserError: if they have other names.
+    """
+    sweep: Any = OmegaConf.to_container(config.hydra.sweep)
+    if (subdir := sweep["subdir"]) != NUMBER:
+        raise UserError(
+            f"hydra.sweep.subdir={subdir}: the folder of a job has its number as its name, by which ecoflap"
+            " status and report find it; leave this out, as they show the options of each job"
+        )
 
 
 @contextmanager

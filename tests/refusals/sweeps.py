@@ -22,6 +22,14 @@ CASES: list[Case] = [
     ),
     Case((*SHORT, "sparsity=0.5,1.2", "cluster=local"), ("job 1 (sparsity=1.2): sparsity=1.2 is outside",)),
     Case((*SHORT, "sparsity=1.2"), ("job 0", "sparsity=1.2 is outside")),
+    Case(
+        (*SHORT, "sparsity=0.5,0.6", "hydra.sweep.subdir=${hydra.job.override_dirname}"),
+        ("hydra.sweep.subdir=${hydra.job.override_dirname}", "its number", "leave this out"),
+    ),
+    Case(
+        (*SHORT, "sparsity=0.5,0.6", "hydra.sweep.subdir=${sparsity}", "cluster=local"),
+        ("hydra.sweep.subdir=${sparsity}", "its number", "leave this out"),
+    ),
     Case((*SHORT, "sparsity=0.5,1.2,2"), ("2 of 3 jobs can't run",)),
     Case((*SHORT, "towers=[vision],[sight]"), ("job 1 (towers=[sight])", "sight", "vision")),
     Case((*SHORT, "batch_size=16,0"), ("job 1 (batch_size=0): batch_size=0",)),
