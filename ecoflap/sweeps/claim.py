@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ecoflap.storage.file_names import LEASE
 from ecoflap.storage.lease import held, is_held
 from ecoflap.sweeps.check import check_jobs
 from ecoflap.sweeps.jobs import Job, finished_values
+from ecoflap.sweeps.rerun import command_of, recorded_command
 from ecoflap.sweeps.submitted import ALIVE, slurm_states, submitted_jobs
 
 NUMBER = "${hydra.job.num}"
@@ -93,6 +94,21 @@ def require_free_places(folder: Path, jobs: Sequence[Job]) -> None:
         if slurm.get(str(job.get("id"))) in ALIVE or is_held(_lease(folder, job)):
             what = f"job {job['number']} ({' '.join(filter_overrides(job['overrides']))})"
             raise UserError(f"{folder}: {what} has other options and is queued or active there; {REST}")
+
+
+def command_to_record(hydra: DictConfig, folder: Path, jobs: Sequence[Job]) -> Mapping[str, Any]:
+    """The command that ``--rerun-failed`` starts again in the folder of a sweep.
+
+    It is that of the sweep, or an earlier one whose jobs these are only some of: it starts the others too.
+
+    Args:
+        hydra: Hydra's own config of the sweep.
+        folder: the folder of the sweep.
+        jobs: all jobs of the sweep, also those that have finished before.
+    """
+    known = {job["number"]: _options(job["overrides"]) for job in submitted_jobs(folder)}
+    is_part = len(jobs) < len(known) and all(known.get(job.number) == _options(job.overrides) for job in jobs)
+    return (recorded_command(folder) if is_part else None) or command_of(hydra)
 
 
 def _lease(folder: Path, job: dict[str, Any]) -> Path:

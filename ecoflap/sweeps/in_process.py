@@ -8,9 +8,8 @@ from pathlib import Path
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn
 
-from ecoflap.sweeps.claim import admitted
+from ecoflap.sweeps.claim import admitted, command_to_record
 from ecoflap.sweeps.jobs import numbered, raise_failures
-from ecoflap.sweeps.rerun import command_of
 from ecoflap.sweeps.submitted import record_jobs
 
 
@@ -23,7 +22,8 @@ class InProcessLauncher(BasicLauncher):
         assert self.config is not None
         jobs, folder = numbered(job_overrides, initial_job_idx), Path(str(self.config.hydra.sweep.dir))
         with admitted(self.hydra_context, self.config, jobs, folder):
-            record_jobs(folder, "none", [(job, None) for job in jobs], command_of(self.config.hydra))
+            command = command_to_record(self.config.hydra, folder, jobs)
+            record_jobs(folder, "none", [(job, None) for job in jobs], command)
             returns = super().launch(job_overrides, initial_job_idx)
         raise_failures(self.config, jobs, returns)
         return returns

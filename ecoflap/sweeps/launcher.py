@@ -25,7 +25,7 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmitit
 from ecoflap.console.startup import collect_less_garbage
 from ecoflap.run.import_path import beside, config_folders
 from ecoflap.storage.installation import checkout, conf_folder
-from ecoflap.sweeps.claim import admitted
+from ecoflap.sweeps.claim import admitted, command_to_record
 from ecoflap.sweeps.ended import completed
 from ecoflap.sweeps.jobs import Job, numbered, raise_failures
 
@@ -65,14 +65,20 @@ class SubmititLauncher(BaseSubmititLauncher):  # type: ignore[misc]
             todo = [job for job in jobs if values[job.number] is None]
             if len(todo) < len(jobs):
                 log.info("%d of %d jobs have finished before", len(jobs) - len(todo), len(jobs))
-            ended = self.submit(todo, folder) if todo else {}
+            command = command_to_record(self.config.hydra, folder, jobs)
+            ended = self.submit(todo, folder, command) if todo else {}
         returns = [ended.get(job.number) or completed(values[job.number]) for job in jobs]
         raise_failures(self.config, jobs, returns)
         return returns
 
     @abstractmethod
-    def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
+    def submit(self, jobs: Sequence[Job], folder: Path, command: Mapping[str, Any]) -> dict[int, JobReturn]:
         """Submit the jobs; returns {number: how the job ended}.
+
+        Args:
+            jobs: those of the sweep that have not finished before.
+            folder: the folder of the sweep.
+            command: what ``jobs.json`` says the sweep was started with.
 
         Raises:
             UserError: if this machine can't submit them.

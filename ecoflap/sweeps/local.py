@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from hydra.core.utils import JobReturn, filter_overrides
 from typing_extensions import override
@@ -15,7 +16,6 @@ from ecoflap.errors import require_positive
 from ecoflap.sweeps.ended import Submitted, collect
 from ecoflap.sweeps.jobs import Job
 from ecoflap.sweeps.launcher import SubmititLauncher
-from ecoflap.sweeps.rerun import command_of
 from ecoflap.sweeps.submitted import record_jobs
 
 log = logging.getLogger(__name__)
@@ -27,12 +27,11 @@ class LocalLauncher(SubmititLauncher):
     _EXECUTOR = "local"
 
     @override
-    def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
+    def submit(self, jobs: Sequence[Job], folder: Path, command: Mapping[str, Any]) -> dict[int, JobReturn]:
         """Run the jobs, ``parallel`` at a time; Ctrl-C ends the running ones."""
         require_positive("hydra.launcher", SimpleNamespace(**self.params), "parallel")
         executor, submitted = self.executor(folder), list[Submitted]()
         waiting = list(zip(jobs, self.packed(jobs, folder), strict=True))
-        command = command_of(self.config.hydra)
         record_jobs(folder, self._EXECUTOR, [(job, None) for job in jobs], command)
         try:
             while waiting or not all(one.handle.done() for one in submitted):

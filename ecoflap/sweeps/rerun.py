@@ -62,6 +62,12 @@ def command_of(hydra: DictConfig) -> dict[str, Any]:
     }
 
 
+def recorded_command(folder: Path) -> dict[str, Any] | None:
+    """The command of the sweep in a folder, as ``command_of`` says it; None if none is recorded."""
+    command: dict[str, Any] | None = (read_json(folder / JOBS) or {}).get("command")
+    return command
+
+
 def _recorded(folder: Path, is_sweep: bool) -> dict[str, Any]:
     """The command that started a sweep or a run, as ``command_of`` says it.
 
@@ -73,7 +79,7 @@ def _recorded(folder: Path, is_sweep: bool) -> dict[str, Any]:
     parent = folder.resolve().parent
     if not is_sweep and (parent / JOBS).is_file():
         raise UserError(f"{folder} is one run of a sweep; give {parent}, where finished runs are left alone")
-    recorded: dict[str, Any] | None = (read_json(folder / JOBS) or {}).get("command")
+    recorded = recorded_command(folder)
     if not is_sweep and (folder / RUN).is_file():
         recorded = command_of(OmegaConf.load(folder / RUN).hydra)
     if recorded is None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.utils import JobReturn
 from typing_extensions import override
@@ -14,7 +15,6 @@ from ecoflap.errors import UserError
 from ecoflap.sweeps.ended import Submitted, collect, completed
 from ecoflap.sweeps.jobs import Job
 from ecoflap.sweeps.launcher import SubmititLauncher
-from ecoflap.sweeps.rerun import command_of
 from ecoflap.sweeps.scoring import scoring_jobs
 from ecoflap.sweeps.submitted import record_jobs
 
@@ -27,7 +27,7 @@ class SlurmLauncher(SubmititLauncher):
     _EXECUTOR = "slurm"
 
     @override
-    def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
+    def submit(self, jobs: Sequence[Job], folder: Path, command: Mapping[str, Any]) -> dict[int, JobReturn]:
         """Queue the array; with ``scores_first``, after an array of jobs that compute the scores."""
         if shutil.which("srun") is None:
             raise UserError(
@@ -44,7 +44,7 @@ class SlurmLauncher(SubmititLauncher):
             dependency = ",".join(filter(None, [dependency, f"afterany:{array}"]))
         submitted = self._queue(jobs, folder, dependency)
         ids = [(one.job, one.handle.job_id) for one in submitted]
-        record_jobs(folder, self._EXECUTOR, ids, command_of(self.config.hydra))
+        record_jobs(folder, self._EXECUTOR, ids, command)
         log.info("%d jobs queued; ecoflap status %s", len(submitted), folder)
         if not self.params["wait"]:
             return {one.job.number: completed(None) for one in submitted}

@@ -30,13 +30,20 @@ def record_jobs(
 ) -> None:
     """Write ``jobs.json`` for ``ecoflap status``; jobs of an earlier submission stay in it.
 
+    Those of another command that were neither queued nor started don't, as nothing would start them.
+
     Args:
         folder: the folder of the sweep.
         launcher: the name of the launcher.
         ids: (job, its id in the queue; None without a queue).
-        command: what the sweep was started with, from ``command_of``.
+        command: what the sweep was started with, from ``command_to_record``.
     """
-    known = {job["number"]: job for job in submitted_jobs(folder)}
+    recorded = read_json(folder / JOBS) or {}
+    known = {job["number"]: job for job in recorded.get("jobs", [])}
+    if recorded.get("command") != command:
+        known = {
+            number: job for number, job in known.items() if job.get("id") or (folder / str(number)).exists()
+        }
     known |= {job.number: {"number": job.number, "overrides": job.overrides, "id": id} for job, id in ids}
     jobs = [known[number] for number in sorted(known)]
     write_json(folder / JOBS, {"launcher": launcher, "command": command, "jobs": jobs})

@@ -102,7 +102,7 @@ def test_no_job_is_started_when_one_is_impossible(text_run: list[str], tmp_path:
     assert not (folder / ".submitit").exists()
 
 
-def test_a_refused_sweep_is_not_what_is_started_again(
+def test_a_refused_sweep_or_a_part_is_not_what_is_started_again(
     text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But the one whose jobs are in the folder."""
@@ -112,6 +112,7 @@ def test_a_refused_sweep_is_not_what_is_started_again(
     assert done.returncode == 0, done.stderr
     (folder / "1" / "result.json").unlink()
     assert forked.main([*given, "sparsity=1.5,0.5"], tmp_path).returncode == 2
+    assert forked.main([*given, "sparsity=0.5"], tmp_path).returncode == 0
     monkeypatch.setattr(
         rerun.subprocess, "run", lambda command, **_: started.append(command) or Namespace(returncode=0)
     )
