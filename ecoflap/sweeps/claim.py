@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from ecoflap.sweeps.check import check_jobs
 from ecoflap.sweeps.jobs import Job, finished_values
 from ecoflap.sweeps.rerun import command_of, recorded_command
 from ecoflap.sweeps.submitted import ALIVE, slurm_states, submitted_jobs
+
+log = logging.getLogger(__name__)
 
 NUMBER = "${hydra.job.num}"
 """The name of a job's folder in that of its sweep."""
@@ -41,8 +44,10 @@ def admitted(
     with claimed(folder):
         values = finished_values(context, config, jobs, folder)
         todo = [job for job in jobs if values[job.number] is None]
-        check_jobs(context, config, todo)
+        unused = check_jobs(context, config, todo)
         require_free_places(folder, todo)
+        for sentence in unused if len(todo) == len(jobs) else ():  # others may have used it
+            log.warning("%s", sentence)
         yield values
 
 

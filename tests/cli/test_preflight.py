@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from ecoflap.cli.arguments import parsed
+from ecoflap.cli.plan_sweep import jobs_of
 from ecoflap.console.tracking import Wandb
 from ecoflap.data.text.calibration import TokenFile
 from ecoflap.errors import UserError
 from ecoflap.models.families.language.causal_lm import CausalLM
 from ecoflap.run import pipeline
-from ecoflap.run.config import STEPS
+from ecoflap.run.config import STEPS, register
 from ecoflap.run.plan import Preflight, make_plan, unused
 from ecoflap.storage.results import Result
+from ecoflap.sweeps.check import check_jobs
 from tests.cli.conftest import composed, composed_as_given
 
 
@@ -86,6 +89,15 @@ def test_the_choice_of_auto_is_no_option_that_changes_nothing(
     again = ["score=auto", "allocation=auto", "propagate=auto"]
     plan = make_plan(composed_as_given([*text_run, f"pruner={pruner}", *again]), tmp_path)
     assert unused(plan, again) == []
+
+
+def test_an_option_of_a_sweep_is_unused_if_all_jobs_that_have_it_leave_it(text_run: list[str]) -> None:
+    axes = ["pruner=wanda,magnitude", "batch_size=4", "pruner.swaps=7,9", "score=zeroth_order"]
+    register()
+    found = check_jobs(*jobs_of(parsed(["-m", *text_run, *axes])))
+    assert found == [
+        f"pruner.swaps={count} changes nothing: pruner.refine=none swaps no weights" for count in (7, 9)
+    ]
 
 
 def test_a_record_says_that_no_step_looked_at_the_samples(

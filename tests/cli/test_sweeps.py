@@ -66,8 +66,10 @@ def test_one_load_for_many_runs_gives_the_results_of_separate_processes(
 
 
 def test_a_sweep_says_which_job_it_is_at_and_tables_once(text_run: list[str], tmp_path: Path) -> None:
-    done = sweep("-m", *text_run, "sparsity=0.4,0.5,0.6", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    given = ["sparsity=0.4,0.5,0.6", "finetune.epochs=3", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    done = sweep("-m", *text_run, *given)
     assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).count("finetune.epochs=3 changes nothing: steps=") == 1
     for number, sparsity in enumerate((0.4, 0.5, 0.6)):
         assert re.search(rf"job {number} of 0-2: .*sparsity={sparsity}", done.stderr)
         assert Result.read(tmp_path / "sweep" / str(number) / "result.json").config["sparsity"] == sparsity
