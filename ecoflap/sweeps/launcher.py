@@ -36,6 +36,11 @@ RETRIES = ("max_num_timeout",)  # options that submitit takes when an executor i
 COMMON = {field.name for field in fields(BaseQueueConf)}
 
 
+def logs_in(folder: Path) -> Path:
+    """Where submitit keeps the logs and pickles of a job of the sweep in a folder; ``%j`` is its id."""
+    return folder / ".submitit" / "%j"
+
+
 class SubmititLauncher(BaseSubmititLauncher):  # type: ignore[misc]
     """Submits the jobs of a sweep.
 
@@ -92,8 +97,7 @@ class SubmititLauncher(BaseSubmititLauncher):  # type: ignore[misc]
             return f"{self._EXECUTOR}_{name}"
 
         retries = {with_prefix(name): self.params[name] for name in RETRIES if name in self.params}
-        logs = folder / ".submitit" / "%j"
-        executor = submitit.AutoExecutor(folder=logs, cluster=self._EXECUTOR, **retries)
+        executor = submitit.AutoExecutor(folder=logs_in(folder), cluster=self._EXECUTOR, **retries)
         options = {
             name if name in COMMON else with_prefix(name): value
             for name, value in {**self.params, **more}.items()

@@ -14,11 +14,29 @@ from typing_extensions import override
 from ecoflap.errors import UserError
 from ecoflap.sweeps.ended import Submitted, collect, completed
 from ecoflap.sweeps.jobs import Job
-from ecoflap.sweeps.launcher import SubmititLauncher
+from ecoflap.sweeps.launcher import SubmititLauncher, logs_in
 from ecoflap.sweeps.scoring import scoring_jobs
-from ecoflap.sweeps.submitted import record_jobs
+from ecoflap.sweeps.submitted import ALIVE, record_jobs, slurm_states, submitted_jobs
 
 log = logging.getLogger(__name__)
+
+
+def alive_jobs(jobs: Sequence[Job], folder: Path) -> list[Submitted]:
+    """The jobs of the sweep in a folder that an earlier submission has in Slurm, queued or running.
+
+    Args:
+        jobs: jobs of the sweep, of which none is there with other options.
+        folder: the folder of the sweep.
+    """
+    import submitit
+
+    ids = {job["number"]: str(job["id"]) for job in submitted_jobs(folder) if job.get("id")}
+    ids = {job.number: ids[job.number] for job in jobs if job.number in ids}
+    states = slurm_states(list(ids.values()))
+    alive = [job for job in jobs if states.get(ids.get(job.number, "")) in ALIVE]
+    return [
+        Submitted(job, submitit.SlurmJob(folder=logs_in(folder), job_id=ids[job.number])) for job in alive
+    ]
 
 
 class SlurmLauncher(SubmititLauncher):
@@ -28,12 +46,27 @@ class SlurmLauncher(SubmititLauncher):
 
     @override
     def submit(self, jobs: Sequence[Job], folder: Path, command: Mapping[str, Any]) -> dict[int, JobReturn]:
-        """Queue the array; with ``scores_first``, after an array of jobs that compute the scores."""
+        """Queue the array; with ``scores_first``, after an array of jobs that compute the scores.
+
+        Jobs that an earlier submission has in Slurm are waited for, and not queued a second time.
+        """
         if shutil.which("srun") is None:
             raise UserError(
                 "cluster=slurm: there is no Slurm on this machine (no srun); submit from a login node, or use"
                 " cluster=local or none"
             )
+        earlier = alive_jobs(jobs, folder)
+        if earlier:
+            known = {one.job.number for one in earlier}
+            jobs = [job for job in jobs if job.number not in known]
+            log.info("%d jobs are in Slurm already, such as %s", len(earlier), earlier[0].handle.job_id)
+        submitted = [*earlier, *(self._queue_all(jobs, folder, command) if jobs else ())]
+        if not self.params["wait"]:
+            return {one.job.number: completed(None) for one in submitted}
+        return collect(submitted, folder)
+
+    def _queue_all(self, jobs: Sequence[Job], folder: Path, command: Mapping[str, Any]) -> list[Submitted]:
+        """Queue the jobs, after those that compute their scores if that is asked for, and record them."""
         dependency = self.params["dependency"]
         first = self.params["scores_first"]
         if first and (scoring := scoring_jobs(self.hydra_context, self.config, jobs)):
@@ -46,9 +79,7 @@ class SlurmLauncher(SubmititLauncher):
         ids = [(one.job, one.handle.job_id) for one in submitted]
         record_jobs(folder, self._EXECUTOR, ids, command)
         log.info("%d jobs queued; ecoflap status %s", len(submitted), folder)
-        if not self.params["wait"]:
-            return {one.job.number: completed(None) for one in submitted}
-        return collect(submitted, folder)
+        return submitted
 
     def _queue(self, jobs: Sequence[Job], folder: Path, dependency: str | None) -> list[Submitted]:
         extra = dict(self.params.get("additional_parameters") or {})

@@ -104,6 +104,26 @@ def test_scores_first(sweep: Sweep, tmp_path: Path) -> None:
     assert text.count("scores: read from the store") == 2
 
 
+def test_a_sweep_that_goes_on_queues_only_what_is_not_there(
+    slurm: Cluster, sweep: Sweep, tmp_path: Path
+) -> None:
+    """The jobs of the first are held in the queue until the second, with one job more, waits for them."""
+    folder, hold = tmp_path / "sweep", "+hydra.launcher.additional_parameters.hold=true"
+    first = sweep("score=none", "sparsity=0.4,0.5", "hydra.launcher.wait=false", hold)
+    printed = ended(first)
+    assert first.returncode == 0, printed
+    held = [job["id"] for job in read_json(folder / "jobs.json")["jobs"]]
+    second = sweep("score=none", "sparsity=0.4,0.5,0.6")
+    wait_for("the third job", lambda: len(read_json(folder / "jobs.json")["jobs"]) == 3, 300)
+    slurm.run("scontrol", "release", held[0].split("_")[0])
+    printed = ended(second)
+    assert second.returncode == 0, printed
+    assert f"2 jobs are in Slurm already, such as {held[0]}" in printed
+    assert sorted(results(folder)) == [0, 1, 2], printed
+    assert [job["id"] for job in read_json(folder / "jobs.json")["jobs"]][:2] == held
+    assert states(slurm, folder) == ["COMPLETED"] * 3
+
+
 def test_one_job_of_a_sweep_fails(
     slurm: Cluster, sweep: Sweep, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,62 @@
+"""The launcher of Slurm, with a queue that is imagined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import submitit
+
+from ecoflap.storage.files import write_json
+from ecoflap.sweeps import slurm
+from ecoflap.sweeps.ended import Submitted, completed
+from ecoflap.sweeps.jobs import Job
+from ecoflap.sweeps.launcher_options import SlurmOptions
+from ecoflap.sweeps.submitted import submitted_jobs
+
+COMMAND: dict[str, Any] = {"overrides": ["seed=0,1,2"]}
+
+
+@pytest.mark.parametrize(
+    ("states", "queued"),
+    [
+        ({"7_0": "RUNNING", "7_1": "PENDING"}, [2]),
+        ({"7_0": "COMPLETED", "7_1": "REQUEUED"}, [0, 2]),
+        ({"7_0": "CANCELLED by 0", "7_1": "TIMEOUT"}, [0, 1, 2]),
+        ({"7_0": "RUNNING", "7_1": "PENDING", "7_2": "PENDING"}, []),
+    ],
+)
+@pytest.mark.parametrize("wait", [True, False])
+def test_jobs_in_the_queue_are_not_queued_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: dict[str, str], queued: list[int], wait: bool
+) -> None:
+    jobs = [Job(number, [f"seed={number}"]) for number in range(3)]
+    listed = [job._asdict() | {"id": f"7_{job.number}"} for job in jobs if f"7_{job.number}" in states]
+    write_json(tmp_path / "jobs.json", {"launcher": "slurm", "command": COMMAND, "jobs": listed})
+    asked: list[int] = []
+    waited_for: list[str] = []
+
+    def job_of(folder: Path, job_id: str) -> SimpleNamespace:
+        assert folder == tmp_path / ".submitit" / "%j"
+        return SimpleNamespace(job_id=job_id, results=lambda: waited_for.append(job_id) or [completed(1.0)])
+
+    def queue(self: Any, jobs: Sequence[Job], folder: Path, dependency: str | None) -> list[Submitted]:
+        asked.extend(job.number for job in jobs)
+        return [Submitted(job, job_of(folder / ".submitit" / "%j", f"8_{job.number}")) for job in jobs]
+
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: name)
+    monkeypatch.setattr(slurm, "slurm_states", lambda ids: {id: states[id] for id in ids})
+    monkeypatch.setattr(slurm.SlurmLauncher, "_queue", queue)
+    monkeypatch.setattr(submitit, "SlurmJob", job_of)
+    options = {entry.name: getattr(SlurmOptions(), entry.name) for entry in fields(SlurmOptions)}
+    launcher = slurm.SlurmLauncher(**{**options, "wait": wait})
+    ended = launcher.submit(jobs, tmp_path, COMMAND)
+    assert asked == queued
+    assert sorted(ended) == [0, 1, 2]
+    ids = [f"{8 if number in queued else 7}_{number}" for number in range(3)]
+    assert [job["id"] for job in submitted_jobs(tmp_path)] == ids
+    assert sorted(waited_for) == (sorted(ids) if wait else [])
