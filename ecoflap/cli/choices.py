@@ -119,6 +119,17 @@ class Choices:
                 found |= self._keys(default.path[1:] if default.path.startswith("/") else beside)
         return found
 
+    def takes_any_name(self, node: Any, key: str) -> bool:
+        """Whether the node of a key maps names of the user's own to values, as ``model.chat`` does.
+
+        The nodes of parts, and those that hold parts, don't.
+        """
+        if not OmegaConf.is_dict(node) or OmegaConf.get_type(node) is not dict:
+            return False
+        inside: Any = OmegaConf.to_container(node)
+        is_part = not key or key.replace(".", "/") in self.groups or "_target_" in inside
+        return not is_part and not any(isinstance(value, dict) for value in inside.values())
+
     def compose(self, overrides: list[str]) -> DictConfig:
         """Compose the config of a command line, which may contain sweeps."""
         return self.loader.load_configuration(

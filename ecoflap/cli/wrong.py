@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -197,6 +198,8 @@ def _wrong_value(override: Override, base: DictConfig, choices: Choices) -> str 
         except (HydraException, OmegaConfBaseException) as error:
             if (kind := _kind(key)) is not None:
                 return wrong_type(key, value, kind, _example(base, key))
+            if isinstance(value, dict) and choices.takes_any_name(inside, key):
+                return f"{line}: {key} has not all of these names yet; add a plus: {shlex.quote(f'+{line}')}"
             return f"{line}: {str(error.__cause__ or error).splitlines()[0]}"
     return None
 
@@ -224,6 +227,8 @@ def _no_such_key(line: str, key: str, parent: str, name: str, node: Any, choices
     if key.startswith("cluster."):
         launcher = f"hydra.launcher.{key.partition('.')[2]}"
         return f"{line}: cluster has no options of its own; the launcher's are {launcher}"
+    if choices.takes_any_name(node, parent):
+        return f"{line}: {parent} has no {name!r} yet; add it with a plus: +{line.lstrip('~')}"
     if not known and OmegaConf.is_dict(node):
         return f"{line}: {parent} as it is chosen has no options; choose another: {parent}=OPTION"
     if not known:

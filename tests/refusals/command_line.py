@@ -137,6 +137,18 @@ KEYS: list[Case] = [
     Case(("tracking.mode=online",), ("tracking.mode=online", "has no options", "tracking=OPTION")),
     Case(("runtime.ofload=disk",), ("no option 'ofload'", "did you mean offload?")),
     Case(("runtime=disk",), ("runtime is a group of options", "runtime.offload")),
+    Case(
+        ("model=vlm", "model.path=x", "model.chat.enable_thinking=false"),
+        ("model.chat has no 'enable_thinking' yet", "a plus: +model.chat.enable_thinking=false"),
+    ),
+    Case(
+        ("model=vlm", "model.path=x", "model.chat={enable_thinking: false}"),
+        ("model.chat has not all of these names", "a plus: '+model.chat={enable_thinking: false}'"),
+    ),
+    Case(
+        ("-m", "cluster=slurm", "hydra.launcher.additional_parameters.nice=1"),
+        ("additional_parameters has no 'nice' yet", "+hydra.launcher.additional_parameters.nice=1"),
+    ),
     Case(("cluster.partition=x",), ("cluster has no options of its own", "hydra.launcher.partition")),
     Case(("hydra.run.dri=x",), ("no option 'dri'", "did you mean dir?")),
     Case(("hydra.nothing=1",), ("no option 'nothing'", "--package hydra")),
