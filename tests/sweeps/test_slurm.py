@@ -21,6 +21,12 @@ from ecoflap.sweeps.submitted import submitted_jobs
 COMMAND: dict[str, Any] = {"overrides": ["seed=0,1,2"]}
 
 
+def launcher_with(**options: bool) -> slurm.SlurmLauncher:
+    """The launcher with its defaults but for these options."""
+    defaults = {entry.name: getattr(SlurmOptions(), entry.name) for entry in fields(SlurmOptions)}
+    return slurm.SlurmLauncher(**{**defaults, **options})
+
+
 @pytest.mark.parametrize(
     ("states", "queued"),
     [
@@ -52,11 +58,30 @@ def test_jobs_in_the_queue_are_not_queued_again(
     monkeypatch.setattr(slurm, "slurm_states", lambda ids: {id: states[id] for id in ids})
     monkeypatch.setattr(slurm.SlurmLauncher, "_queue", queue)
     monkeypatch.setattr(submitit, "SlurmJob", job_of)
-    options = {entry.name: getattr(SlurmOptions(), entry.name) for entry in fields(SlurmOptions)}
-    launcher = slurm.SlurmLauncher(**{**options, "wait": wait})
-    ended = launcher.submit(jobs, tmp_path, COMMAND)
+    ended = launcher_with(wait=wait).submit(jobs, tmp_path, COMMAND)
     assert asked == queued
     assert sorted(ended) == [0, 1, 2]
     ids = [f"{8 if number in queued else 7}_{number}" for number in range(3)]
     assert [job["id"] for job in submitted_jobs(tmp_path)] == ids
     assert sorted(waited_for) == (sorted(ids) if wait else [])
+
+
+def test_scores_are_computed_for_the_jobs_that_are_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [Job(number, [f"seed={number}"]) for number in range(2)]
+    write_json(tmp_path / "jobs.json", {"jobs": [{"number": 0, "overrides": ["seed=0"], "id": "7_0"}]})
+    asked: list[tuple[list[int], str | None]] = []
+
+    def queue(self: Any, jobs: Sequence[Job], folder: Path, dependency: str | None) -> list[Submitted]:
+        asked.append(([job.number for job in jobs], dependency))
+        return [Submitted(job, SimpleNamespace(job_id=f"{len(asked)}_0")) for job in jobs]
+
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: name)
+    monkeypatch.setattr(slurm, "slurm_states", lambda ids: dict.fromkeys(ids, "RUNNING"))
+    monkeypatch.setattr(slurm.SlurmLauncher, "_queue", queue)
+    monkeypatch.setattr(slurm, "scoring_jobs", lambda context, config, jobs: [Job(-1, jobs[0].overrides)])
+    launcher = launcher_with(wait=False, scores_first=True)
+    launcher.setup(hydra_context=None, task_function=None, config=None)
+    assert sorted(launcher.submit(jobs, tmp_path, COMMAND)) == [0, 1]
+    assert asked == [([-1], None), ([1], "afterany:1")]
