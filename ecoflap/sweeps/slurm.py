@@ -63,7 +63,14 @@ class SlurmLauncher(SubmititLauncher):
         submitted = [*earlier, *(self._queue_all(jobs, folder, command) if jobs else ())]
         if not self.params["wait"]:
             return {one.job.number: completed(None) for one in submitted}
-        return collect(submitted, folder)
+        try:
+            return collect(submitted, folder)
+        except KeyboardInterrupt:
+            arrays = " ".join(dict.fromkeys(one.handle.job_id.partition("_")[0] for one in submitted))
+            log.warning(
+                "the jobs stay in Slurm; ecoflap status %s shows them, scancel %s ends them", folder, arrays
+            )
+            raise
 
     def _queue_all(self, jobs: Sequence[Job], folder: Path, command: Mapping[str, Any]) -> list[Submitted]:
         """Queue the jobs, after those that compute their scores if that is asked for, and record them."""

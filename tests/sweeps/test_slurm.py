@@ -85,3 +85,21 @@ def test_scores_are_computed_for_the_jobs_that_are_queued(
     launcher.setup(hydra_context=None, task_function=None, config=None)
     assert sorted(launcher.submit(jobs, tmp_path, COMMAND)) == [0, 1]
     assert asked == [([-1], None), ([1], "afterany:1")]
+
+
+def test_jobs_stay_in_the_queue_when_the_wait_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    def queue_all(self: Any, jobs: Sequence[Job], folder: Path, command: Any) -> list[Submitted]:
+        return [
+            Submitted(job, SimpleNamespace(job_id=f"8_{job.number}", results=interrupted)) for job in jobs
+        ]
+
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: name)
+    monkeypatch.setattr(slurm.SlurmLauncher, "_queue_all", queue_all)
+    with pytest.raises(KeyboardInterrupt):
+        launcher_with(wait=True).submit([Job(number, []) for number in range(2)], tmp_path, COMMAND)
+    assert f"the jobs stay in Slurm; ecoflap status {tmp_path} shows them, scancel 8 ends them" in caplog.text
