@@ -176,6 +176,7 @@ def test_secrets_are_redacted_and_nothing_else(tmp_path: Path) -> None:
                 "wandb_api_key": "x",
                 "password": 1234,
                 "client_secret": ["x"],
+                "read_token": ["x"],
             }
         ],
         "calibration": {
@@ -185,6 +186,8 @@ def test_secrets_are_redacted_and_nothing_else(tmp_path: Path) -> None:
             "password": "",
             "use_token": True,
             "encoder_token": 30523,
+            "image_token": "<|image|>",
+            "mask_token": "[MASK]",
             "tokens": "x",
             "monkey": "x",
         },
@@ -202,6 +205,14 @@ def test_a_result_whose_secrets_are_redacted_is_known_again(tmp_path: Path) -> N
     assert finished(tmp_path, config) is not None
     with pytest.raises(UserError, match=r"\(sparsity: 0\.5 -> 0\.6\)"):
         finished(tmp_path, {**config, "sparsity": 0.6})
+
+
+def test_a_token_of_a_vocabulary_makes_another_run(tmp_path: Path) -> None:
+    config = {"model": {"image_token": "<image>"}}
+    make_result(config=config).write(tmp_path / "result.json")
+    assert finished(tmp_path, config) is not None
+    with pytest.raises(UserError, match=r"model\.image_token: <image> -> <img>"):
+        finished(tmp_path, {"model": {"image_token": "<img>"}})
 
 
 def test_environment_names_versions_and_only_the_projects_own_commit(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ REDACTED = "<redacted>"
 
 # ``key`` alone is not a secret: configs name tensors with it.
 _SECRET = re.compile(r".*token|(.*[_-])?(api[_-]?key|password|secret)", re.IGNORECASE)
+_OF_VOCABULARY = re.compile(r"<.+>|\[.+\]")
 
 
 def environment() -> dict[str, Any]:
@@ -100,10 +101,14 @@ def redact(config: Any) -> Any:
 
 
 def _is_secret(name: object, value: Any) -> bool:
-    """Whether a config entry holds a secret; an integer called a token is an id in a vocabulary."""
+    """Whether a config entry holds a secret.
+
+    An integer that is called a token is an id in a vocabulary, and ``<s>`` or ``[MASK]`` an entry of one.
+    """
     if value in (None, "") or isinstance(value, bool):
         return False
-    if isinstance(value, int) and str(name).lower().endswith("token"):
+    of_vocabulary = isinstance(value, int) or (isinstance(value, str) and _OF_VOCABULARY.fullmatch(value))
+    if of_vocabulary and str(name).lower().endswith("token"):
         return False
     return _SECRET.fullmatch(str(name)) is not None
 
