@@ -38,7 +38,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def forget() -> None:
     """What a new process knows."""
-    for function in (code._read, code._spec, code._is_own):
+    for function in (code._read, code._spec, code._is_own, code._version, code._distributions):
         function.cache_clear()
 
 
@@ -91,6 +91,27 @@ def test_libraries_count_by_their_version_wherever_they_are(
     before = hashed("mine.scorer")
     (lent / "library" / "__init__.py").write_text("# another release\n")
     assert hashed("mine.scorer") == before
+
+
+@pytest.mark.parametrize("name", ["library", "distribution-of-it"])
+def test_another_release_of_a_library_changes_the_hash(
+    parts: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lent = parts / "other" / "site-packages"
+    described = lent / f"{name.replace('-', '_')}-1.dist-info"
+    described.mkdir(parents=True)
+    (lent / "library.py").write_text("")
+    (described / "top_level.txt").write_text("library\n")
+    monkeypatch.syspath_prepend(str(lent))
+    (parts / "beside.py").write_text("import library\n")
+    hashes = []
+    for release in ("1.0", "1.0", "1.1"):
+        (described / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {release}\n")
+        forget()
+        hashes.append([code.source_hash("mine.scorer", package=package) for package in (True, False)])
+    assert hashes[0] == hashes[1]
+    assert hashes[1][0] != hashes[2][0]
+    assert hashes[1][1] == hashes[2][1]
 
 
 def test_where_the_package_lies_does_not_count(

@@ -1,7 +1,7 @@
 """A hash of the code that computed a stored value: the source of some modules and of all that they import.
 
-Modules of Python or of an installed library count by the library's version, which cache keys include anyway.
-Every other module counts by its source, whether it belongs to this package or to a user's code outside of it.
+Modules of an installed library count by the library's version, those of Python not at all. Every other module
+counts by its source, whether it belongs to this package or to a user's code outside of it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from importlib.machinery import (
     EXTENSION_SUFFIXES,
@@ -20,6 +21,7 @@ from importlib.machinery import (
     ModuleSpec,
     SourceFileLoader,
 )
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Any
@@ -30,24 +32,38 @@ PACKAGE = __name__.partition(".")[0]
 PYTHON = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
 INSTALLED = {"site-packages", "dist-packages"}  # of this environment, or of one whose libraries it uses
 
+DISTRIBUTIONS = {"PIL": "pillow", "open_clip": "open_clip_torch"}
+"""{what parts of this package import: the library that has it}, where the names differ."""
+WITHOUT_NUMBERS = {
+    "huggingface_hub",
+    "hydra",
+    "omegaconf",
+    "psutil",
+    "rich",
+    "safetensors",
+    "typing_extensions",
+}
+"""Libraries that show, find and store values, and compute none."""
+
 LOADERS = ((SourceFileLoader, SOURCE_SUFFIXES), (ExtensionFileLoader, EXTENSION_SUFFIXES))
 
 
 def source_hash(*modules: str, package: bool = True) -> str:
     """A hash of the source of modules and of all modules that they import, directly or not, in functions too.
 
-    A source is read once per process, when it is first needed: a later edit changes neither the code that
-    runs nor its hash.
+    The versions of the libraries that these import are part of it. A source is read once per process, when
+    it is first needed: a later edit changes neither the code that runs nor its hash.
 
     Args:
         modules: their dotted names.
-        package: whether modules of this package count.
+        package: whether modules of this package count, and libraries.
 
     Raises:
         UserError: if one of these modules has no source file.
     """
     roots = {PACKAGE, *(module.partition(".")[0] for module in modules)}
     found: dict[str, str] = {}
+    libraries: set[str] = set()
     pending = [name for module in modules for name in _with_parents(module)]
     while pending:
         module = pending.pop()
@@ -57,9 +73,12 @@ def source_hash(*modules: str, package: bool = True) -> str:
         tops = {name: name.partition(".")[0] for name in imported}
         counted = [name for name, top in tops.items() if top in roots or _is_own(top)]
         pending += [name for name in counted if package or tops[name] != PACKAGE]
+        libraries |= set(tops.values()).difference(tops[name] for name in counted)
     digest = hashlib.sha256()
     for module in sorted(found):
         digest.update(f"{module} {found[module]}\n".encode())
+    for library in sorted(libraries - WITHOUT_NUMBERS - sys.stdlib_module_names) if package else ():
+        digest.update(f"{library} {_version(library)}\n".encode())
     return digest.hexdigest()[:32]
 
 
@@ -170,6 +189,22 @@ def _is_own(root: str) -> bool:
 def _is_library(location: str) -> bool:
     path = Path(location).resolve()
     return not INSTALLED.isdisjoint(path.parts) or any(path.is_relative_to(python) for python in PYTHON)
+
+
+@cache
+def _version(library: str) -> str:
+    """The version of an installed library, by the name that it is imported by; empty if there is none."""
+    try:
+        return version(DISTRIBUTIONS.get(library, library))
+    except PackageNotFoundError:
+        owners = _distributions().get(library, []) if _spec(library) is not None else []
+        return " ".join(sorted(map(version, owners)))
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """{what is imported: the libraries that have it}; reading it takes a moment."""
+    return packages_distributions()
 
 
 @cache
