@@ -40,6 +40,7 @@ def score(plan: Plan, model: PrunableModel, state: RunState) -> None:
 def allocate(plan: Plan, model: PrunableModel, state: RunState) -> None:
     """Turn the scores into a count per layer, and write ``allocation.json``."""
     assert not plan.pruner.allocates
+    stored: list[bool] = []  # of each intermediate result
     context = Context(
         plan.pruner,
         state.calibration,
@@ -47,12 +48,13 @@ def allocate(plan: Plan, model: PrunableModel, state: RunState) -> None:
         plan.config.seed,
         plan.config.tokens,
         # One line per step of an allocation would bury the others.
-        recall=partial(_recall, replace(plan.store, level=logging.DEBUG), plan, model, state),
+        recall=partial(_recall, replace(plan.store, level=logging.DEBUG), plan, model, state, stored.append),
     )
-    with measure(state.costs, "allocate"):
+    with measure(state.costs, "allocate") as cost:
         allocation = checked_allocation(plan.allocator, model, state.scores, plan.config.sparsity, context)
         state.allocation = from_first(plan.pruner.fitted(allocation))
         check_counts(state.allocation, model.layers)
+        cost["cached"] = bool(stored) and all(stored)
     write_json(plan.folder / ALLOCATION, asdict(state.allocation))
     show_allocation(model, state.allocation)
 
@@ -62,9 +64,15 @@ def _recall(
     plan: Plan,
     model: PrunableModel,
     state: RunState,
+    note: Callable[[bool], None],
     name: Mapping[str, Any],
     compute: Callable[[], Any],
     dense: bool = False,
 ) -> Any:
-    """An intermediate result of the allocation, which runs with other targets and resumed runs share."""
-    return store.get_or_compute("allocate", allocate_key(plan, model, state, name, dense), compute)[0]
+    """An intermediate result of the allocation, which runs with other targets and resumed runs share.
+
+    Whether it was stored is noted.
+    """
+    found, cached = store.get_or_compute("allocate", allocate_key(plan, model, state, name, dense), compute)
+    note(cached)
+    return found
