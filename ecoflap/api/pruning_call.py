@@ -20,6 +20,7 @@ from ecoflap.prune.whole_model import prune_whole
 from ecoflap.run.record import make_record
 from ecoflap.run.show import show_block
 from ecoflap.run.state import RunState
+from ecoflap.storage.results import environment
 from ecoflap.storage.results.sources import sources_of
 
 
@@ -51,7 +52,8 @@ class PruningCall:
         Args:
             data: anything that ``ecoflap.calibrate`` takes; None if the method uses no data.
         """
-        method, state = self.method, RunState(self.model.fingerprint())
+        method, config = self.method, self._config()
+        origin, sources, state = environment(), sources_of(config), RunState(self.model.fingerprint())
         state.scores, state.allocation = method.scores, method.allocation
         if data is not None and method.requires_calibration:
             with measure(state.costs, "calibrate"):
@@ -77,8 +79,7 @@ class PruningCall:
         with measure(state.costs, "prune"):
             allocation, report = self._prune(state.calibration, state.allocation)
         state.allocation, state.report = allocation, report
-        config = self._config()
-        record = make_record(self.model, state, config, method.pruner, method.coarse, sources_of(config))
+        record = make_record(self.model, state, config, method.pruner, method.coarse, origin, sources)
         return PruneResult(self.model, state.scores, allocation, report, record)
 
     def _prune(

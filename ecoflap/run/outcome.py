@@ -22,7 +22,14 @@ from ecoflap.storage.sharing.describe import describe
 def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
     """Verify the realised sparsity, save the checkpoint if requested, and write ``result.json`` last."""
     record = make_record(
-        model, state, plan.record, plan.pruner, plan.coarse, plan.sources, plan.uses_calibration
+        model,
+        state,
+        plan.record,
+        plan.pruner,
+        plan.coarse,
+        plan.origin,
+        plan.sources,
+        plan.uses_calibration,
     )
     form, report, saved = form_of(plan.loader.save), state.report, None
     if form is not None and report is not None and is_first():

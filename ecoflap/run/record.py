@@ -14,7 +14,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.protocol import Pruner
 from ecoflap.prune.report import NOTABLE, PruneReport
 from ecoflap.run.state import RunState
-from ecoflap.storage.results import UNCORRELATED, LayerCount, Result, environment, sparsity_section
+from ecoflap.storage.results import UNCORRELATED, LayerCount, Result, sparsity_section
 from ecoflap.storage.saved_model import usual_dtype
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ def make_record(
     config: dict[str, Any],
     pruner: Pruner,
     coarse: str | None,
+    origin: dict[str, Any],
     sources: dict[str, Any],
     uses_calibration: bool = True,
 ) -> Result:
@@ -37,6 +38,7 @@ def make_record(
         config: as plain dicts and lists.
         pruner: of the run or call.
         coarse: what decides the sparsities of layers beside a pruner that does not; None if unknown.
+        origin: the versions and the commit, see ``environment``.
         sources: the user's own code and the files, see ``sources_of``.
         uses_calibration: whether a step looked at the calibration set, if there is one.
 
@@ -46,7 +48,7 @@ def make_record(
     counts = count_layers(model, state.report)
     return Result(
         config=config,
-        **environment(),
+        **origin,
         model=describe_model(model, state.fingerprint),
         data=describe_data(state, uses_calibration),
         metrics=state.metrics,

@@ -30,7 +30,7 @@ from ecoflap.run import pipeline
 from ecoflap.run.folder import claimed
 from ecoflap.storage.cache import code
 from ecoflap.storage.file_names import LEASE
-from ecoflap.storage.results import Result
+from ecoflap.storage.results import Result, environment
 from tests.abandoned import abandoned
 from tests.cli.conftest import composed
 
@@ -103,6 +103,27 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     found = [one for one in caplog.records if one.levelno == logging.WARNING]
     caplog.clear()
     return [one.getMessage() for one in found if one.name.startswith("ecoflap")]
+
+
+def test_a_record_names_the_code_that_ran(
+    run: Run, text_run: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not that which is there when the run ends."""
+    module, conclude = sys.modules["ecoflap.storage.results.environment"], pipeline.conclude
+    there, commit = ["started"], {"commit": "started", "dirty": False}
+    monkeypatch.setattr(module, "package_hash", lambda: there[0])
+    monkeypatch.setattr(module, "git_state", lambda project: {**commit, "commit": there[0]})
+
+    def edited(*given: Any) -> Result:
+        there[0] = "edited"
+        return conclude(*given)
+
+    monkeypatch.setattr(pipeline, "conclude", edited)
+    environment.cache_clear()
+    result = run(text_run)
+    environment.cache_clear()
+    assert result.versions["code"] == "started"
+    assert result.git == commit
 
 
 def test_a_result_of_a_part_or_weights_that_changed_is_said_to_be_one(

@@ -21,6 +21,7 @@ from ecoflap.run.plan.plan import Plan
 from ecoflap.run.plan.preflight import Preflight
 from ecoflap.storage.cache.code import source_hash
 from ecoflap.storage.cache.store import Store
+from ecoflap.storage.results import environment
 from ecoflap.storage.results.sources import sources_of
 
 
@@ -58,6 +59,7 @@ def make_plan(config: DictConfig, folder: Path, preflight: Preflight | None = No
         tracking=parts["tracking"],
         store=make_store(config.cache, config.cache_mode),
         code=hash_code({**parts, "score": scorer, "finetune": finetuner}, tasks),
+        origin=environment(),
         sources=sources_of(record),
     )
     check(plan)

@@ -40,6 +40,7 @@ class Plan:
         tracking: starts the tracker.
         store: the stage cache.
         code: {part: hash of its source and of its imports} at the start of the run, see ``source_hash``.
+        origin: the versions and the commit at the start of the run, see ``environment``.
         sources: the user's own code and the files at the start of the run, see ``sources_of``.
     """
 
@@ -57,6 +58,7 @@ class Plan:
     tracking: Tracking
     store: Store
     code: Mapping[str, str]
+    origin: dict[str, Any]
     sources: dict[str, Any]
 
     @property

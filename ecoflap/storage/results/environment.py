@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,12 @@ _SECRET = re.compile(r".*token|(.*[_-])?(api[_-]?key|password|secret)", re.IGNOR
 _OF_VOCABULARY = re.compile(r"<.+>|\[.+\]")
 
 
+@cache
 def environment() -> dict[str, Any]:
-    """The ``versions`` and ``git`` fields of a result: ``Result(**environment(), ...)``."""
+    """The ``versions`` and ``git`` fields of a result: ``Result(**environment(), ...)``.
+
+    They are those of the first call: later edits and upgrades don't change the code that this process runs.
+    """
     project = checkout()
     return {
         "versions": {**versions(), CODE: package_hash()},
