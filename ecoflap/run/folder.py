@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -59,7 +59,7 @@ class Status:
 
     Attributes:
         state: running, done, failed or stopped.
-        key: hash of the config and the library versions.
+        key: hash of the config and the library versions of the run that the products in the folder are of.
         step: the current step.
         done: items of the step that are done.
         total: items of the step; None if unknown.
@@ -94,10 +94,13 @@ class Found(NamedTuple):
     Attributes:
         result: the result of a finished run of the same config; None if there is none.
         unfinished: whether a run of the same config was stopped there and can be resumed.
+        take_over: to be called once products of other runs are gone; from then on, the folder is that of this
+            run. One that is refused before leaves it to the run that was stopped there.
     """
 
     result: Result | None
     unfinished: bool
+    take_over: Callable[[], None]
 
 
 @contextmanager
@@ -131,10 +134,16 @@ def claimed(
         key, earlier = run_id({**config, "versions": versions()}), read_json(folder / STATUS) or {}
         result = finished(results or folder, config) if resume else None
         unfinished = resume and earlier.get("key") == key
-        status = Status(key=key, starts=int(earlier.get("starts", 0)) + 1 if unfinished else 1)
+        starts = int(earlier.get("starts", 0)) + 1 if unfinished else 1
+        status = Status(key=str(earlier.get("key", "")), starts=starts)
+
+        def take_over() -> None:
+            status.key = key
+            _try_to_write(folder / STATUS, status)
+
         ended = result is not None and earlier.get("state") == "done"  # its times stay as they are
         with nullcontext() if ended else _status_updates(folder / STATUS, status):
-            yield Found(result, unfinished)
+            yield Found(result, unfinished, take_over)
 
 
 def finished(folder: Path, config: Mapping[str, Any]) -> Result | None:

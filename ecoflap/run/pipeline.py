@@ -74,6 +74,7 @@ def run(config: DictConfig, folder: Path) -> Result | None:
             log.info("resuming the run in %s", own)
         else:
             discard_products(own)
+        earlier.take_over()
         if is_first():  # over the record of an earlier result only once a plan shows that it may go
             record_command(own, given)
         if config.runtime.offload == "none":

@@ -250,6 +250,21 @@ def test_pruned_blocks_are_not_pruned_again(
     assert status(tmp_path / "run")["starts"] == 2
 
 
+@pytest.mark.parametrize("again", ["the first", "the second"])
+def test_a_run_that_ends_in_its_plan_leaves_the_folder_as_it_is(
+    run: Run, text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: str
+) -> None:
+    """The stopped run can be resumed, and the other one never takes its products for its own."""
+    first, second = [*text_run, "score=local", "allocation=water_filling"], [*text_run, "score=none"]
+    stopped(run, monkeypatch, first, driver, "_prune_block", 1)
+    stopped(run, monkeypatch, second, pipeline, "make_plan", 0)
+    pruned = calls_of(monkeypatch, driver, "_prune_block")
+    run(first if again == "the first" else second)
+    assert pruned == [1 if again == "the first" else 2]
+    assert (tmp_path / "run" / "scores.json").exists() == (again == "the first")
+    assert status(tmp_path / "run")["starts"] == (2 if again == "the first" else 1)
+
+
 LOSS = """
 import torch
 
