@@ -194,7 +194,7 @@ def test_a_plan_that_does_not_fit_says_what_helps(
 ) -> None:
     show_needs(model, [Need("score", 1, 2, 3), Need("prune", 1, 2**60, 3)])
     assert "prune may need" in caplog.text
-    assert "use runtime.offload=cpu, or fewer samples" in caplog.text
+    assert "use runtime.offload=disk, or fewer samples" in caplog.text, "on the CPU, cpu would change nothing"
     assert "score may need" not in caplog.text
 
 
@@ -211,6 +211,24 @@ def test_a_plan_that_does_not_fit_says_what_helps(
 )
 def test_the_largest_part_decides(need: Need, kind: str, option: str) -> None:
     assert option in what_helps(need, kind)
+
+
+def test_no_option_is_advised_that_is_in_use_or_refused() -> None:
+    weights, states = Need("prune", 3, 2, 1), Need("prune", 1, 3, 2)
+    assert what_helps(weights, "none", half=True) == "use runtime.offload=cpu"
+    assert what_helps(replace(weights, together=True), "none") == "use model.dtype=bfloat16"
+    assert what_helps(replace(weights, wide=True, together=True), "none") == "use a device with more memory"
+    assert what_helps(states, "none") == "use runtime.offload=cpu, or fewer samples"
+    assert what_helps(replace(states, together=True), "none") == "use fewer samples"
+    assert what_helps(replace(states, of_batch=True), "cpu") == "use a smaller batch_size"
+
+
+@pytest.mark.parametrize(("pruner", "of_batch"), [(Wanda, False), (GlobalGradient, True)])
+def test_hidden_states_of_a_batch_and_of_all_samples_are_told_apart(
+    model: PrunableModel, pruner: type[Pruner], of_batch: bool
+) -> None:
+    cost = sample_cost(model, tokens(SAMPLES, 64, 256))
+    assert memory_needs(model, cost, Workload(pruner(), SAMPLES, BATCH))[0].of_batch == of_batch
 
 
 def test_running_out_of_memory_is_an_error_for_people() -> None:

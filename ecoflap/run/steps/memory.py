@@ -39,6 +39,8 @@ class Need:
         offloaded: hidden states on the CPU or the disk.
         wide: whether the weights are converted to fp32.
         batch_size: the option that sets the samples per pass.
+        of_batch: whether the hidden states on the device are those of a batch, and not of all samples.
+        together: whether the run needs all weights in memory at once, so that no offload is possible.
     """
 
     step: str
@@ -48,6 +50,8 @@ class Need:
     offloaded: int = 0
     wide: bool = False
     batch_size: str = "batch_size"
+    of_batch: bool = False
+    together: bool = False
 
     @property
     def total(self) -> int:
@@ -67,6 +71,7 @@ class Workload:
         allocating: what the allocator keeps in memory; None if it runs no samples.
         propagate: what comes before a layer when the pruner measures its inputs.
         devices: how many processes share the samples, with a device each.
+        together: whether a step needs all weights in memory at once.
     """
 
     pruner: Pruner
@@ -76,12 +81,21 @@ class Workload:
     allocating: Footprint | None = None
     propagate: str = "pruned"
     devices: int = 1
+    together: bool = False
 
     @classmethod
     def of(cls, plan: Plan, samples: int) -> Workload:
         """The workload of a run that reads some samples on one device."""
-        config = plan.config
-        return cls(plan.pruner, samples, config.batch_size, plan.scoring, plan.allocating, config.propagate)
+        config, together = plan.config, plan.pruner.allocates or plan.finetuner is not None
+        return cls(
+            plan.pruner,
+            samples,
+            config.batch_size,
+            plan.scoring,
+            plan.allocating,
+            config.propagate,
+            together=together,
+        )
 
 
 def memory_needs(model: PrunableModel, cost: SampleCost, work: Workload) -> list[Need]:
@@ -105,7 +119,8 @@ def memory_needs(model: PrunableModel, cost: SampleCost, work: Workload) -> list
         needs.append(replace(need, batch_size=_option("allocation", allocating)))
     pruning = replace(work.pruner.footprint, beside_dense=work.propagate == "compensated")
     need = _need(model, "prune", pruning, cost, samples, pruning.batch_size or work.batch_size)
-    return [*needs, replace(need, batch_size=_option("pruner", pruning))]
+    needs.append(replace(need, batch_size=_option("pruner", pruning)))
+    return [replace(need, together=work.together) for need in needs]
 
 
 def _option(group: str, footprint: Footprint) -> str:
@@ -135,18 +150,19 @@ def _need(
         waiting, work = streams * samples * cost.states, streams * batch * cost.block + held
         if model.placement.kind == "none":
             return Need(step, weights, waiting, work, wide=wide)
-        return Need(step, weights, streams * batch * cost.states, work, waiting, wide)
+        return Need(step, weights, streams * batch * cost.states, work, waiting, wide, of_batch=True)
     if footprint.passes == "backward":
         work = batch * 2 * max(cost.forward, cost.block)
     else:
         pair, pairs = 2 * batch * cost.forward, max(1, footprint.samples_per_pass // (2 * batch))
         work = min(pairs * pair, max(pair, SATURATION))
-    states, waiting = batch * cost.outputs, 0
+    states, waiting, of_batch = batch * cost.outputs, 0, True
     if footprint.trials:  # the statistics are gathered block by block
         stays = model.placement.kind == "none"
+        of_batch = not stays or states > samples * cost.states
         states, waiting = max(states, (samples if stays else batch) * cost.states), samples * cost.states
         waiting = 0 if stays else waiting
-    return Need(step, weights, states, work + held, waiting, wide)
+    return Need(step, weights, states, work + held, waiting, wide, of_batch=of_batch)
 
 
 def _held(model: PrunableModel, footprint: Footprint) -> int:

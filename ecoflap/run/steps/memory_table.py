@@ -11,6 +11,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.placement import AT_A_TIME
 from ecoflap.run.show import said_before
 from ecoflap.run.steps.memory import Need, weights_in_use
+from ecoflap.run.steps.sample_cost import WIDE
 
 log = logging.getLogger(__name__)
 
@@ -42,31 +43,40 @@ def show_needs(model: PrunableModel, needs: Sequence[Need]) -> None:
             rows,
         )
     loaded = weights_in_use(model) if kind == "none" else 0
+    half, on_cpu = model.layers[0].weight.dtype.itemsize < WIDE, model.device.type == "cpu"
     for need in needs:
         if (missing := need.total - loaded) > free:
-            message = "%s may need %s and there are %s free: %s"
-            log.warning(message, need.step, mebibytes(missing), mebibytes(free), what_helps(need, kind))
+            message, helps = "%s may need %s and there are %s free: %s", what_helps(need, kind, half, on_cpu)
+            log.warning(message, need.step, mebibytes(missing), mebibytes(free), helps)
 
 
-def what_helps(need: Need, kind: str) -> str:
+def what_helps(need: Need, kind: str, half: bool = False, on_cpu: bool = False) -> str:
     """The option that lowers the largest part of a step's memory.
 
     Args:
         need: the memory that the step needs.
         kind: how the model is offloaded: none, cpu or disk.
+        half: whether its weights are in half precision.
+        on_cpu: whether it runs on the CPU, in whose memory ``runtime.offload=cpu`` leaves everything.
     """
+    further = {"none": "disk" if on_cpu else "cpu", "cpu": "disk"}.get(kind)
+    offload = [] if further is None or need.together else [f"runtime.offload={further}"]
     largest = max(need.work, need.states, need.weights)
     if largest == need.weights:
-        weights = (
-            "use score=first_order, which needs no fp32 copy" if need.wide else "use model.dtype=bfloat16"
-        )
-        further = {"none": ", or runtime.offload=cpu", "cpu": ", or runtime.offload=disk"}
-        return weights + further.get(kind, "")
-    if largest == need.states:
-        if need.step == "score":
-            return "use fewer samples, or a smaller score.batch_size"
-        return "use runtime.offload=cpu, or fewer samples"
+        helps = [*_smaller_weights(need, half), *offload]
+        return f"use {', or '.join(helps or ['a device with more memory'])}"
+    if largest == need.states and need.step == "score":
+        return "use fewer samples, or a smaller score.batch_size"
+    if largest == need.states and not need.of_batch:
+        return f"use {', or '.join([*offload, 'fewer samples'])}"
     return f"use a smaller {need.batch_size}"
+
+
+def _smaller_weights(need: Need, half: bool) -> list[str]:
+    """What makes the weights of a step smaller."""
+    if need.wide:
+        return ["score=first_order, which needs no fp32 copy"] if need.step == "score" else []
+    return [] if half else ["model.dtype=bfloat16"]
 
 
 def mebibytes(size: int) -> str:
