@@ -47,10 +47,11 @@ class Classification(CalibrationOptions, PictureSource, ShowsPictures):
         option, facts = f"calibration={self.name}", self.facts("calibration")
         interface = require_encoder(model, option, pictures=True)
         own = isinstance(interface, Classifies)
-        pictures = self.read("calibration", named=not (own and facts.indexed))
+        indexed = own and facts.indexed
+        pictures = self.read("calibration", named=not indexed, indexed=indexed)
         chosen = draw_over_classes(pictures.examples, self.samples, seed)
         if own:
-            labels = own_labels(interface.names, pictures.names, option, facts.indexed)
+            labels = own_labels(interface.names, pictures.names, option, indexed)
             return self.encoded(model, [replace(one, label=labels[one.label or 0]) for one in chosen])
         caption = facts.prompt if self.caption is None else self.caption
         captioned = [replace(one, target=caption.format(one.target)) for one in chosen]

@@ -65,16 +65,36 @@ def class_lines(classes: str, option: str) -> list[str]:
     return text_lines(file)
 
 
+def require_wordnet(found: Sequence[str], asked: str, option: str) -> None:
+    """Refuse classes that ImageNet's order says nothing about: it is that of WordNet's numbers.
+
+    Args:
+        found: the classes of the files.
+        asked: the option with the set, for the message.
+        option: the config group of the part, for the message.
+
+    Raises:
+        UserError: if a class is not one of WordNet's numbers.
+    """
+    if other := [name for name in found if not WORDNET.fullmatch(name)]:
+        raise UserError(
+            f"{asked}: ImageNet's classes are known by the order of WordNet's numbers (n01440764, ...), and a"
+            f" folder is named {other[0]}; name the folders so, or choose {option}=image_folder with"
+            f" {option}.classes=FILE"
+        )
+
+
 def name_classes(found: Sequence[str], lines: Sequence[str], asked: str) -> tuple[list[str], list[int]]:
     """Match the names of classes with the classes of the files.
 
-    Lines that begin with the name in the files ("n01440764 tench") may name more classes; other lines name
-    one each, in the same order.
+    Lines that begin with the name in the files ("n01440764 tench") may name more classes, and are sorted by
+    it, as the folders are; other lines name one each, in the same order.
 
     Raises:
-        UserError: if there are more or fewer names than classes.
+        UserError: if there are more or fewer names than classes, or the classes of the files are numbers that
+            a sort by digits puts in another order.
     """
-    pairs = [line.partition(" ") for line in lines]
+    pairs = sorted(line.partition(" ") for line in lines)
     order = {key: index for index, (key, _, _) in enumerate(pairs)}
     if len({bool(name) for _, _, name in pairs}) == 1 and set(found) <= set(order):
         return [spaced(name or key) for key, _, name in pairs], [order[key] for key in found]
@@ -85,6 +105,11 @@ def name_classes(found: Sequence[str], lines: Sequence[str], asked: str) -> tupl
         raise UserError(
             f"{asked} has {len(lines)} names, and the pictures have {len(found)} classes; give a file with a"
             " line for each class"
+        )
+    if all(map(str.isdecimal, found)) and list(found) != sorted(found, key=int):
+        raise UserError(
+            f"{asked}: the classes of the pictures are numbers, sorted by their digits"
+            f" ({', '.join(found[:4])}, ...); give a line such as '{found[2]} NAME' for each"
         )
     return [spaced(line) for line in lines], list(range(len(found)))
 

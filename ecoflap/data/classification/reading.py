@@ -15,6 +15,7 @@ from ecoflap.data.classification.class_names import (
     class_lines,
     name_classes,
     openai_templates,
+    require_wordnet,
     spaced,
 )
 from ecoflap.data.classification.clip_sets import PictureSet, find_set
@@ -92,21 +93,25 @@ class PictureSource(PictureSourceOptions):
             for one in (openai_templates(option) if template == OPENAI else [template])
         )
 
-    def read(self, option: str, named: bool) -> Pictures:
+    def read(self, option: str, named: bool, indexed: bool = False) -> Pictures:
         """Read all pictures of the split.
 
         Args:
             option: the config group of the part, for messages.
             named: whether the classes need meaningful names.
+            indexed: whether a classifier takes the place of a sorted folder for the index of its class.
 
         Raises:
-            UserError: if files are missing or not in the set's layout, or the classes have no names.
+            UserError: if files are missing or not in the set's layout, or the classes have no names, or no
+                known order.
         """
         splits = self.facts(option).splits
         reader = self._folders
         if splits is not None:
             reader = self._split_file if splits.endswith(".json") else self._aircraft
         found = reader(option)
+        if indexed or self.classes in PACKAGES:
+            require_wordnet(found.classes, f"{option}={self.dataset}", option)
         names, labels = self._names(found.classes, option, named)
         examples = [
             Example(target=names[labels[label]], image=str(found.root / file), label=labels[label])

@@ -55,13 +55,14 @@ class Classification(TaskOptions, PictureSource):
         Raises:
             UserError: if the model classifies no pictures or has other classes, or these have no names.
         """
-        own, facts = isinstance(model.interface, Classifies), self.facts("task")
+        own = isinstance(model.interface, Classifies)
         if not own:
             require(model, Embeds, f"task={self.name}")
-        pictures = self.read("task", named=not (own and facts.indexed))
+        indexed = own and self.facts("task").indexed
+        pictures = self.read("task", named=not indexed, indexed=indexed)
         if not own:
             return pictures, list(range(len(pictures.names)))
-        return pictures, own_labels(model.interface.names, pictures.names, f"task={self.name}", facts.indexed)
+        return pictures, own_labels(model.interface.names, pictures.names, f"task={self.name}", indexed)
 
     def load(self, model: PrunableModel) -> ClassificationEvaluation:
         """List the pictures, which are read batch by batch.

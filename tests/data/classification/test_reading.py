@@ -137,6 +137,35 @@ def test_a_file_with_folders_may_name_more_classes() -> None:
         name_classes(["x", "y"], ["a"], "task.classes=f")
 
 
+def test_lines_with_folders_are_sorted_as_the_folders_are() -> None:
+    """The devkit of ImageNet lists its classes in another order than that of a classifier."""
+    found, lines = ["n1", "n2", "n3"], ["n2 goldfish", "n3 shark", "n1 tench"]
+    assert name_classes(found, lines, "") == (["tench", "goldfish", "shark"], [0, 1, 2])
+
+
+def test_numbered_folders_are_named_by_lines_with_their_numbers() -> None:
+    found, names = sorted(map(str, range(11))), [f"thing {number}" for number in range(11)]
+    with pytest.raises(
+        UserError, match=r"task\.classes=f: .* numbers, sorted .* \(0, 1, 10, 2, \.\.\.\).*'10 NAME'"
+    ):
+        name_classes(found, names, "task.classes=f")
+    keyed, places = name_classes(found, [f"{number} thing {number}" for number in range(11)], "")
+    assert [keyed[place] for place in places] == [f"thing {number}" for number in found]
+    assert name_classes(["00", "01", "10"], ["a", "b", "c"], "") == (["a", "b", "c"], [0, 1, 2])
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+@pytest.mark.parametrize("classes", [[str(label) for label in range(24)], CLASSES])
+def test_imagenets_order_is_that_of_wordnets_numbers(
+    tmp_path: Path, indexed: bool, classes: list[str]
+) -> None:
+    """Folders with other names sort otherwise, so that each picture would have another one's class."""
+    write_folders(tmp_path, "val", classes)
+    imagenet = source("imagenet", tmp_path, "val", classes=None if indexed else "torchvision")
+    with pytest.raises(UserError, match=f"task=imagenet: .*a folder is named {classes[0]}; .*image_folder"):
+        imagenet.read("task", named=False, indexed=indexed)
+
+
 def test_a_classifiers_own_classes() -> None:
     assert own_labels(["a_b", "c", "c"], ["c", "a b"], "task=dtd", indexed=False) == [1, 0]
     assert own_labels(["tench", "goldfish"], ["n1", "n2"], "task=imagenet", indexed=True) == [0, 1]
