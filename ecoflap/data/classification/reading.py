@@ -131,13 +131,13 @@ class PictureSource(PictureSourceOptions):
         return name_classes(found, class_lines(self.classes, option), f"{option}.classes={self.classes}")
 
     def _folders(self, option: str) -> Found:
-        """A folder per split and class, as torchvision reads it."""
-        from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+        """A folder per split and class, in torchvision's order."""
+        from torchvision.datasets.folder import find_classes, make_dataset
 
         root = self._split_folder(option)
         try:
             classes, index_of = find_classes(str(root))
-            files = make_dataset(str(root), index_of, IMG_EXTENSIONS)
+            files = make_dataset(str(root), index_of, PICTURES)
         except FileNotFoundError as error:
             raise UserError(f"{option}={self.dataset}: {error}. {ARRANGE}") from None
         return Found(root, [(os.path.relpath(file, root), label) for file, label in files], classes)

@@ -60,6 +60,7 @@ def test_the_splits_share_no_picture(tmp_path: Path) -> None:
 def test_own_pictures_in_a_folder_per_class(tmp_path: Path) -> None:
     write_folders(tmp_path, "test")
     (tmp_path / "test" / CLASSES[0] / "notes.txt").write_text("no picture")
+    (tmp_path / "test" / CLASSES[0] / "0.png").rename(tmp_path / "test" / CLASSES[0] / "0.GIF")
     read = source("image_folder", tmp_path).read("task", named=True)
     assert read.names == NAMES
     assert len(read.examples) == 48
