@@ -79,6 +79,22 @@ def test_a_folder_without_splits_is_for_training(tmp_path: Path) -> None:
     assert [len(picture.captions) for picture in CaptionSource(str(tmp_path)).pictures("task")] == [5] * 24
 
 
+def test_one_list_of_all_splits(tmp_path: Path) -> None:
+    """Calibration must not draw the test pictures of a list that lies beside the folders of splits."""
+    folders.plain(tmp_path)
+    lines = []
+    for split in ("train", "test"):
+        list_of_it = tmp_path / split / "metadata.jsonl"
+        rows = map(json.loads, list_of_it.read_text().splitlines())
+        lines += [row | {"file_name": f"./{split}/{row['file_name']}"} for row in rows]
+        list_of_it.unlink()
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for split in ("train", "test"):
+        found = {Path(one.image).parent for one in CaptionSource(str(tmp_path), split=split).pictures("task")}
+        assert found == {tmp_path / split}
+    assert all(f"{tmp_path}/train/" in (one.image or "") for one in drawn(Captions(str(tmp_path))))
+
+
 def test_coco_numbers_are_keys_in_every_layout(tmp_path: Path) -> None:
     pictures = CaptionSource(str(folders.karpathy(tmp_path)), "coco", "test").pictures("task")
     assert [picture.key for picture in pictures[:2]] == ["2000", "2001"]
