@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ecoflap.data.calibration_set import draw
 from ecoflap.data.files.chat import CHATS, has_chat, is_batch_of_chats
-from ecoflap.data.files.columns import COLUMNS
+from ecoflap.data.files.columns import COLUMNS, is_question
 from ecoflap.data.folder import half_character
 from ecoflap.errors import UserError
 
@@ -206,12 +206,13 @@ def texts_of(data: Data, most: int) -> list[str]:
     """The texts of data; of a stream of unknown length, only as many as have ``most`` bytes.
 
     Raises:
-        UserError: if an item has no text, or a target, which would not be read.
+        UserError: if an item has no text, or a target, which would not be read, or if it is a question, whose
+            answer would not be read.
     """
     found: list[str] = []
     size = 0
     for place, item in data.items:
-        if _has_target(item):
+        if _has_target(item) or (isinstance(item, Mapping) and is_question(item)):
             raise UserError(
                 f"item {place} of the data has {', '.join(map(str, item))}, and of these data whole texts"
                 ' are read; give chats, {"messages": [{"role": "user", "content": ...}, {"role": "assistant",'

@@ -61,6 +61,9 @@ def test_what_is_not_understood_is_refused(language_model: PrunableModel) -> Non
     asked = [{"question": "the cat", "answer": "dog"}]
     refused(language_model, asked, "item 0 of the data has question, answer", '{"messages": [', "labels")
     refused(language_model, [{"text": "the cat", "target": "dog"}], "labels")
+    refused(
+        language_model, [{"question": "the cat", "response": "dog"}], "question, response", '{"messages": ['
+    )
     refused(language_model, Frame(), "Frame", "to_dict")
     refused(language_model, [{"image": picture(0)}], "reads texts", "image")
     refused(language_model, [{"input_ids": torch.tensor([[5, 999]])}], "999", "22", "vocabulary")

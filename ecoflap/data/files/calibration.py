@@ -15,7 +15,7 @@ from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Example
 from ecoflap.data.files import json_rows, parquet, webdataset
 from ecoflap.data.files.chat import conversation, has_chat
-from ecoflap.data.files.columns import COLUMNS, example
+from ecoflap.data.files.columns import COLUMNS, example, is_question
 from ecoflap.data.files.fitting import chosen, files_of, fitting, is_text, require_reader
 from ecoflap.data.files.names import KINDS, named
 from ecoflap.data.files.options import ChatOptions, ParquetOptions, RowsOptions, WebDatasetOptions
@@ -155,14 +155,21 @@ class RowsCalibration(RowsOptions, ABC):
         """What a row holds, with its pictures as ``locate`` finds them.
 
         Raises:
-            UserError: if its columns are unknown, or a value is of a wrong kind.
+            UserError: if its columns are unknown, a value is of a wrong kind, or all it has is a question.
         """
         values = named(row, {kind: getattr(self, f"{kind}_column") for kind in KINDS})
         folder = row.folder if self.images is None else Path(self.images).expanduser()
         if has_chat(values):
             return conversation(values, folder, row.where, locate, self.turns)
         pictured = any(values.get(name) is not None for name in COLUMNS["image"])
-        return example(values, pictured, folder, row.where, locate)
+        found = example(values, pictured, folder, row.where, locate)
+        if is_text(found) and is_question(values):
+            raise UserError(
+                f"{row.where} says nothing that a model should write: it has {', '.join(map(str, values))},"
+                " and a question needs an answer; name its column with calibration.target_column=NAME, or"
+                " that of a text with calibration.text_column"
+            )
+        return found
 
     def _drawn(
         self, model: PrunableModel, rows: Rows, seed: int, locate: Locate = locate

@@ -66,6 +66,11 @@ def example(
     )
 
 
+def is_question(row: Mapping[str, Any]) -> bool:
+    """Whether the text of a row is a question by the name of its column."""
+    return row.get("text") is None and row.get("question") is not None
+
+
 def is_texts(value: Any) -> bool:
     """Whether this is a list of texts."""
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(text, str) for text in value)

@@ -137,6 +137,24 @@ def test_a_question_without_an_answer_is_no_caption(folder: Path, row: dict[str,
     assert len(ecoflap.calibrate(model, "chat", path=str(captioned))) == 1
 
 
+def test_a_question_alone_is_no_text(folder: Path) -> None:
+    """The answer may be in a column of another name, as OpenOrca's is, and must not be left out."""
+    file = str(given.write_lines(folder / "a.jsonl", [{"question": "the cat", "response": "a dog"}] * 2))
+    with pytest.raises(
+        UserError, match=r"line 1 says nothing .* has question, response, .*target_column=NAME"
+    ):
+        Chat(file).check_data("calibration")
+    one = llama()
+    model = ecoflap.load(one.module, one.processor)
+    named = Chat(file, target_column="response", samples=1).load(model, 0)
+    assert one.processor.decode(named.samples[0]["input_ids"]).split()[-2:] == ["a", "dog"]
+    questions = Chat(file, text_column="question", samples=1, sequence_length=2).load(model, 0)
+    assert one.processor.decode(questions.samples[0]["input_ids"]) == "the cat"
+    texts = given.write_lines(folder / "b.jsonl", [{"text": "the cat"}, {"question": "the cat"}])
+    with pytest.raises(UserError, match="line 2 says nothing that a model should write: it has question"):
+        Chat(str(texts), sequence_length=2).check_rows(model, 0)
+
+
 HALF = "a \ud83d"
 
 
