@@ -40,8 +40,15 @@ def example(
         locate: finds its picture.
 
     Raises:
-        UserError: if a value has a wrong type, or the picture is missing.
+        UserError: if a value has a wrong type, there is another text beside a question, or the picture is
+            missing.
     """
+    question, beside = row.get("question"), row.get("text")
+    if question is not None and beside is not None and question != beside:
+        raise UserError(
+            f"{where} has a question and another text, of which one would be read; leave one out, or name"
+            " one with calibration.text_column"
+        )
     found: dict[str, Any] = {
         attribute: next((row[name] for name in names if row.get(name) is not None), None)
         for attribute, names in COLUMNS.items()

@@ -155,6 +155,18 @@ def test_a_question_alone_is_no_text(folder: Path) -> None:
         Chat(str(texts), sequence_length=2).check_rows(model, 0)
 
 
+def test_a_text_beside_a_question_is_ambiguous(folder: Path) -> None:
+    row = {"text": "the cat sat", "question": "the cat ?", "answer": "a dog"}
+    file = str(given.write_lines(folder / "a.jsonl", [row]))
+    with pytest.raises(
+        UserError, match=r"line 1 has a question and another text, .* calibration\.text_column"
+    ):
+        Chat(file).check_data("calibration")
+    Chat(file, text_column="question").check_data("calibration")
+    same = given.write_lines(folder / "b.jsonl", [row | {"text": row["question"]}])
+    Chat(str(same)).check_data("calibration")
+
+
 HALF = "a \ud83d"
 
 
