@@ -21,14 +21,7 @@ from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Example
 from ecoflap.data.files.chat import conversation
 from ecoflap.data.files.columns import example
-from ecoflap.data.files.fitting import (
-    chosen,
-    files_of,
-    fitting,
-    require_reader,
-    require_target,
-)
-from ecoflap.data.image_in_memory import ImageInMemory
+from ecoflap.data.files.fitting import chosen, fitting, require_reader, require_target
 from ecoflap.data.sources import picture_sources
 from ecoflap.data.text.bos import bos_token
 from ecoflap.data.text.calibration import Text
@@ -221,7 +214,8 @@ def _chats(model: PrunableModel, data: Data, amount: Amount) -> CalibrationSet:
 
     longest = amount.sequence_length or trained_tokens(model.module)
     found = chosen(model, rows(), "data", amount.samples, longest)
-    return CalibrationSet(NAME, encode_rows(model, found, "data"), picture_sources(files_of(found)))
+    shown = picture_sources(image for row in found for image in row.images)
+    return CalibrationSet(NAME, encode_rows(model, found, "data"), shown)
 
 
 def _examples(model: PrunableModel, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> CalibrationSet:
@@ -232,5 +226,5 @@ def _examples(model: PrunableModel, rows: Sequence[tuple[int, Mapping[str, Any]]
         if model.sees and one.image is None:
             raise UserError(f"{model.name} reads pictures, and example {place} of the data has no image")
         require_target(model, one, f"example {place} of the data ({', '.join(map(str, row))})")
-    files = [one.image for one in examples if not isinstance(one.image, ImageInMemory)]
-    return CalibrationSet(NAME, encode_all(model, examples, "data"), picture_sources(files))
+    shown = picture_sources(one.image for one in examples)
+    return CalibrationSet(NAME, encode_all(model, examples, "data"), shown)

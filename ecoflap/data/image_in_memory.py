@@ -11,15 +11,17 @@ class ImageInMemory(str):
 
     Attributes:
         image: the Pillow image.
+        source: see ``ecoflap.data.sources.bytes_source``; None if the bytes of its file are not known.
     """
 
     image: Any
+    source: str | None
 
-    def __new__(cls, image: Any) -> ImageInMemory:
+    def __new__(cls, image: Any, source: str | None = None) -> ImageInMemory:
         """Wrap a Pillow image; see ``upright``."""
         image = upright(image)
         self = super().__new__(cls, f"an image in memory {image_digest(image)}")
-        self.image = image
+        self.image, self.source = image, source
         return self
 
 

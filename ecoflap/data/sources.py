@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import filecmp
+import hashlib
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
+from ecoflap.data.image_in_memory import ImageInMemory
+
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 END = 64  # bytes
 COCO_FILE = re.compile(r"(?:COCO_\w+_)?(\d{12})\.jpg")
+BYTES = re.compile(r": (\d+) bytes, (\w{32})$")
 
 
 def coco_number(image: str) -> int | None:
@@ -21,11 +25,22 @@ def coco_number(image: str) -> int | None:
 
 
 def picture_sources(images: Iterable[str | None]) -> frozenset[str]:
-    """The sources of pictures: their files with links resolved, and COCO's numbers, which sets share."""
-    given = {image for image in images if image}
+    """The sources of pictures: their files with links resolved, and COCO's numbers, which sets share.
+
+    The source of a picture in memory is that of the bytes of its file, if they are known.
+    """
+    everything = {image for image in images if image}
+    in_memory = {image for image in everything if isinstance(image, ImageInMemory)}
+    given = everything - in_memory
     numbers = {number for image in given if (number := coco_number(image)) is not None}
     files = {os.path.realpath(Path(image).expanduser()) for image in given}
-    return frozenset([*files, *(f"COCO's picture {number}" for number in numbers)])
+    held = {image.source for image in in_memory if image.source is not None}
+    return frozenset([*files, *held, *(f"COCO's picture {number}" for number in numbers)])
+
+
+def bytes_source(where: str, content: bytes) -> str:
+    """The source of a picture in memory: its place, and what tells the bytes of its file from others."""
+    return f"{where}: {len(content)} bytes, {_digest(content)}"
 
 
 def shared_source(some: Set[str], others: Set[str]) -> tuple[str, int] | None:
@@ -38,13 +53,22 @@ def copies(some: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
     """(one, other) pairs of pictures with the same bytes, under any names.
 
     Only files of equal size are read, their ends first, so that a hundred thousand pictures take little time.
+
+    Args:
+        some: sources; a picture may be in memory.
+        others: sources, of which only files are looked at.
     """
+    some = list(some)
     by_size: dict[int, list[str]] = defaultdict(list)
     for file, size in _sizes(some):
         by_size[size].append(file)
+    held = {(int(known[1]), known[2]): name for name in sorted(some) if (known := BYTES.search(name))}
+    sizes = {size for size, _ in held}
     found: list[tuple[str, str]] = []
     ends: dict[int, dict[bytes, list[str]]] = {}
     for file, size in _sizes(others):
+        if size in sizes and (name := held.get((size, _digest(Path(file).read_bytes())))) is not None:
+            found.append((name, file))
         if size not in by_size:
             continue
         if size not in ends:
@@ -68,6 +92,10 @@ def _end(file: str) -> bytes:
     with open(file, "rb") as content:
         content.seek(max(0, os.path.getsize(file) - END))
         return content.read()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def file_source(path: str, *parts: str) -> frozenset[str]:

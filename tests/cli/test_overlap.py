@@ -11,11 +11,13 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 
 from ecoflap.cli.plan import main as plan
+from ecoflap.data.files.pictures import locate
 from ecoflap.data.sources import copies, picture_sources
 from ecoflap.data.vqa.reading import VQAV2
 from ecoflap.errors import UserError
 from ecoflap.storage.results import Result
 from tests.data import caption_folders, picture_sets
+from tests.data.files import rows as given
 from tests.data.vqa_folders import write_coco_questions
 
 Run = Callable[..., Result]
@@ -225,6 +227,43 @@ def test_copies_are_found_under_any_name(tmp_path: Path) -> None:
     assert copies(calibration, [names["copy.jpg"], names["other.png"], names["words.txt"]]) == [
         (names["two.png"], names["copy.jpg"])
     ]
+
+
+def test_a_picture_in_a_row_is_a_copy_of_the_file_with_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes(given.png(1))
+    (tmp_path / "two.png").write_bytes(given.png(2))
+    pictures = [
+        locate({"bytes": given.png(number), "path": "a.png"}, None, f"row {number}") for number in (1, 3)
+    ]
+    found = copies(picture_sources(pictures), [str(tmp_path / name) for name in ("one.png", "two.png")])
+    (in_row, file), *others = found
+    assert in_row.startswith("row 1: ")
+    assert (file, others) == (str(tmp_path / "one.png"), [])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_a_picture_in_a_row_is_refused_if_a_task_reads_its_file(run: Run, tmp_path: Path, kind: str) -> None:
+    picture_sets.write_set(tmp_path, "food101")
+    content = sorted((tmp_path / "food-101" / "images").rglob("test_*"))[0].read_bytes()
+    if kind == "parquet":
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        file = tmp_path / "a.parquet"
+        row = {"image": {"bytes": content, "path": None}, "text": "a circle"}
+        parquet.write_table(pa.Table.from_pylist([row]), file)
+    else:
+        file = given.write_shard(tmp_path / "a.tar", {"0.jpg": content, "0.txt": b"a circle"})
+    options = [
+        "model=clip_mini",
+        f"calibration={kind}",
+        f"calibration.path={file}",
+        "calibration.samples=1",
+        "task=food101",
+        f"task.path={tmp_path}",
+    ]
+    short = [option for option in SHORT if "samples" not in option]
+    refused(run, [*short, *options], rf"both read the picture .*{file.name}.* holds the same bytes", tmp_path)
 
 
 def test_a_copy_of_a_picture_is_refused_under_another_name(run: Run, tmp_path: Path) -> None:

@@ -102,7 +102,8 @@ class RowsCalibration(RowsOptions, ABC):
             return of_texts(model, texts, self.samples, self.sequence_length, self.name, self.sources, seed)
         found = self._drawn(model, rows, seed)
         samples = encode_rows(model, found, f"calibration={self.name}")
-        return CalibrationSet(self.name, samples, self.sources | picture_sources(files_of(found)))
+        shown = picture_sources(image for row in found for image in row.images)
+        return CalibrationSet(self.name, samples, self.sources | shown)
 
     def read_files(self, model: PrunableModel, seed: int) -> list[Path]:
         """The files that ``load`` reads: those of the rows, and the pictures of the rows that it draws.

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.request import url2pathname
 
 from ecoflap.data.image_in_memory import ImageInMemory
+from ecoflap.data.sources import bytes_source
 from ecoflap.errors import UserError
 
 Locate = Callable[[Any, Path | None, str], str]
@@ -115,7 +116,7 @@ def _decoded(content: bytes, where: str) -> ImageInMemory:
     try:
         with Image.open(io.BytesIO(content)) as picture:
             picture.load()
-            return ImageInMemory(picture)
+            return ImageInMemory(picture, bytes_source(where, content))
     # Damaged files make Pillow raise OSError, SyntaxError, struct.error, DecompressionBombError and others.
     except Exception as error:
         raise UserError(f"image of {where} can't be read ({error}); mend the row, or take it out") from None
