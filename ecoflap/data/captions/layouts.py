@@ -146,7 +146,7 @@ def _captions(file: Path) -> Iterator[tuple[str, list[str]]]:
         try:
             texts = row["text"]
             found = [texts] if isinstance(texts, str) else texts
-            if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+            if not isinstance(found, list) or not all(isinstance(one, str) and one.strip() for one in found):
                 raise ValueError("it has no text")
             yield row["file_name"], found
         except (KeyError, TypeError, ValueError) as error:

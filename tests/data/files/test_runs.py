@@ -77,6 +77,9 @@ def test_captions_in_a_table_or_beside_the_pictures(tmp_path: Path) -> None:
     (table / "train" / "metadata.csv").write_text("file_name,text\n0.png,a\n1.png\n")
     with pytest.raises(UserError, match=r"metadata\.csv is not in the layout .*line 3: .*"):
         CaptionSource(str(table)).pictures("task")
+    (table / "train" / "metadata.csv").write_text("file_name,text\n0.png,a\n1.png,\n")
+    with pytest.raises(UserError, match=r"metadata\.csv is not in the layout .*line 3: .*it has no text"):
+        CaptionSource(str(table)).pictures("task")
 
 
 BROKEN: dict[str, tuple[Any, str]] = {
