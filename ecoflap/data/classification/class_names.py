@@ -94,10 +94,10 @@ def name_classes(found: Sequence[str], lines: Sequence[str], asked: str) -> tupl
         UserError: if there are more or fewer names than classes, or the classes of the files are numbers that
             a sort by digits puts in another order.
     """
-    pairs = sorted(line.partition(" ") for line in lines)
-    order = {key: index for index, (key, _, _) in enumerate(pairs)}
-    if len({bool(name) for _, _, name in pairs}) == 1 and set(found) <= set(order):
-        return [spaced(name or key) for key, _, name in pairs], [order[key] for key in found]
+    pairs = sorted((*line.split(maxsplit=1), "")[:2] for line in lines)
+    order = {key: index for index, (key, _) in enumerate(pairs)}
+    if len({bool(name) for _, name in pairs}) == 1 and set(found) <= set(order):
+        return [spaced(name or key) for key, name in pairs], [order[key] for key in found]
     if all(map(WORDNET.fullmatch, order)):
         lacking = next(name for name in found if name not in order)
         raise UserError(f"{asked} has no line for the class {lacking}; add it, or give the file of this set")

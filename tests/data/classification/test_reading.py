@@ -141,7 +141,9 @@ def test_a_file_with_folders_may_name_more_classes() -> None:
 def test_lines_with_folders_are_sorted_as_the_folders_are() -> None:
     """The devkit of ImageNet lists its classes in another order than that of a classifier."""
     found, lines = ["n1", "n2", "n3"], ["n2 goldfish", "n3 shark", "n1 tench"]
-    assert name_classes(found, lines, "") == (["tench", "goldfish", "shark"], [0, 1, 2])
+    for space in (" ", "\t", "  "):  # a tab in words.txt of Tiny ImageNet
+        spaced = [line.replace(" ", space) for line in lines]
+        assert name_classes(found, spaced, "") == (["tench", "goldfish", "shark"], [0, 1, 2])
 
 
 def test_numbered_folders_are_named_by_lines_with_their_numbers() -> None:
