@@ -17,7 +17,7 @@ KINDS = {"chat": CHATS, **{name: COLUMNS[name] for name in ("image", "text", "ta
 
 
 def named(row: Row, given: Mapping[str, str | None]) -> Mapping[str, Any]:
-    """A row's values, with the columns that options name under the names that are known.
+    """A row's values, with the columns that options name under known names alone.
 
     Args:
         row: as it is in its file.
@@ -26,7 +26,7 @@ def named(row: Row, given: Mapping[str, str | None]) -> Mapping[str, Any]:
     Raises:
         UserError: if it lacks such a column, or has none that is known, or only empty ones.
     """
-    values = dict(row.values)
+    values = {name: value for name, value in row.values.items() if name not in given.values()}
     for kind, column in given.items():
         if column is None:
             continue

@@ -11,6 +11,7 @@ import pytest
 import transformers
 
 import ecoflap
+from ecoflap.data.example import Example
 from ecoflap.data.files.calibration import Chat, Parquet, RowsCalibration, WebDataset
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
@@ -254,6 +255,18 @@ def test_files(folder: Path, case: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         kind(None if path is None else str(path)).check_data("calibration")
     assert path is None or str(path) in str(caught.value)
+
+
+def test_a_column_that_an_option_names_is_nothing_else(folder: Path) -> None:
+    """A caption in a column named text is no question that the model would only have to repeat."""
+    image = str(folder / "0.png")
+    for row, options, wanted in (
+        ({"text": "no"}, {"target_column": "text"}, Example("", "no", image, bare=True)),
+        ({"answer": "what ?", "caption": "no"}, {"text_column": "answer"}, Example("what ?", "no", image)),
+    ):
+        file = given.write_lines(folder / "a.jsonl", [{"image": "0.png", **row}])
+        chat = Chat(str(file), **options)
+        assert chat.first(chat.rows()) == wanted
 
 
 def test_columns_that_options_name(folder: Path) -> None:
