@@ -19,6 +19,8 @@ KINDS = {"chat": CHATS, **{name: COLUMNS[name] for name in ("image", "text", "ta
 def named(row: Row, given: Mapping[str, str | None]) -> Mapping[str, Any]:
     """A row's values, with the columns that options name under known names alone.
 
+    Columns of text or target are read instead of a chat, unless its column is named as well.
+
     Args:
         row: as it is in its file.
         given: {kind: the column that an option names, or None}.
@@ -26,7 +28,9 @@ def named(row: Row, given: Mapping[str, str | None]) -> Mapping[str, Any]:
     Raises:
         UserError: if it lacks such a column, or has none that is known, or only empty ones.
     """
-    values = {name: value for name, value in row.values.items() if name not in given.values()}
+    plain = given.get("chat") is None and (given.get("text") or given.get("target")) is not None
+    unread = {*given.values(), *(CHATS if plain else ())}
+    values = {name: value for name, value in row.values.items() if name not in unread}
     for kind, column in given.items():
         if column is None:
             continue

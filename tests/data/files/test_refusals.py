@@ -263,6 +263,11 @@ def test_a_column_that_an_option_names_is_nothing_else(folder: Path) -> None:
     for row, options, wanted in (
         ({"text": "no"}, {"target_column": "text"}, Example("", "no", image, bare=True)),
         ({"answer": "what ?", "caption": "no"}, {"text_column": "answer"}, Example("what ?", "no", image)),
+        (
+            {**turns(("user", "why ?"), ANSWER), "prompt": "what ?", "reply": "no"},
+            {"text_column": "prompt", "target_column": "reply"},
+            Example("what ?", "no", image),
+        ),
     ):
         file = given.write_lines(folder / "a.jsonl", [{"image": "0.png", **row}])
         chat = Chat(str(file), **options)
