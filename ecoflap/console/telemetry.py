@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ecoflap.console.host_memory import free_host_memory
 from ecoflap.errors import UserError
 
 _PROC = Path("/proc/self")
@@ -100,13 +101,12 @@ def errors_suppressed() -> Iterator[None]:
 def free_memory(device: Any) -> int:
     """Bytes free on a ``torch.device``, including those that PyTorch's allocator reserves but doesn't use.
 
-    For a device that doesn't report its memory, the host's.
+    For a device that doesn't report its memory, the host's, see ``free_host_memory``.
     """
-    import psutil
     import torch
 
     if device.type == "cpu" or not hasattr(module := torch.get_device_module(device), "mem_get_info"):
-        return int(psutil.virtual_memory().available)
+        return free_host_memory()
     unused = 0
     if hasattr(module, "memory_reserved"):
         unused = module.memory_reserved(device) - module.memory_allocated(device)

@@ -11,10 +11,10 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
+from ecoflap.console.host_memory import free_host_memory
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.protocol import Loader
@@ -95,4 +95,4 @@ def load(loader: Loader, device: torch.device, selection: Selection, keep: bool)
 def _fits(model: PrunableModel) -> bool:
     """Whether there is enough free memory for copies of the layers."""
     copies = sum(layer.weight.numel() * layer.weight.element_size() for layer in model.layers)
-    return bool(psutil.virtual_memory().available > SPARE * copies)
+    return free_host_memory() > SPARE * copies
