@@ -147,21 +147,21 @@ def claimed(
 
 
 def finished(folder: Path, config: Mapping[str, Any]) -> Result | None:
-    """The result in the folder; None if it is missing or damaged.
+    """The result in the folder; None if it is missing, damaged, or of a release that wrote other fields.
 
     Raises:
         UserError: if it belongs to another config.
     """
-    result = read_result(folder)
-    if result is None:
+    record = read_json(folder / RESULT)
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         return None
-    if differing := differences(result.config, redact(config)):
+    if differing := differences(record["config"], redact(config)):
         shown = "; ".join(differing[:3]) + ("; ..." if len(differing) > 3 else "")
         raise UserError(
             f"{folder} holds the result of another config ({shown}); choose another hydra.run.dir or"
             " hydra.sweep.dir, or replace it with resume=false"
         )
-    return result
+    return read_result(folder)
 
 
 def discard_products(folder: Path) -> None:

@@ -21,6 +21,7 @@ from ecoflap.storage.bitmask import convert as converting
 from ecoflap.storage.masks import load_masks, save_masks
 from ecoflap.storage.results import LayerCount, Result, environment, redact, sparsity_section, verify
 from ecoflap.storage.results.environment import git_state
+from ecoflap.storage.results.record import read_result
 
 pytestmark = pytest.mark.long
 
@@ -205,6 +206,20 @@ def test_a_result_whose_secrets_are_redacted_is_known_again(tmp_path: Path) -> N
     assert finished(tmp_path, config) is not None
     with pytest.raises(UserError, match=r"\(sparsity: 0\.5 -> 0\.6\)"):
         finished(tmp_path, {**config, "sparsity": 0.6})
+
+
+@pytest.mark.parametrize("changes", [{"schema": 99}, {"steps": None}])
+def test_a_result_of_another_release_is_not_replaced_by_another_config(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config, file = {"sparsity": 0.5}, tmp_path / "result.json"
+    make_result(config=config).write(file)
+    record = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({name: value for name, value in record.items() if value is not None}))
+    assert read_result(tmp_path) is None
+    assert finished(tmp_path, config) is None, "the same run is run again"
+    with pytest.raises(UserError, match=r"\(sparsity: 0\.5 -> 0\.6\)"):
+        finished(tmp_path, {"sparsity": 0.6})
 
 
 def test_a_token_of_a_vocabulary_makes_another_run(tmp_path: Path) -> None:
