@@ -44,24 +44,26 @@ def conversation(
         folder: see ``locate``.
         where: the row, for messages.
         locate: finds its pictures.
-        turns: all (the last answer is learned) or first (the first one is).
+        turns: all (the last answer is learned) or first (the first question's; what the assistant says before
+            the question is left out).
 
     Raises:
-        UserError: if there is no answer, a turn is of an unknown kind, calls tools or has reasoning, the
-            answer's weight is 0, the row defines tools, or pictures are missing, or more or fewer than the
-            places for them.
+        UserError: if there is no answer, or none of a question with ``first``, a turn is of an unknown kind,
+            calls tools or has reasoning, the answer's weight is 0, the row defines tools, or pictures are
+            missing, or more or fewer than the places for them.
     """
     _refuse_tools(row, where)
     given = _turns(row, where)
     said = [read_turn(one, f"{where}, turn {number}") for number, one in enumerate(given, 1)]
     answers = _answers(said, where)
-    learned = answers[0 if turns == "first" else -1]
+    question, learned = (0, answers[-1]) if turns == "all" else _first(said, answers, where)
     if given[learned].get("weight") == 0:
         raise UserError(
             f"{where}, turn {learned + 1}, of the role assistant, has the weight 0, and the loss would be"
             " that of this answer; take the weight, the turns from this one on, or the row out"
         )
-    shown = _placed(said[: answers[-1] + 1], _images(row), where)[: learned + 1]
+    placed = _placed(said[: answers[-1] + 1], _images(row), where)[: learned + 1]
+    shown = [*(turn for turn in placed[:question] if turn[0] != "assistant"), *placed[question:]]
 
     def located(part: str | Place) -> str | Picture:
         return part if isinstance(part, str) else Picture(locate(part.image, folder, where))
@@ -111,6 +113,21 @@ def _system(row: Mapping[str, Any], said: list[Said]) -> list[Said]:
     if not isinstance(system, str) or not system.strip() or any(role == "system" for role, _ in said):
         return []
     return [("system", [system])]
+
+
+def _first(said: Sequence[Said], answers: Sequence[int], where: str) -> tuple[int, int]:
+    """The places of the first question and of its answer.
+
+    Raises:
+        UserError: if no question is answered.
+    """
+    question = next((place for place, (role, _) in enumerate(said) if role == "user"), len(said))
+    if (answer := next((place for place in answers if place > question), None)) is None:
+        raise UserError(
+            f"{where}: none of its questions is answered, and turns=first learns the first question's answer;"
+            " take the row out"
+        )
+    return question, answer
 
 
 def _turns(row: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:

@@ -79,6 +79,20 @@ def test_the_first_turns_alone(vlm: PrunableModel, folder: Path) -> None:
     assert found.fingerprint() == Chat(str(single)).load(vlm, 0).fingerprint()
 
 
+def test_what_the_assistant_says_first_answers_no_question(vlm: PrunableModel, folder: Path) -> None:
+    chat = long_chat()
+    greeting = {"from": "gpt", "value": "a dog"}
+    greeted = {**chat, "conversations": [greeting, *chat["conversations"]]}
+    wanted, found = (
+        Chat(str(given.write_lines(folder / "a.jsonl", [row])), turns="first").load(vlm, 0)
+        for row in (chat, greeted)
+    )
+    assert found.fingerprint() == wanted.fingerprint()
+    alone = {"conversations": [greeting]}
+    with pytest.raises(UserError, match="none of its questions is answered"):
+        Chat(str(given.write_lines(folder / "a.jsonl", [alone])), turns="first").load(vlm, 0)
+
+
 def test_a_system_turn_stands_before_the_question_where_there_are_no_roles(folder: Path) -> None:
     """Beside the turns, as LLaMA-Factory has it, or as one of them."""
     chat = long_chat()
