@@ -108,7 +108,6 @@ def claimed(
     folder: Path,
     config: Mapping[str, Any],
     resume: bool,
-    results: Path | None = None,
     patience: float = PATIENCE,
 ) -> Iterator[Found]:
     """Claim the folder for one run, write its status, and yield what an earlier run left there.
@@ -119,7 +118,6 @@ def claimed(
         folder: the folder of the run; created if needed.
         config: the resolved config.
         resume: resume a run of the same config; otherwise ignore what is there.
-        results: the folder of an earlier run's result, if it is another one.
         patience: seconds to wait for another run in the folder to end.
 
     Raises:
@@ -132,7 +130,7 @@ def claimed(
     with held(folder / LEASE, refusal, patience):
         remove_abandoned(folder)
         key, earlier = run_id({**config, "versions": versions()}), read_json(folder / STATUS) or {}
-        result = finished(results or folder, config) if resume else None
+        result = finished(folder, config) if resume else None
         unfinished = resume and earlier.get("key") == key
         starts = int(earlier.get("starts", 0)) + 1 if unfinished else 1
         status = Status(key=str(earlier.get("key", "")), starts=starts)

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from ecoflap.console.pace import RunPace, run_pace
 from ecoflap.console.startup import reuse_freed_memory
 from ecoflap.console.tracking import NoTracker, Tracker
-from ecoflap.distributed.collectives import gathered
-from ecoflap.distributed.processes import is_first, joined_in, shared_folder
+from ecoflap.distributed.collectives import from_first, gathered
+from ecoflap.distributed.processes import is_first, joined_in
 from ecoflap.models.core.forward_modes import full_precision
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
@@ -57,14 +57,15 @@ def run(config: DictConfig, folder: Path) -> Result | None:
     values: Any = OmegaConf.to_container(config, resolve=True)
     with (
         joined_in(folder, config.device) as own,
-        claimed(own, values, config.resume, shared_folder(own)) as earlier,
+        claimed(own, values, config.resume) as earlier,
     ):
-        if earlier.result is not None:
+        # Found by the first process for all: it may have waited for another run that has just finished.
+        if (result := from_first(earlier.result)) is not None:
             log.info("finished already: %s; resume=false runs it again", folder / RESULT)
             if sweep_name() is None:  # a sweep says it of all of its jobs before the first begins
-                for sentence in outdated(earlier.result, values):
+                for sentence in outdated(result, values):
                     log.warning("%s", sentence)
-            return earlier.result
+            return result
         if is_first() and not (own / RESULT).is_file():  # before a plan: a refused run can be started again
             record_command(own, given)
         plan = make_plan(config, own)

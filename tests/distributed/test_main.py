@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ecoflap.storage.file_names import LEASE
+from ecoflap.storage.lease import held
 from ecoflap.storage.masks import load_masks
 from ecoflap.storage.results.verification import verify
 from tests.cli import forked
@@ -108,6 +110,24 @@ def test_a_second_run_reads_what_the_first_has_stored(text_run: list[str], tmp_p
     again = succeed(3, scored, tmp_path / "two")
     assert again["steps"]["score"]["cached"]
     assert again["steps"]["evaluate_dense"]["cached"]
+
+
+def test_a_run_that_finishes_while_the_first_process_waits(text_run: list[str], tmp_path: Path) -> None:
+    """The second process has seen no result by then."""
+    overrides, folder = [*text_run, "score=none"], tmp_path / "run"
+    succeed(1, overrides, folder)
+    result, aside = folder / "result.json", tmp_path / "result.json"
+    result.rename(aside)
+    with held(folder / LEASE, lambda owner: owner):
+        children = started(2, overrides, folder)
+        deadline = time.monotonic() + 60
+        while not (second := folder / "processes" / "1" / "status.json").exists():
+            assert time.monotonic() < deadline, f"no {second}"
+            time.sleep(0.01)
+        aside.rename(result)
+    ended = [one.finished() for one in children]
+    assert [one.returncode for one in ended] == [0, 0], "\n".join(one.stderr for one in ended)
+    assert "finished already" in ended[0].stderr
 
 
 def test_more_processes_than_samples_are_refused(text_run: list[str], tmp_path: Path) -> None:
