@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 
 from ecoflap.cli.arguments import parsed
 from ecoflap.cli.plan_sweep import jobs_of
@@ -91,7 +92,10 @@ def test_the_choice_of_auto_is_no_option_that_changes_nothing(
     assert unused(plan, again) == []
 
 
-def test_an_option_of_a_sweep_is_unused_if_all_jobs_that_have_it_leave_it(text_run: list[str]) -> None:
+def test_an_option_of_a_sweep_is_unused_if_all_jobs_that_have_it_leave_it(
+    text_run: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # to be set to that of the sweep
     axes = ["pruner=wanda,magnitude", "batch_size=4", "pruner.swaps=7,9", "score=zeroth_order"]
     register()
     found = check_jobs(*jobs_of(parsed(["-m", *text_run, *axes])))
