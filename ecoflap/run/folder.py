@@ -150,16 +150,24 @@ def finished(folder: Path, config: Mapping[str, Any]) -> Result | None:
     Raises:
         UserError: if it belongs to another config.
     """
-    record = read_json(folder / RESULT)
-    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+    result = read_result(folder)
+    config_there = result.config if result is not None else _config_of_unreadable(folder)
+    if config_there is None:
         return None
-    if differing := differences(record["config"], redact(config)):
+    if differing := differences(config_there, redact(config)):
         shown = "; ".join(differing[:3]) + ("; ..." if len(differing) > 3 else "")
         raise UserError(
             f"{folder} holds the result of another config ({shown}); choose another hydra.run.dir or"
             " hydra.sweep.dir, or replace it with resume=false"
         )
-    return read_result(folder)
+    return result
+
+
+def _config_of_unreadable(folder: Path) -> dict[str, Any] | None:
+    """The config in a result that this release can't read; None if it is missing or damaged."""
+    record = read_json(folder / RESULT)
+    config = record.get("config") if isinstance(record, dict) else None
+    return config if isinstance(config, dict) else None
 
 
 def discard_products(folder: Path) -> None:
