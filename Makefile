@@ -10,6 +10,8 @@ MIXED := .venv-mixed
 PORTABLE := tests/models tests/blocks tests/data tests/score tests/prune --ignore-glob="*/test_runs.py" -m "not any_release"
 # What importing LAVIS needs beside $(VENV), and a datasets that can live with this transformers. LAVIS' own pins are for transformers 4.26.
 MIXED_PACKAGES := transformers==4.51.3 datasets timm fairscale iopath einops decord opencv-python-headless webdataset pycocotools spacy
+# As docs/experiments.md says, without its requirements.
+LMMS_EVAL := lmms-eval>=0.7.3,<0.8
 # The folders whose tests run whole pipelines or train, and the files there that are fast. `pytest.mark.long` marks the long files elsewhere.
 WHOLE_RUNS := accelerator api benchmarks cli evaluate finetune lavis mini prune real refusals score slurm zoo
 QUICK := score/test_first_order prune/test_driver prune/test_propagate prune/test_whole_model refusals/test_main
@@ -35,7 +37,8 @@ $(INSTALLED): pyproject.toml
 
 # What the tests need beside that.
 $(READY): $(INSTALLED)
-	$(BIN)/python $(PIP_INSTALL) --editable '.[dev,smollm2,smolvlm2,speech,saliency,open-clip,captions,lm-eval,optuna]'
+	$(BIN)/python $(PIP_INSTALL) --editable '.[dev,smollm2,smolvlm2,speech,saliency,open-clip,captions,lm-eval,lmms-eval,optuna]'
+	$(BIN)/python $(PIP_INSTALL) --no-deps '$(LMMS_EVAL)'
 	@touch $@
 
 $(VENV)/.docs: $(READY)

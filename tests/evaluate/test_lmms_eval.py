@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -232,6 +233,12 @@ def test_options_that_are_refused_without_the_harness(
         UserError, match=r"task=lmms_eval needs lmms-eval .*'\.\[lmms-eval\]' and .*--no-deps"
     ):
         LmmsEval(["one"]).check_data("task")
+
+
+@pytest.mark.parametrize("file", ["Makefile", "docs/experiments.md", "pyproject.toml"])
+def test_the_release_is_the_same_wherever_it_is_named(file: str) -> None:
+    text = Path(__file__).parents[2].joinpath(file).read_text()
+    assert set(re.findall(r"lmms-eval>=[\d.]+,<[\d.]*\d", text)) == {lmms_eval_tasks.PACKAGE}
 
 
 def test_how_answers_are_generated_and_cut() -> None:
