@@ -199,10 +199,10 @@ def trial_pruner(model: PrunableModel, context: Context) -> Iterator[TrialPruner
 
     Args:
         model: dense.
-        context: its pruner prunes, its calibration set gives the statistics.
+        context: its pruner prunes, in its form for trials; its calibration set gives the statistics.
     """
     with restoring(model) as dense:
-        yield TrialPruner(model, context.pruner, _groups(model, context, dense))
+        yield TrialPruner(model, context.pruner.for_trials, _groups(model, context, dense))
 
 
 class LazyTrial(ExitStack):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from typing_extensions import override
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.statistics import Statistic
-from ecoflap.errors import UserError
+from ecoflap.errors import UserError, require_positive
 from ecoflap.ops import Keep, Part, admm_solve
 from ecoflap.prune.masks import MaskRule
 from ecoflap.prune.options import ADMMOptions
@@ -33,6 +33,7 @@ class ADMM(ADMMOptions, LayerPruner):
                 f"pruner.schedule={self.schedule} with pruner.iterations={self.iterations}: at least 1"
                 " iteration removes weights, and at most all of them do"
             )
+        require_positive("pruner", self, "trial_iterations")
         finite = math.isfinite(self.damping) and math.isfinite(self.penalty)
         if not (finite and self.damping >= 0 and self.penalty > 0 and 1 <= self.relaxation < 2):
             raise UserError(
@@ -52,6 +53,14 @@ class ADMM(ADMMOptions, LayerPruner):
     def weighs_rows(self) -> bool:
         """Yes, but for N:M."""
         return self.rule.unstructured
+
+    @property
+    @override
+    def for_trials(self) -> ADMM:
+        """The same with fewer iterations: they tell layers apart as well, in a fraction of the time."""
+        iterations = min(self.trial_iterations, self.iterations)
+        schedule = max(1, round(self.schedule * iterations / self.iterations))
+        return replace(self, iterations=iterations, schedule=schedule)
 
     @property
     @override

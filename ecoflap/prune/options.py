@@ -69,6 +69,8 @@ class ADMMOptions:
             row, such as 2:4), or n:M (likewise, with an N for each layer that the allocation chooses).
         iterations: steps in which the weights adapt (published: 20).
         schedule: the first steps, each of which removes weights (published: 15).
+        trial_iterations: steps where an allocation prunes in trials, if there are fewer than iterations; the
+            share of them that removes weights is that of the schedule.
         relaxation: length of the steps, from 1 (as published) to below 2; longer steps need fewer of them.
         damping: share of the mean diagonal that is added to the diagonal of the normalised Gram matrix.
         penalty: of the distance between the weights and their masked version.
@@ -78,6 +80,7 @@ class ADMMOptions:
     mask: str = "row"
     iterations: int = 12
     schedule: int = 10
+    trial_iterations: int = 4
     relaxation: float = 1.8
     damping: float = 0.1
     penalty: float = 1.0

@@ -120,6 +120,14 @@ class LayerPruner(Protocol):
             )
 
     @property
+    def for_trials(self) -> LayerPruner:
+        """The pruner of trials at which an allocation is searched; by default, this one.
+
+        It reads the same statistic and has the same mask and the same rules for rows.
+        """
+        return self
+
+    @property
     def requires_calibration(self) -> bool:
         """Whether it uses calibration data."""
         return self.statistic is not None

@@ -83,7 +83,8 @@ def compare(
     batches = loss_batches(model, tiny.samples(family), 2)
     with trial_pruner(model, context(family, pruner)) as trial:
         found = measure_marginals(model, trial, counts, batches, recompute=True, by_row=by_row)
-    at, more, fewer = (pruned(family, pruner, keep) for keep in (counts.keep, counts.more, counts.fewer))
+    short = pruner.for_trials
+    at, more, fewer = (pruned(family, short, keep) for keep in (counts.keep, counts.more, counts.fewer))
     gradients, squares = by_autograd(at, batches)
     for name, expected in squares.items():
         atol = 1e-4 * float(expected.max())

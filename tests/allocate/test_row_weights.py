@@ -171,7 +171,7 @@ def test_trials_weigh_rows_as_the_fine_stage_does(name: str) -> None:
         of_rows = search.of_rows(counts, search.row_weights)
     assert set(of_rows["row_weights"]) == {layer.name for layer in model.layers}
     allocation = replace(WaterFilling()(model, None, 0.7), keep=counts, **of_rows)
-    prune(model, calibration, COMPETING[name], allocation, 2, propagate="dense")
+    prune(model, calibration, COMPETING[name].for_trials, allocation, 2, propagate="dense")
     for layer, expected in zip(model.layers, trial, strict=True):
         torch.testing.assert_close(layer.matrix(), expected)
 
@@ -186,7 +186,7 @@ def test_trials_prune_to_the_counts_that_the_allocation_has(name: str) -> None:
     assert set(allocation.rows) == set(allocation.keep)
     assert any(max(counts) - min(counts) > 2 for counts in allocation.rows.values())
     assert {layer: sum(counts) for layer, counts in allocation.rows.items()} == allocation.keep
-    prune(model, calibration, PRUNERS[name], allocation, 2, propagate="dense")
+    prune(model, calibration, PRUNERS[name].for_trials, allocation, 2, propagate="dense")
     other = tiny.build("llama")
     with trial_pruner(other, context) as trial:
         trial.prune({layer: allocation.count(layer) for layer in allocation.keep})

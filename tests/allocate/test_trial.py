@@ -11,6 +11,7 @@ from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.errors import NumericalError
 from ecoflap.ops import Keep
+from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
 from ecoflap.prune.magnitude import Magnitude
 from ecoflap.prune.protocol import LayerPruner, Pruned
@@ -41,6 +42,29 @@ def test_a_trial_prunes_as_the_fine_stage_does_from_dense_inputs(family: str, na
             assert torch.equal(layer.weight == 0, expected.weight == 0), layer.name
             torch.testing.assert_close(layer.weight, expected.weight, rtol=1e-3, atol=1e-5)
     assert model.fingerprint() == before
+
+
+@pytest.mark.parametrize(("options", "trials"), [({}, (4, 3)), ({"trial_iterations": 20}, (12, 10))])
+def test_admm_prunes_trials_with_fewer_iterations(options: dict[str, int], trials: tuple[int, int]) -> None:
+    model, other, pruner = tiny.build("llama"), tiny.build("llama"), ADMM(**options)
+    keep = WaterFilling()(model, None, 0.5)
+    with trial_pruner(model, context("llama", pruner)) as trial:
+        trial.prune(keep.keep)
+        short = ADMM(iterations=trials[0], schedule=trials[1])
+        prune(other, tiny.samples("llama"), short, keep, batch_size=2, propagate="dense")
+        for layer, expected in zip(model.layers, other.layers, strict=True):
+            assert torch.equal(layer.weight == 0, expected.weight == 0), layer.name
+            torch.testing.assert_close(layer.weight, expected.weight, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("iterations", "schedule", "trials"), [(20, 15, (4, 3)), (12, 1, (4, 1)), (3, 2, (3, 2)), (4, 4, (4, 4))]
+)
+def test_the_schedule_of_trials_has_the_share_of_all(
+    iterations: int, schedule: int, trials: tuple[int, int]
+) -> None:
+    short = ADMM(iterations=iterations, schedule=schedule, mask="2:4").for_trials
+    assert (short.iterations, short.schedule, short.mask) == (*trials, "2:4")
 
 
 def test_a_pruner_that_writes_into_its_weight_gets_another_copy_each_time() -> None:

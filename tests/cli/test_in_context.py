@@ -141,6 +141,18 @@ def test_a_sweep_over_sparsities_measures_the_ramp_once(
     assert kept(tmp_path / "again") == kept(tmp_path / "high")
 
 
+def test_one_command_finds_and_prunes_what_a_search_with_few_iterations_finds(
+    run: Run, text_run: list[str], tmp_path: Path
+) -> None:
+    fine = [*text_run, "pruner=admm", "propagate=layer", "batch_size=8", "cache_mode=off"]
+    result = run([*fine, *IN_CONTEXT], "one")
+    short = ["pruner.iterations=4", "pruner.schedule=3", "steps=[calibrate,allocate]"]
+    run([*fine, *IN_CONTEXT, *short], "search")
+    expected = run([*fine, "allocation=file", f"allocation.path={tmp_path / 'search' / 'allocation.json'}"])
+    assert kept(tmp_path / "one") == kept(tmp_path / "search")
+    assert result.metrics["pruned"] == expected.metrics["pruned"]
+
+
 @pytest.mark.parametrize("offload", ["cpu", "disk"])
 @pytest.mark.parametrize(
     ("pruner", "granularity"),

@@ -251,6 +251,7 @@ PARTS: list[Case] = [
     Case(("pruner=admm", "pruner.damping=inf"), ("pruner.damping=inf", "damping is at least 0")),
     Case(("pruner=admm", "pruner.relaxation=2"), ("pruner.relaxation=2", "below 2")),
     Case(("pruner=admm", "pruner.schedule=30"), ("pruner.schedule=30 with pruner.iterations=",)),
+    Case(("pruner=admm", "pruner.trial_iterations=0"), ("pruner.trial_iterations=0",)),
     Case(("pruner=sparsegpt", "pruner.damping=-1"), ("pruner.damping=-1",)),
     Case(
         ("pruner=global_magnitude", "score=none", "runtime.offload=cpu"),
