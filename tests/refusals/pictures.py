@@ -43,8 +43,8 @@ PICTURES: list[Case] = [
         captions("coco", replaced("dataset_coco.json", "A picture", "A\\u0000picture")),
     ),
     Case(
-        (*ONLY, "calibration=coco", DATA, "calibration.split=dev"),
-        ("split=dev", "test, train"),
+        (*ONLY, "calibration=coco", DATA, "calibration.split=unseen"),
+        ("split=unseen", "test, train"),
         captions("coco"),
     ),
     Case((*ONLY, "calibration=coco", DATA, "calibration.split=test"), ("models are measured on these",)),

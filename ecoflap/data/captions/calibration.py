@@ -10,6 +10,7 @@ from ecoflap.data.captions.options import CaptionsOptions
 from ecoflap.data.captions.reading import CaptionSource, clean
 from ecoflap.data.example import Example
 from ecoflap.data.protocol import ShowsPictures
+from ecoflap.data.splits import refuse_held_out
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.core.prunable import PrunableModel
 
@@ -20,10 +21,7 @@ class Captions(CaptionsOptions, CaptionSource, ShowsPictures):
 
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")
-        if self.split in ("val", "validation", "test"):
-            raise UserError(
-                f"calibration.split={self.split}: models are measured on these pictures; choose train"
-            )
+        refuse_held_out(self.split)
 
     def check_data(self, group: str) -> None:
         """Refuse captions that are missing, or that tasks evaluate.

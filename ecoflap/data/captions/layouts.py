@@ -13,10 +13,8 @@ from typing import Any
 
 from ecoflap.data.folder import parse_json, read_json, read_text, text_lines
 from ecoflap.data.sources import PICTURES, coco_number
+from ecoflap.data.splits import telling
 from ecoflap.errors import UserError
-
-SPLITS = ("train", "val", "validation", "test")
-"""Names of folders that are splits wherever the list of their pictures lies."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +118,8 @@ def _cc3m_tsv(file: Path, root: Path) -> Iterator[Picture]:
 def _folder(file: Path, root: Path) -> Iterator[Picture]:
     """Read a folder like ``datasets``: each subfolder with captions is a split; else all is train.
 
-    Captions are in a metadata.jsonl or metadata.csv, or in a text beside each picture, a line each. A list in
-    the folder itself may name pictures in folders of splits.
+    Captions are in a metadata.jsonl or metadata.csv, or in a text beside each picture, a line each. A picture
+    below a folder whose name tells a split is of that one if its list lies in no other.
     """
     place = file.parent.relative_to(root)
     captions: dict[str, list[str]] = defaultdict(list)
@@ -129,8 +127,8 @@ def _folder(file: Path, root: Path) -> Iterator[Picture]:
         captions[name] += [texts] if isinstance(texts, str) else texts
     for name, texts in captions.items():
         key = os.path.relpath(file.parent / name, root)  # the same however the list writes it
-        folders = [one for one in Path(key).parts[:-1][:1] if one in SPLITS]
-        split = (*place.parts, *folders, "train")[0]
+        folders = (*place.parts, *Path(key).parts[:-1])
+        split = telling(folders) or (*place.parts, "train")[0]
         yield Picture.of(str(place / name), texts, split, key=key)
 
 

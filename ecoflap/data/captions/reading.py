@@ -10,6 +10,7 @@ from pathlib import Path
 from ecoflap.data.captions.layouts import LAYOUTS, Picture
 from ecoflap.data.captions.options import CaptionSourceOptions
 from ecoflap.data.folder import require_files, require_images
+from ecoflap.data.splits import meant
 from ecoflap.errors import UserError, did_you_mean
 
 MARKS = re.compile(r'[.!"()*#:;~]')
@@ -32,14 +33,15 @@ class CaptionSource(CaptionSourceOptions):
         """
         root = self.locate(group)
         listed = LAYOUTS[self.layout].read(root)
-        chosen = [one for one in listed if one.split == self.split]
+        splits = meant(self.split, (one.split for one in listed))
+        chosen = [one for one in listed if one.split in splits]
         if not chosen:
             raise UserError(
                 f"{group}.split={self.split}: {self.path} has"
                 f" {', '.join(sorted({one.split for one in listed})) or 'no captions'}"
             )
         if apart:
-            require_apart(chosen, (one for one in listed if one.split != self.split), f"{group}={self.name}")
+            require_apart(chosen, (one for one in listed if one.split not in splits), f"{group}={self.name}")
         return self._located(chosen, root, group)
 
     def locate(self, group: str) -> Path:

@@ -13,12 +13,11 @@ from ecoflap.data.classification.options import CalibrationOptions
 from ecoflap.data.classification.reading import PictureSource
 from ecoflap.data.example import Example
 from ecoflap.data.protocol import ShowsPictures
-from ecoflap.errors import UserError, require_positive
+from ecoflap.data.splits import refuse_held_out
+from ecoflap.errors import require_positive
 from ecoflap.models.core.encoding import require_encoder
 from ecoflap.models.core.protocols import Classifies
 from ecoflap.models.core.prunable import PrunableModel
-
-HELD_OUT = ("val", "test")
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,7 @@ class Classification(CalibrationOptions, PictureSource, ShowsPictures):
             check_templates(self.templates, "calibration.templates", (OPENAI,))
         if self.caption is not None:
             check_templates([self.caption], "calibration.caption")
-        if self.split in HELD_OUT:
-            raise UserError(
-                f"calibration.split={self.split}: those pictures are what models are measured on; choose"
-                " train"
-            )
+        refuse_held_out(self.split)
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw pictures over all classes and encode them.

@@ -13,7 +13,8 @@ class RowsOptions:
 
     Attributes:
         path: a file, a folder of files, or a pattern such as FOLDER/train-*.
-        split: which files of a folder, where their names or folders say train, validation, test, ...
+        split: which files of a folder, where their folders or names say train, validation, test, ..., or any
+            part of their names.
         images: the folder that paths of pictures start from; null for that of the file.
         chat_column: the column with the turns; null for conversations or messages.
         image_column: the column with the picture or pictures; null for image or images.

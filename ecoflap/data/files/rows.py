@@ -9,14 +9,8 @@ from glob import glob
 from pathlib import Path
 from typing import Any, Protocol
 
+from ecoflap.data.splits import WORDS, split_of
 from ecoflap.errors import UserError
-
-SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval"),
-}
-"""{split: the words for it in names of files and folders}."""
 
 
 @dataclass(frozen=True)
@@ -87,18 +81,24 @@ def find_files(path: str | None, split: str, endings: Sequence[str], name: str) 
 
 
 def _of_split(files: list[Path], folder: Path, split: str) -> list[Path]:
-    """The files of a split; all of them where no name tells a split."""
-    told = {file: split_of(str(file.relative_to(folder))) for file in files}
-    if not any(told.values()):
-        return files
-    chosen = [file for file, of in told.items() if of == split_of(split) or of == split]
+    """The files of a split, or with such a part in their paths; all of them where no path tells a split.
+
+    Raises:
+        UserError: if there are none.
+    """
+    paths = {file: str(file.relative_to(folder)) for file in files}
+    told = {file: split_of(path) for file, path in paths.items()}
+    if split in WORDS:
+        if not any(told.values()):
+            return files
+        chosen = [file for file in files if told[file] == split_of(split)]
+    else:
+        part = re.compile(rf"(?<![a-z]){re.escape(split.lower())}(?![a-z])")
+        chosen = [file for file in files if part.search(paths[file].lower())]
     if not chosen:
-        splits = ", ".join(sorted({of for of in told.values() if of}))
-        raise UserError(f"calibration.split={split}: the folder {folder} has {splits}; choose one of them")
+        splits = ", ".join(sorted({of for of in told.values() if of})) or "no names that tell a split"
+        raise UserError(
+            f"calibration.split={split}: the folder {folder} has {splits}; choose one of its splits, or a"
+            " part of the names of its files"
+        )
     return chosen
-
-
-def split_of(name: str) -> str | None:
-    """The split that the name of a file or folder tells; None if it tells none."""
-    words = set(re.split(r"[^a-z]+", name.lower()))
-    return next((split for split, known in SPLITS.items() if words & set(known)), None)

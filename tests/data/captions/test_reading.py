@@ -95,6 +95,28 @@ def test_one_list_of_all_splits(tmp_path: Path) -> None:
     assert all(f"{tmp_path}/train/" in (one.image or "") for one in drawn(Captions(str(tmp_path))))
 
 
+def test_a_folder_inside_another_tells_the_split_of_its_pictures(tmp_path: Path) -> None:
+    """As in the list of all splits, and in the files of rows."""
+    folders.plain(tmp_path / "images")
+    for old, new in (("train", "train2017"), ("test", "val2017")):
+        (tmp_path / "images" / old).rename(tmp_path / "images" / new)
+    lists = sorted(tmp_path.glob("images/*/metadata.jsonl"))
+    lines = [
+        row | {"file_name": f"images/{file.parent.name}/{row['file_name']}"}
+        for file in lists
+        for row in map(json.loads, file.read_text().splitlines())
+    ]
+    for whole in (False, True):
+        for split, folder in (("train", "train2017"), ("val", "val2017"), ("val2017", "val2017")):
+            pictures = CaptionSource(str(tmp_path), split=split).pictures("task")
+            assert {Path(one.image).parent.name for one in pictures} == {folder}
+            assert len(pictures) == 24
+        if not whole:
+            (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+            for file in lists:
+                file.unlink()
+
+
 def test_coco_numbers_are_keys_in_every_layout(tmp_path: Path) -> None:
     pictures = CaptionSource(str(folders.karpathy(tmp_path)), "coco", "test").pictures("task")
     assert [picture.key for picture in pictures[:2]] == ["2000", "2001"]

@@ -245,7 +245,7 @@ def test_rounds_over_the_classes() -> None:
         (lambda path: task(path).load(model(Ordered())), "task=dtd: the model has no class 'black circle'"),
         (
             lambda path: Calibration("imagenet", "val", str(path)),
-            r"calibration\.split=val: those pictures are what models are measured on",
+            r"calibration\.split=val: models are measured on these pictures; choose train",
         ),
         (lambda path: Calibration("dtd", "test", str(path)), r"calibration\.split=test"),
         (lambda path: Calibration("dtd", "train", str(path), caption="{} {}"), r"calibration\.caption"),
