@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.classes import Classes, check_templates
-from ecoflap.data.classification.class_names import OPENAI, own_labels
+from ecoflap.data.classification.class_names import OPENAI
 from ecoflap.data.classification.options import CalibrationOptions
 from ecoflap.data.classification.reading import PictureSource
 from ecoflap.data.example import Example
@@ -46,7 +46,7 @@ class Classification(CalibrationOptions, PictureSource, ShowsPictures):
         pictures = self.read("calibration", named=not indexed, indexed=indexed)
         chosen = draw_over_classes(pictures.examples, self.samples, seed)
         if own:
-            labels = own_labels(interface.names, pictures.names, option, indexed)
+            labels = pictures.labels_in(interface.names, option, indexed)
             return self.encoded(model, [replace(one, label=labels[one.label or 0]) for one in chosen])
         caption = facts.prompt if self.caption is None else self.caption
         captioned = [replace(one, target=caption.format(one.target)) for one in chosen]

@@ -15,6 +15,7 @@ from ecoflap.data.classification.class_names import (
     class_lines,
     name_classes,
     openai_templates,
+    own_labels,
     require_wordnet,
     spaced,
 )
@@ -23,6 +24,7 @@ from ecoflap.data.classification.options import PictureSourceOptions
 from ecoflap.data.example import Example
 from ecoflap.data.folder import read_json, require_file, text_lines
 from ecoflap.data.sources import PICTURES
+from ecoflap.data.splits import WORDS, split_of
 from ecoflap.errors import UserError
 
 OBTAIN = "DATASETS.md of CoOp (https://github.com/KaiyangZhou/CoOp) says where to get its files."
@@ -46,6 +48,22 @@ class Pictures:
 
     examples: list[Example]
     names: tuple[str, ...]
+
+    def labels_in(self, own: Sequence[str], asked: str, indexed: bool) -> dict[int, int]:
+        """{label: index among a classifier's own classes}, of the classes that the pictures show.
+
+        Args:
+            own: names of the classifier's classes.
+            asked: the option, for messages.
+            indexed: whether both have the same order, whatever the names.
+
+        Raises:
+            UserError: if the classifier has other classes.
+        """
+        shown = {one.label or 0 for one in self.examples}
+        labels = [label for label in range(len(self.names)) if indexed or label in shown]
+        names = [self.names[label] for label in labels]
+        return dict(zip(labels, own_labels(own, names, asked, indexed), strict=True))
 
 
 class Found(NamedTuple):
@@ -131,16 +149,25 @@ class PictureSource(PictureSourceOptions):
         return name_classes(found, class_lines(self.classes, option), f"{option}.classes={self.classes}")
 
     def _folders(self, option: str) -> Found:
-        """A folder per split and class, in torchvision's order."""
+        """A folder per split and class, in torchvision's order; the classes are those of all splits."""
         from torchvision.datasets.folder import find_classes, make_dataset
 
         root = self._split_folder(option)
         try:
-            classes, index_of = find_classes(str(root))
-            files = make_dataset(str(root), index_of, PICTURES)
+            own, _ = find_classes(str(root))
+            classes = sorted({*own, *self._classes_beside(root)})
+            files = make_dataset(str(root), {name: classes.index(name) for name in own}, PICTURES)
         except FileNotFoundError as error:
             raise UserError(f"{option}={self.dataset}: {error}. {ARRANGE}") from None
         return Found(root, [(os.path.relpath(file, root), label) for file, label in files], classes)
+
+    def _classes_beside(self, split: Path) -> set[str]:
+        """The class folders in the splits beside a split's folder, which may have none of a rare class."""
+        if self.path is None or split == Path(self.path).expanduser():
+            return set()
+        others = [one for one in split.parent.iterdir() if one.is_dir() and split_of(one.name) is not None]
+        found = {folder.name for other in others for folder in other.iterdir() if folder.is_dir()}
+        return {name for name in found if not name.startswith(".")}
 
     def _split_folder(self, option: str) -> Path:
         """The folder with the folder of each class.
@@ -168,7 +195,7 @@ class PictureSource(PictureSourceOptions):
         root = path.expanduser()
         return (
             self.dataset == "image_folder"
-            and not any((root / split).exists() for split in ("train", "val", "test"))
+            and not any((root / split).exists() for split in WORDS)
             and any(file.suffix.lower() in PICTURES for file in root.glob("*/*"))
         )
 

@@ -11,7 +11,7 @@ import torch
 from typing_extensions import override
 
 from ecoflap.data.classes import Classes, check_templates
-from ecoflap.data.classification.class_names import OPENAI, own_labels
+from ecoflap.data.classification.class_names import OPENAI
 from ecoflap.data.classification.options import TaskOptions
 from ecoflap.data.classification.reading import Pictures, PictureSource
 from ecoflap.data.sources import picture_sources
@@ -49,8 +49,8 @@ class Classification(TaskOptions, PictureSource):
         """
         self.named(model)
 
-    def named(self, model: PrunableModel) -> tuple[Pictures, list[int]]:
-        """All pictures, with the class names that the model needs, and the index of each class in the model.
+    def named(self, model: PrunableModel) -> tuple[Pictures, dict[int, int]]:
+        """All pictures with the class names that the model needs, and {label: index in the model} of classes.
 
         Raises:
             UserError: if the model classifies no pictures or has other classes, or these have no names.
@@ -61,8 +61,8 @@ class Classification(TaskOptions, PictureSource):
         indexed = own and self.facts("task").indexed
         pictures = self.read("task", named=not indexed, indexed=indexed)
         if not own:
-            return pictures, list(range(len(pictures.names)))
-        return pictures, own_labels(model.interface.names, pictures.names, f"task={self.name}", indexed)
+            return pictures, {label: label for label in range(len(pictures.names))}
+        return pictures, pictures.labels_in(model.interface.names, f"task={self.name}", indexed)
 
     def load(self, model: PrunableModel) -> ClassificationEvaluation:
         """List the pictures, which are read batch by batch.

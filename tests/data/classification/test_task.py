@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -147,6 +148,33 @@ def test_fewer_classes_than_five(tmp_path: Path) -> None:
     assert found == {"accuracy": 100, "top_5": 100, "macro_f1": 100, "images": 48, "accuracy_stderr": 0}
 
 
+def test_a_class_without_pictures_in_the_split_is_a_candidate(tmp_path: Path) -> None:
+    """A model that mistakes the one for the other isn't right because only one of them is tested."""
+    for split in ("train", "test"):
+        write_folders(tmp_path, split)
+    shutil.rmtree(tmp_path / "test" / NAMES[1].replace(" ", "_"))
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "notes" / "no class").mkdir(parents=True)
+    towers = Towers()
+    found = task(tmp_path, "image_folder").load(model(towers))(model(towers))
+    assert towers.read == [f"a photo of a {name}." for name in NAMES]
+    assert (found["accuracy"], found["images"]) == (100 * 22 / 23, 46)
+    assert task(tmp_path, "image_folder").load(model(Classifier()))(model(Classifier())) == found
+    shutil.copytree(tmp_path / "test", tmp_path / "val")  # without the class as well
+    read = task(tmp_path, "image_folder", "val").read("task", named=True)
+    assert read.names == NAMES
+
+
+def test_a_classifier_needs_only_the_classes_of_the_split(tmp_path: Path) -> None:
+    for split, classes in (("train", ["zebra", *NAMES[1:]]), ("test", list(NAMES))):
+        write_folders(tmp_path, split, classes)
+    assert task(tmp_path, "image_folder").load(model(Classifier())).right == [
+        24 - label for label in range(24) for _ in range(2)
+    ]
+    with pytest.raises(UserError, match="task=image_folder: the model has no class 'zebra'"):
+        task(tmp_path, "image_folder", "train").load(model(Classifier()))
+
+
 def test_macro_f1_by_hand() -> None:
     assert macro_f1([0, 0, 1, 2], [0, 1, 1, 1]) == pytest.approx(
         100 * (2 / 3 + 1 / 2) / 2
@@ -197,7 +225,7 @@ def test_identity_changes_with_what_the_numbers_depend_on(dtd: Path, tmp_path: P
 def test_other_right_classes_are_another_identity(dtd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = task(dtd).load(model(Classifier())).identity()
     swapped = lambda *arguments: own_labels(*arguments)[::-1]
-    monkeypatch.setattr("ecoflap.data.classification.task.own_labels", swapped)
+    monkeypatch.setattr("ecoflap.data.classification.reading.own_labels", swapped)
     assert task(dtd).load(model(Classifier())).identity() != first
 
 
