@@ -21,7 +21,8 @@ from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Example
 from ecoflap.data.files.chat import conversation
 from ecoflap.data.files.columns import example
-from ecoflap.data.files.fitting import chosen, fitting, require_reader, require_target
+from ecoflap.data.files.fitting import chosen, fitting, labels_in, require_reader, require_target
+from ecoflap.data.files.labels import names_of_labels
 from ecoflap.data.sources import picture_sources
 from ecoflap.data.text.bos import bos_token
 from ecoflap.data.text.calibration import Text
@@ -157,7 +158,8 @@ def _in_memory(model: PrunableModel, given: Any, amount: Amount, seed: int) -> C
             f"{model.name} reads pictures, and the data are texts; give dicts such as"
             ' {"image": ..., "text": ..., "target": ...}'
         )
-    return _examples(model, list(islice(data.drawn(amount.samples, seed).items, amount.samples)))
+    drawn = list(islice(data.drawn(amount.samples, seed).items, amount.samples))
+    return _examples(model, drawn, names_of_labels(given))
 
 
 def _samples(model: PrunableModel, items: Iterator[tuple[int, Mapping[str, Any]]]) -> Iterator[Sample]:
@@ -218,13 +220,20 @@ def _chats(model: PrunableModel, data: Data, amount: Amount) -> CalibrationSet:
     return CalibrationSet(NAME, encode_rows(model, found, "data"), shown)
 
 
-def _examples(model: PrunableModel, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> CalibrationSet:
-    """Encode raw examples with the model's interface."""
+def _examples(
+    model: PrunableModel, rows: Sequence[tuple[int, Mapping[str, Any]]], classes: Sequence[str]
+) -> CalibrationSet:
+    """Encode raw examples, whose labels number the classes of these names, with the model's interface."""
     captioned = not isinstance(model.interface, Answers)
     examples = [example(row, captioned) for _, row in rows]
     for (place, row), one in zip(rows, examples, strict=True):
         if model.sees and one.image is None:
             raise UserError(f"{model.name} reads pictures, and example {place} of the data has no image")
         require_target(model, one, f"example {place} of the data ({', '.join(map(str, row))})")
+    labels = labels_in(model, "data")
+    labelled = [
+        labels.of(one, classes, f"example {place} of the data")
+        for (place, _), one in zip(rows, examples, strict=True)
+    ]
     shown = picture_sources(one.image for one in examples)
-    return CalibrationSet(NAME, encode_all(model, examples, "data"), shown)
+    return CalibrationSet(NAME, encode_all(model, labelled, "data"), shown)

@@ -16,7 +16,7 @@ from ecoflap.data.example import Example
 from ecoflap.data.files import json_rows, parquet, webdataset
 from ecoflap.data.files.chat import conversation, has_chat
 from ecoflap.data.files.columns import COLUMNS, example, is_question
-from ecoflap.data.files.fitting import chosen, files_of, fitting, is_text, require_reader
+from ecoflap.data.files.fitting import chosen, files_of, fitting, is_text, labels_in, require_reader
 from ecoflap.data.files.names import KINDS, named
 from ecoflap.data.files.options import ChatOptions, ParquetOptions, RowsOptions, WebDatasetOptions
 from ecoflap.data.files.pictures import IN_ROW, Locate, locate, look_up
@@ -181,9 +181,14 @@ class RowsCalibration(RowsOptions, ABC):
             UserError: if the model can't read a row, reads pictures and no row has one, or all are too long.
         """
         option = f"calibration={self.name}"
-        shuffled = self._shuffled(rows, seed)
-        fit = (fitting(model, self.parsed(row, locate), option, row.where) for row in shuffled)
-        return chosen(model, fit, option, self.samples, self.sequence_length)
+        shuffled, labels = self._shuffled(rows, seed), labels_in(model, option)
+
+        def read(row: Row) -> Example | Conversation:
+            one = self.parsed(row, locate)
+            labelled = labels.of(one, row.classes, row.where) if isinstance(one, Example) else one
+            return fitting(model, labelled, option, row.where)
+
+        return chosen(model, map(read, shuffled), option, self.samples, self.sequence_length)
 
     def _shuffled(self, rows: Rows, seed: int) -> Iterator[Row]:
         """All rows in a random order, read in parts of as many as are wanted."""

@@ -9,6 +9,7 @@ from itertools import islice
 
 from ecoflap.data.conversation import Conversation, Turn
 from ecoflap.data.example import Example
+from ecoflap.data.files.labels import OwnLabels
 from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import UserError
 from ecoflap.models.core.encoding import encode_rows
@@ -27,6 +28,18 @@ def files_of(rows: Iterable[Example | Conversation]) -> list[str]:
 def is_text(row: Example | Conversation) -> bool:
     """Whether a row is a text without anything else."""
     return isinstance(row, Example) and not (row.target or row.image) and row.label is None
+
+
+def labels_in(model: PrunableModel, option: str) -> OwnLabels:
+    """The labels of a model; a label means something to a classifier alone.
+
+    Args:
+        model: of any kind.
+        option: the option that asks, for messages.
+    """
+    interface = model.interface
+    own = getattr(interface, "names", ()) if isinstance(interface, Classifies) else ()
+    return OwnLabels(own, model.name, option)
 
 
 def fitting(

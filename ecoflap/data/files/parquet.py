@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class ParquetRows:
             UserError: if a file is no Parquet.
         """
         self._files, self._opened = list(files), [_opened(file) for file in files]
+        self._classes = [_class_names(opened.schema_arrow.metadata) for opened in self._opened]
         self._groups: list[_Group] = []
         self._starts: list[int] = []
         total = 0
@@ -63,9 +65,9 @@ class ParquetRows:
         found = {}
         for group, inside in sorted(wanted.items()):
             for place, values in zip(inside, self._values(group, inside), strict=True):
-                file = self._files[self._groups[group].file]
-                row = place - self._starts[group] + self._groups[group].first + 1
-                found[place] = Row(f"{file}, row {row}", values, file.parent)
+                of = self._groups[group]
+                file, row = self._files[of.file], place - self._starts[group] + of.first + 1
+                found[place] = Row(f"{file}, row {row}", values, file.parent, self._classes[of.file])
         return [found[place] for place in places]
 
     def _values(self, group: int, places: Sequence[int]) -> list[dict[str, Any]]:
@@ -79,6 +81,15 @@ class ParquetRows:
             ) from None
         rows: list[dict[str, Any]] = table.take([place - self._starts[group] for place in places]).to_pylist()
         return rows
+
+
+def _class_names(metadata: Mapping[bytes, bytes] | None) -> tuple[str, ...]:
+    """The names of the classes in the column label, where ``datasets`` wrote the file; else none."""
+    try:
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        return tuple(map(str, features["label"]["names"]))
+    except (KeyError, TypeError, ValueError):  # of a column of numbers, or of another writer
+        return ()
 
 
 def _opened(file: Path) -> Any:

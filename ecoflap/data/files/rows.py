@@ -21,11 +21,13 @@ class Row:
         where: its file and place, for messages.
         values: its values by column.
         folder: the folder that paths of its pictures start from.
+        classes: the names of the classes that its label numbers; empty if the file has none.
     """
 
     where: str
     values: Mapping[str, Any]
     folder: Path
+    classes: tuple[str, ...] = ()
 
 
 class Rows(Protocol):

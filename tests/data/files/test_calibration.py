@@ -191,12 +191,3 @@ def test_pictures_by_url_in_a_folder_with_a_space_and_an_umlaut(vlm: PrunableMod
     file = given.write_lines(folder / "b.jsonl", addressed)
     assert Chat(str(file)).load(vlm, 0).fingerprint() == wanted
     assert len(ecoflap.calibrate(vlm, [{**row, "text": row["question"]} for row in addressed])) == 6
-
-
-def test_labels_in_parquet(folder: Path) -> None:
-    torch.manual_seed(0)
-    module = hf.ViTForImageClassification(hf.ViTConfig(num_labels=5, **tiny.VISION))
-    model = ecoflap.load(module, hf.ViTImageProcessor(size={"height": 8, "width": 8}))
-    rows = [{"image": f"{number}.png", "label": number} for number in range(5)]
-    found = Parquet(str(given.write_parquet(folder / "a.parquet", rows))).load(model, 0)
-    assert [int(sample["labels"]) for sample in found.samples] == draw(5, 5, 0)
