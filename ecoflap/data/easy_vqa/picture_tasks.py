@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ecoflap.data.classes import Classes, check_templates
+from ecoflap.data.classification.class_names import own_labels
 from ecoflap.data.easy_vqa.options import (
     EasyCaptionsOptions,
     EasyClassificationOptions,
@@ -108,8 +109,10 @@ class EasyClassification(EasyClassificationOptions, PictureTask):
 
     @override
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that classifies no pictures."""
-        if not isinstance(model.interface, Classifies):
+        """Refuse a model that classifies no pictures, or has other classes."""
+        if isinstance(model.interface, Classifies):
+            own_labels(getattr(model.interface, "names", ()), NAMES, f"task={self.name}", indexed=False)
+        else:
             require(model, Embeds, f"task={self.name}")
 
     def measure(
@@ -120,7 +123,8 @@ class EasyClassification(EasyClassificationOptions, PictureTask):
         names = list(interface.names if own else NAMES)
         classes = None if own else Classes(NAMES, tuple(self.templates))
         found = prediction_log.run(batches, five_best(model, interface, classes))
-        right = torch.tensor([names.index(one.target) for one in pictures])
+        labels = own_labels(names, NAMES, f"task={self.name}", indexed=False)
+        right = torch.tensor([labels[one.label or 0] for one in pictures])
         best = torch.tensor(found) == right[:, None]
         first, answers = best[:, 0].tolist(), [names[row[0]] for row in found]
         prediction_log.note(Items("accuracy", first, answers=answers, examples=pictures))

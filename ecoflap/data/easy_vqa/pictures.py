@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.classes import Classes, check_templates
+from ecoflap.data.classification.class_names import own_labels
 from ecoflap.data.easy_vqa.options import EasyPicturesOptions
 from ecoflap.data.easy_vqa.reading import NAMES, read_pictures
-from ecoflap.data.example import Example
 from ecoflap.data.protocol import ShowsPictures
 from ecoflap.errors import require_positive
+from ecoflap.models.core.protocols import Classifies
 from ecoflap.models.core.prunable import PrunableModel
 
 
@@ -27,12 +28,13 @@ class EasyPictures(EasyPicturesOptions, ShowsPictures):
         """Draw pictures and encode them.
 
         Raises:
-            UserError: if the model reads no pictures.
+            UserError: if the model reads no pictures, or is a classifier of other classes.
         """
         pictures = read_pictures("train")
         chosen = [pictures[index] for index in draw(len(pictures), self.samples, seed)]
-        captioned = [
-            Example(target=self.caption.format(one.target), image=one.image, label=one.label)
-            for one in chosen
-        ]
+        if isinstance(model.interface, Classifies):
+            own = getattr(model.interface, "names", ())
+            labels = own_labels(own, NAMES, f"calibration={self.name}", indexed=False)
+            return self.encoded(model, [replace(one, label=labels[one.label or 0]) for one in chosen])
+        captioned = [replace(one, target=self.caption.format(one.target)) for one in chosen]
         return self.encoded(model, captioned, Classes(NAMES, tuple(self.templates)))

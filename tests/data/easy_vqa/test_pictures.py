@@ -86,6 +86,14 @@ def test_classification_by_classes_and_zero_shot(interface: object) -> None:
     assert found["pictures"] == len(LABELS)
 
 
+def test_a_classifier_of_other_classes_is_refused_before_it_is_measured() -> None:
+    class Cats(Classifier):
+        names = ("cat", "dog")
+
+    with pytest.raises(UserError, match="task=easy_classification: the model has no class 'black circle'"):
+        EasyClassification().check_model(model(Cats()))
+
+
 def test_captions() -> None:
     assert EasyCaptions().load(model(Captioner()))(model(Captioner()))["accuracy"] == pytest.approx(
         100 - WRONG

@@ -11,6 +11,8 @@ import transformers as hf
 
 import ecoflap
 from ecoflap.data.calibration_set import draw
+from ecoflap.data.easy_vqa.reading import NAMES as EASY
+from ecoflap.data.easy_vqa.reading import read_pictures
 from ecoflap.data.files.calibration import Parquet
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
@@ -94,3 +96,15 @@ def test_batches_of_a_data_set_have_its_names() -> None:
     model = classifier("dog", "sea lion", "tabby cat", "crane", "heron")
     found = ecoflap.calibrate(model, data.batch(2)).samples
     assert [int(sample["labels"]) for sample in found] == [2, 0, 1, 3, 4]
+
+
+def test_labels_don_t_depend_on_an_earlier_calibration(tmp_path: Path) -> None:
+    """A job of a sweep may calibrate the model of the job before it on other data."""
+    names = list(reversed(EASY))
+    model = classifier(*names)
+    before = labels_of(model, dataset(range(2), names), tmp_path)
+    pictures = ecoflap.calibrate(model, "easy_pictures", samples=3).samples
+    drawn = read_pictures("train")
+    wanted = [names.index(drawn[place].target) for place in draw(len(drawn), 3, 0)]
+    assert [int(sample["labels"]) for sample in pictures] == wanted
+    assert labels_of(model, dataset(range(2), names), tmp_path) == before == [0, 1]

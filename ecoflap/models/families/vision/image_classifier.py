@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ecoflap.data.batch import Batch, Sample
-from ecoflap.data.classes import Classes
 from ecoflap.data.example import Example
-from ecoflap.errors import UserError, nearest
+from ecoflap.errors import UserError
 from ecoflap.models.core.losses import class_loss, find_loss
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.prunable import PrunableModel
@@ -36,21 +35,6 @@ class ClassifierInterface:
     def __init__(self, pixels: Pixels, names: Sequence[str]) -> None:
         """``names``: of the classes, in the order of the logits."""
         self.pixels, self.names = pixels, list(names)
-        self.index_of: dict[int, int] = {}
-
-    def set_classes(self, model: PrunableModel, classes: Classes) -> None:
-        """Find the data set's classes among the model's, by name.
-
-        Raises:
-            UserError: if the model lacks one of them.
-        """
-        strange = [name for name in classes.names if name not in self.names]
-        if strange:
-            raise UserError(
-                f"{model.name} has no class {strange[0]!r} (nearest: {nearest(strange[0], self.names)});"
-                " choose a calibration set of its own classes"
-            )
-        self.index_of = {label: self.names.index(name) for label, name in enumerate(classes.names)}
 
     def encode(self, example: Example) -> Sample:
         """Encode a picture and its class.
@@ -63,13 +47,12 @@ class ClassifierInterface:
                 "a classifier is scored on labelled pictures, and these have no label; choose another"
                 " calibration set"
             )
-        label = self.index_of.get(example.label, example.label)
-        if self.names and not 0 <= label < len(self.names):
+        if self.names and not 0 <= example.label < len(self.names):
             raise UserError(
-                f"label {label} of a picture: the model has {len(self.names)} classes, numbered from 0; give"
-                " one of them"
+                f"label {example.label} of a picture: the model has {len(self.names)} classes, numbered from 0;"
+                " give one of them"
             )
-        return {"pixel_values": self.pixels([example.image])[0], "labels": torch.tensor(label)}
+        return {"pixel_values": self.pixels([example.image])[0], "labels": torch.tensor(example.label)}
 
     @torch.no_grad()
     def classify(self, model: PrunableModel, examples: Sequence[Example]) -> Tensor:
