@@ -49,8 +49,8 @@ class ClassifierInterface:
             )
         if self.names and not 0 <= example.label < len(self.names):
             raise UserError(
-                f"label {example.label} of a picture: the model has {len(self.names)} classes, numbered from 0;"
-                " give one of them"
+                f"label {example.label} of a picture: the model has {len(self.names)} classes, numbered from"
+                " 0; give one of them"
             )
         return {"pixel_values": self.pixels([example.image])[0], "labels": torch.tensor(example.label)}
 
