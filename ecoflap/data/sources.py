@@ -15,6 +15,7 @@ from ecoflap.data.image_in_memory import ImageInMemory
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 END = 64  # bytes
 COCO_FILE = re.compile(r"(?:COCO_\w+_)?(\d{12})\.jpg")
+TOKENS = "rows of token ids with the hash "
 BYTES = re.compile(r": (\d+) bytes, (\w{32})$")
 
 
@@ -43,14 +44,20 @@ def bytes_source(where: str, content: bytes) -> str:
     return f"{where}: {len(content)} bytes, {_digest(content)}"
 
 
+def is_picture(file: str) -> bool:
+    """Whether a file is a picture by its name."""
+    return file.lower().endswith(PICTURES)
+
+
 def shared_source(some: Set[str], others: Set[str]) -> tuple[str, int] | None:
     """The first source that both have, and how many more they share; None if they share none."""
     shared = sorted(name for name in some & others if coco_number(name) is None)
-    return (shared[0], len(shared) - 1) if shared else None
+    shown = [name for name in shared if not name.startswith(TOKENS)] or shared
+    return (shown[0], len(shown) - 1) if shown else None
 
 
 def copies(some: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
-    """(one, other) pairs of pictures with the same bytes, under any names.
+    """(one, other) pairs of pictures, texts or other files with the same bytes, under any names.
 
     Only files of equal size are read, their ends first, so that a hundred thousand pictures take little time.
 
@@ -83,7 +90,7 @@ def copies(some: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
 def _sizes(names: Iterable[str]) -> Iterator[tuple[str, int]]:
     """The names that are files, sorted, with their sizes; empty files are ignored."""
     for name in sorted(names):
-        if name.lower().endswith(PICTURES) and os.path.isfile(name) and (size := os.path.getsize(name)):
+        if os.path.isfile(name) and (size := os.path.getsize(name)):
             yield name, size
 
 
@@ -94,8 +101,13 @@ def _end(file: str) -> bytes:
         return content.read()
 
 
-def _digest(content: bytes) -> str:
+def _digest(content: bytes | memoryview) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def token_sources(path: str, key: str, content: bytes | memoryview) -> frozenset[str]:
+    """The names of a tensor of token ids: its place, and its contents, which another file may hold."""
+    return file_source(path, key) | {f"{TOKENS}{_digest(content)}"}
 
 
 def file_source(path: str, *parts: str) -> frozenset[str]:

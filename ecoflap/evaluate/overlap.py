@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NoReturn
 
 from ecoflap.data.calibration_set import CalibrationSet
-from ecoflap.data.sources import copies, shared_source
+from ecoflap.data.sources import copies, is_picture, shared_source
 from ecoflap.errors import UserError
 from ecoflap.evaluate.protocol import Evaluation
 
@@ -33,10 +33,12 @@ def refuse_overlap(
         if (shared := shared_source(calibration.sources, read)) is not None:
             name, more = shared
             _refuse(calibration, task, f"{name}{f' and {more} others' if more else ''}")
-        if same := copies(calibration.sources, read):
-            others = f" and {len(same) - 1} others" if same[1:] else ""
-            both = f"the picture {same[0][0]} ({same[0][1]} holds the same bytes){others}"
-            if not published:
+        same = sorted(copies(calibration.sources, read), key=lambda pair: is_picture(pair[1]))
+        if same:
+            (one, other), more = same[0], len(same) - 1
+            noun, others = "picture" if is_picture(other) else "file", f" and {more} others" if more else ""
+            both = f"the {noun} {one} ({other} holds the same bytes){others}"
+            if not (published and is_picture(other)):
                 _refuse(calibration, task, both)
             log.warning(
                 "the training split of calibration=%s and task=%s both read %s", calibration.name, task, both

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from safetensors.torch import load_file, save_file
 
 from ecoflap.cli.plan import main as plan
 from ecoflap.data.files.pictures import locate
@@ -56,7 +57,12 @@ def test_one_text_for_both(run: Run, text_run: list[str], text_file: Path, tmp_p
     ):
         overrides = text(text_run, calibration, text_file, *task, f"task.path={path}")
         refused(run, overrides, f"calibration={calibration} and task=wikitext2 both read", tmp_path)
-    other = Path(shutil.copy(text_file, tmp_path / "other.txt"))
+    copy = Path(shutil.copy(text_file, tmp_path / "copy.txt"))
+    for calibration in ("wikitext2", "c4"):
+        overrides = text(text_run, calibration, text_file, *task, f"task.path={copy}")
+        refused(run, overrides, rf"both read the file {text_file} \({copy} holds the same bytes\)", tmp_path)
+    other = tmp_path / "other.txt"
+    other.write_text(text_file.read_text()[1:])
     assert run(text(text_run, "wikitext2", text_file, *task, f"task.path={other}")).metrics["pruned"]
 
 
@@ -86,6 +92,28 @@ def test_one_split_of_the_hub_for_both(
 
 def test_one_tensor_of_tokens_for_both(run: Run, text_run: list[str], tmp_path: Path) -> None:
     refused(run, [*text_run, "task.key=calibration"], "both read .*calibration", tmp_path)
+
+
+def test_a_copy_of_a_tensor_of_tokens(
+    run: Run, text_run: list[str], token_file: Path, tmp_path: Path
+) -> None:
+    """In another file, under another key."""
+    copy = tmp_path / "copy.safetensors"
+    save_file({"mine": load_file(token_file)["calibration"]}, copy)
+    refused(run, [*text_run, f"task.path={copy}", "task.key=mine"], "both read rows of token ids", tmp_path)
+
+
+def test_a_copy_of_a_text_is_not_trained_on(
+    run: Run, text_run: list[str], text_file: Path, tmp_path: Path
+) -> None:
+    """A published training split may hold copies of test pictures under other names; a text is one's own."""
+    copy = shutil.copy(text_file, tmp_path / "copy.txt")
+    task = ["task=wikitext2", "task.sequence_length=10", "task.limit=2", f"task.path={copy}"]
+    steps = ["pruner=magnitude", "score=none", "steps=[allocate,prune,finetune,evaluate]"]
+    overrides = [*text(text_run, "wikitext2", text_file, *task), *steps]
+    refused(
+        run, overrides, f"calibration=wikitext2 and task=wikitext2 both read the file {text_file}", tmp_path
+    )
 
 
 def test_one_split_of_pictures_for_both(run: Run, tmp_path: Path) -> None:
@@ -224,9 +252,13 @@ def test_copies_are_found_under_any_name(tmp_path: Path) -> None:
         "the question 'What?'",
         str(tmp_path / "gone.png"),
     ]
-    assert copies(calibration, [names["copy.jpg"], names["other.png"], names["words.txt"]]) == [
-        (names["two.png"], names["copy.jpg"])
-    ]
+    read = [names["copy.jpg"], names["other.png"], str(tmp_path / "gone.png")]
+    assert copies(calibration, read) == [(names["two.png"], names["copy.jpg"])]
+    text = tmp_path / "copy.txt"
+    text.write_bytes(b"c" * 100)
+    assert copies(calibration, [str(text)]) == []
+    Path(names["words.txt"]).write_bytes(b"c" * 100)
+    assert copies(calibration, [str(text)]) == [(names["words.txt"], str(text))]
 
 
 def test_a_picture_in_a_row_is_a_copy_of_the_file_with_its_bytes(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
-from ecoflap.data.sources import file_source
+from ecoflap.data.sources import token_sources
 from ecoflap.data.text.bos import begin, bos_token, opening
 from ecoflap.data.text.checks import require_language_model, require_readable, require_tokenizer
 from ecoflap.data.text.generated import check_generated, require_generates, with_generated
@@ -144,4 +144,5 @@ class TokenFile(TokenFileOptions):
         samples = tuple(
             {"input_ids": row} for row in with_generated(self, model, list(drawn.contiguous()), seed)
         )
-        return CalibrationSet(self.name, samples, file_source(self.path, self.key))
+        sources = token_sources(self.path, self.key, rows.contiguous().numpy().data)
+        return CalibrationSet(self.name, samples, sources)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from typing_extensions import override
 
-from ecoflap.data.sources import file_source
+from ecoflap.data.sources import token_sources
 from ecoflap.data.text.bos import bos_token, opening
 from ecoflap.data.text.checks import require_language_model, require_readable, require_tokenizer
 from ecoflap.data.text.options import BOS, TextPerplexityOptions, TokenPerplexityOptions
@@ -131,9 +131,8 @@ class TokenPerplexity(TokenPerplexityOptions):
         """
         self.check_model(model)
         rows = read_token_rows(self.path, self.key, "task")
-        return PerplexityEvaluation(
-            rows[: self.limit], self.batch_size, sources=file_source(self.path, self.key)
-        )
+        sources = token_sources(self.path, self.key, rows.contiguous().numpy().data)
+        return PerplexityEvaluation(rows[: self.limit], self.batch_size, sources=sources)
 
 
 @dataclass
