@@ -65,8 +65,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     documents = [
         " ".join(itertools.islice(itertools.cycle(WORDS[start:] + WORDS[:start]), 60)) for start in range(12)
     ]
-    for name in ("train", "test"):
-        (root / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    for name, texts in (("train", documents), ("test", documents[::-1])):  # the same file would be refused
+        (root / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return root
 
 
