@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -110,7 +108,7 @@ class LmmsEvalEvaluation:
         """
         model.module.eval()
         every, by_task = measured(self.task.harness_tasks, partial(self._measure, model), prediction_log)
-        every |= changes(dense_scores(prediction_log.file), by_task)
+        every |= changes(dense_scores(prediction_log.dense), by_task)
         note(prediction_log, every, by_task)
         return every | errors(by_task)
 
@@ -143,15 +141,11 @@ class LmmsEvalEvaluation:
         }
 
 
-def dense_scores(file: Path | None) -> Scores:
-    """The scores in the dense model's log beside the log of a pruned one; empty where there is none."""
-    if file is None or file.stem.endswith("_dense"):
-        return {}
-    dense = file.with_name(f"{file.stem.rpartition('_')[0]}_dense.jsonl")
-    if not dense.is_file():
-        log.info("%s: the dense model's answers are from an earlier run, so changes aren't paired", file.stem)
-        return {}
-    lines = [json.loads(line) for line in dense.read_text(encoding="utf-8").splitlines()[1:]]
+def dense_scores(dense: PredictionLog | None) -> Scores:
+    """The scores in the dense model's log; empty where there is none of the same weights and questions."""
+    lines = [] if dense is None else dense.read()
+    if dense is not None and not lines:
+        log.info("%s: the dense model's answers are from another run, so changes aren't paired", dense.file)
     return {task: of_it for line in lines for measured in line for task, of_it in measured["scores"].items()}
 
 

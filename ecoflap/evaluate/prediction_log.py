@@ -29,14 +29,15 @@ class PredictionLog:
     under another key, and a truncated last line, are written again.
     """
 
-    def __init__(self, file: Path | None = None, key: Any = None) -> None:
+    def __init__(self, file: Path | None = None, key: Any = None, dense: PredictionLog | None = None) -> None:
         """Describe a log; ``run`` reads and writes it.
 
         Args:
             file: the log's file; None keeps the predictions in memory.
             key: everything that the predictions depend on, as plain JSON values.
+            dense: the dense model's log of the same evaluation, for the log of a pruned one.
         """
-        self.file = file
+        self.file, self.dense = file, dense
         self.items: Items | None = None
         text = json.dumps(key, sort_keys=True, default=str)
         self.key = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -50,7 +51,7 @@ class PredictionLog:
             batches: the inputs, always in the same order.
             compute: returns the predictions of one batch, as plain JSON values, one per item.
         """
-        done = from_first(self._read())
+        done = from_first(self.read())
         complete = [len(line) == len(batch) for line, batch in zip(done, batches, strict=False)]
         reused = next((index for index, whole in enumerate(complete) if not whole), len(complete))
         self._start(done[:reused])
@@ -69,8 +70,8 @@ class PredictionLog:
         if self.file is not None:
             self.items = items
 
-    def _read(self) -> list[list[Any]]:
-        """The complete lines of an earlier run with the same key."""
+    def read(self) -> list[list[Any]]:
+        """The predictions in the file, by batch; a line that was cut off, and another key's, are left out."""
         if self.file is None or not self.file.is_file():
             return []
         lines = []

@@ -132,10 +132,11 @@ def test_changes_are_paired_with_the_dense_model(folder: Path, tmp_path: Path) -
     one = llava()
     model = ecoflap.load(one.module, one.processor)
     evaluation = LmmsEval(["one"], include_path=str(folder)).load(model)
-    dense = evaluation(model, PredictionLog(tmp_path / "lmms_eval_dense.jsonl", "dense"))
+    log = PredictionLog(tmp_path / "lmms_eval_dense.jsonl", "dense")
+    dense = evaluation(model, log)
     with torch.no_grad():
         one.module.lm_head.weight.mul_(-1)
-    pruned = evaluation(model, PredictionLog(tmp_path / "lmms_eval_pruned.jsonl", "pruned"))
+    pruned = evaluation(model, PredictionLog(tmp_path / "lmms_eval_pruned.jsonl", "pruned", log))
     change = pruned.pop("one/length_change")
     assert change == pytest.approx(pruned["one/length"] - dense["one/length"])
     assert change != 0
@@ -159,6 +160,18 @@ def test_changes() -> None:
     assert scores(samples, {"a": 0.6}) == {}, "F1, say"
     assert reported({"pope/a": 1.0, "other/b": 0.0}, "pope") == {"a": 1.0}
     assert dense_scores(None) == {}
+
+
+def test_dense_scores_are_those_of_the_same_evaluation(tmp_path: Path) -> None:
+    """A folder may hold the log of other options, or one whose last line was being written."""
+    file = tmp_path / "lmms_eval_dense.jsonl"
+    log, scores = PredictionLog(file, "dense"), [{"scores": {"pope": {"accuracy": {"0": 1.0}}}}]
+    assert dense_scores(log) == {}
+    log.run([["pope"]], lambda names: scores)
+    assert dense_scores(log) == scores[0]["scores"]
+    assert dense_scores(PredictionLog(file, "other options")) == {}
+    file.write_text(file.read_text() + '[{"scores": {"chartqa": {"a')
+    assert dense_scores(log) == scores[0]["scores"]
 
 
 @HARNESS

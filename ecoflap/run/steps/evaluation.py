@@ -40,7 +40,7 @@ def evaluate_dense(
         cost["cached"] = True
         for name, evaluation in evaluations.items():
             state.tasks[name] = without_contents(evaluation.identity())
-            prediction_log = _prediction_log(plan, name, "dense", state.fingerprint, evaluation)
+            prediction_log = _prediction_log(plan, state, name, "dense", state.fingerprint, evaluation)
             key = dense_metrics_key(plan, state, name)
             compute = partial(_with_items, evaluation, model, prediction_log)
             found, cached = plan.store.get_or_compute("dense_metrics", key, compute)
@@ -66,7 +66,7 @@ def evaluate(
     with measure(state.costs, "evaluate" if when == "pruned" else f"evaluate_{when}"):
         metrics = {}
         for name, evaluation in evaluations.items():
-            prediction_log = _prediction_log(plan, name, when, fingerprint, evaluation)
+            prediction_log = _prediction_log(plan, state, name, when, fingerprint, evaluation)
             with _blaming_the_training(name) if when == "finetuned" else nullcontext():
                 metrics[name] = evaluation(model, prediction_log)
             if prediction_log.items is not None and is_first():
@@ -166,8 +166,12 @@ def _with_items(
 
 
 def _prediction_log(
-    plan: Plan, task: str, which: str, fingerprint: str, evaluation: Evaluation
+    plan: Plan, state: RunState, task: str, which: str, fingerprint: str, evaluation: Evaluation
 ) -> PredictionLog:
     """The prediction log of a task, with everything that its predictions depend on."""
     depends = {**computed_by(plan, f"task {task}"), "model": fingerprint, "task": evaluation.identity()}
-    return PredictionLog(plan.folder / PREDICTIONS / f"{task}_{which}.jsonl", depends)
+    folder = plan.folder / PREDICTIONS
+    dense = PredictionLog(folder / f"{task}_dense.jsonl", {**depends, "model": state.fingerprint})
+    if which == "dense":
+        return dense
+    return PredictionLog(folder / f"{task}_{which}.jsonl", depends, dense)
