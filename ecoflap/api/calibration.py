@@ -225,7 +225,7 @@ def _examples(
 ) -> CalibrationSet:
     """Encode raw examples, whose labels number the classes of these names, with the model's interface."""
     captioned = not isinstance(model.interface, Answers)
-    examples = [example(row, captioned) for _, row in rows]
+    examples = [example(row, captioned, where=f"example {place} of the data") for place, row in rows]
     for (place, row), one in zip(rows, examples, strict=True):
         if model.sees and one.image is None:
             raise UserError(f"{model.name} reads pictures, and example {place} of the data has no image")

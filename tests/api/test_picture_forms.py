@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers as hf
 from datasets import Dataset
+from PIL import Image
 from tokenizers.processors import TemplateProcessing
 from torch.utils.data import DataLoader
 
@@ -87,6 +88,26 @@ def test_a_label_is_no_caption() -> None:
     refused(ecoflap.load(one.module, one.processor), labelled, "example 0", "a label", "a caption")
     zero_shot = ecoflap.load(one.module, one.processor, loss="classification")
     refused(zero_shot, one.data, "calibration set with classes", "model.loss=contrastive")
+
+
+@pytest.mark.parametrize("form", ["file", "bytes", "opened"])
+def test_a_picture_that_is_cut_off_is_named(tmp_path: Path, form: str) -> None:
+    """Pillow opens it, and raises an OSError once its pixels are asked for."""
+    noise = torch.randint(256, (64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    Image.fromarray(noise.numpy()).save(tmp_path / "cut.jpg")
+    content = (tmp_path / "cut.jpg").read_bytes()
+    content = content[: len(content) // 2]
+    (tmp_path / "cut.jpg").write_bytes(content)
+    given = {
+        "file": str(tmp_path / "cut.jpg"),
+        "bytes": content,
+        "opened": Image.open(tmp_path / "cut.jpg"),
+    }
+    rows = [{"image": picture(0), "caption": "a circle"}, {"image": given[form], "caption": "a cat"}]
+    named = "the picture .*cut.jpg cannot be" if form == "file" else "image of example 1 of the data can't be"
+    one = clip()
+    with pytest.raises(UserError, match=rf"{named} read \(image file is truncated.*; .*take it out"):
+        ecoflap.calibrate(ecoflap.load(one.module, one.processor), rows)
 
 
 def test_one_pair_has_nothing_to_be_compared_with() -> None:

@@ -44,7 +44,8 @@ def damaged(folder: Path) -> dict[str, Path]:
 @pytest.mark.parametrize("name", ["cut", "chunk", "text", "bomb", "missing"])
 def test_a_damaged_picture_is_named(tmp_path: Path, name: str) -> None:
     file = damaged(tmp_path)[name]
-    with pytest.raises(UserError, match=rf"the picture .*{name}\.png cannot be read"):
+    advice = "check the folder" if name == "missing" else "replace it, or take it out of the data set"
+    with pytest.raises(UserError, match=rf"the picture .*{name}\.png cannot be read .*; {advice}"):
         load_image(str(file))
 
 

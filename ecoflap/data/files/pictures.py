@@ -37,7 +37,7 @@ def locate(image: Any, folder: Path | None, where: str) -> str:
     held = _held(image, folder, where)
     if isinstance(held, str):
         return held
-    return _decoded(held, where) if isinstance(held, bytes) else ImageInMemory(held)
+    return _decoded(held, where)
 
 
 def look_up(image: Any, folder: Path | None, where: str) -> str:
@@ -105,18 +105,20 @@ def _from_data_url(text: str, where: str) -> bytes:
         raise UserError(f"image of {where} is a damaged data URL ({error}); mend it") from None
 
 
-def _decoded(content: bytes, where: str) -> ImageInMemory:
-    """A picture from the bytes of its file.
+def _decoded(held: Any, where: str) -> ImageInMemory:
+    """A picture of Pillow's, which may not be read yet, or one from the bytes of its file.
 
     Raises:
-        UserError: if they are not a picture.
+        UserError: if they are not a picture, or it is damaged.
     """
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(content)) as picture:
+        if not isinstance(held, bytes):
+            return ImageInMemory(held)
+        with Image.open(io.BytesIO(held)) as picture:
             picture.load()
-            return ImageInMemory(picture, bytes_source(where, content))
+            return ImageInMemory(picture, bytes_source(where, held))
     # Damaged files make Pillow raise OSError, SyntaxError, struct.error, DecompressionBombError and others.
     except Exception as error:
         raise UserError(f"image of {where} can't be read ({error}); mend the row, or take it out") from None

@@ -32,10 +32,14 @@ def load_image(path: str | None) -> Any:
             return _in_colour(path.image)
         with Image.open(path) as file:
             return _in_colour(upright(file))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"the picture {path} cannot be read ({error}); check the folder that holds the data set's images"
+        ) from None
     # Damaged files make Pillow raise OSError, SyntaxError, struct.error, DecompressionBombError and others.
     except Exception as error:
         raise UserError(
-            f"the picture {path} cannot be read ({error}); check the folder that holds the data set's images"
+            f"the picture {path} cannot be read ({error}); replace it, or take it out of the data set"
         ) from None
 
 
