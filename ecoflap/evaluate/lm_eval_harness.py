@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from inspect import signature
 from typing import Any
+
+import torch
 
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.harness_scores import (
@@ -208,14 +211,20 @@ def harness_model(model: PrunableModel, pictures: bool, batch_size: int) -> Any:
         def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **_: Any) -> None:
             self.processor, self.tokenizer = tokenizer, tokenizer.tokenizer
 
+        def _model_multimodal_call(self, *inputs: Any, **masks: Any) -> Any:
+            return super()._model_multimodal_call(*inputs, **masks).float()
+
     # The harness warns of every model that is in memory already.
     logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
     original = model.processor if pictures else getattr(model.processor, "tokenizer", model.processor)
     # A copy, because the harness adds a padding token if there is none, which would be saved.
     processor = copy.deepcopy(original)
     harness_class = Multimodal if pictures else HFLM
+    # In half precision the harness would sum likelihoods in it; before 0.4.9 it can't be told otherwise.
+    known = "softmax_dtype" in signature(HFLM.__init__).parameters
+    options = {"softmax_dtype": torch.float32} if known else {}
     with untied(model.module):
-        return harness_class(pretrained=model.module, tokenizer=processor, batch_size=batch_size)
+        return harness_class(pretrained=model.module, tokenizer=processor, batch_size=batch_size, **options)
 
 
 @contextmanager

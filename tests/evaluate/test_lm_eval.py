@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from torch import nn
 
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.harness_scores import flatten
-from ecoflap.evaluate.lm_eval_harness import LmEval, by_filter, untied
+from ecoflap.evaluate.lm_eval_harness import LmEval, by_filter, harness_model, untied
 from ecoflap.evaluate.lm_eval_tasks import examples
 from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
@@ -139,6 +140,28 @@ def test_two_processes_find_what_one_finds(folder: Path, llama: PrunableModel, n
     evaluation = LmEval(names, include_path=str(folder)).load(llama)
     whole = evaluation(llama)
     assert together(2, lambda: evaluation(llama)) == [whole, whole]
+
+
+@HARNESS
+def test_likelihoods_of_a_bf16_model_are_sums_in_fp32(llama: PrunableModel) -> None:
+    """In bf16, a sum of some -30 is a multiple of an eighth, and choices tie."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    if "softmax_dtype" not in signature(HFLM.__init__).parameters:
+        pytest.skip("this release of the harness sums in the model's dtype")
+    module: Any = llama.module.to(torch.bfloat16)
+    asked = [(" ".join(WORDS[:3]), f" {' '.join(WORDS[end - 9 : end])}") for end in (9, 11, 13)]
+    requests = [Instance("loglikelihood", {}, pair, 0) for pair in asked]
+    found = [value for value, _ in harness_model(llama, False, 1).loglikelihood(requests)]
+    wanted = []
+    for text, more in asked:
+        begun, ids = (llama.processor(one, return_tensors="pt")["input_ids"] for one in (text, text + more))
+        with torch.no_grad():
+            logs = module(ids[:, :-1]).logits[0].float().log_softmax(dim=-1)
+        of_tokens = logs.gather(1, ids[0, 1:, None])[begun.shape[1] - 1 :]
+        wanted.append(float(of_tokens.sum()))
+    assert found == pytest.approx(wanted, rel=1e-5)
 
 
 @HARNESS
