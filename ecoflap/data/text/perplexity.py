@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.losses import IGNORED, next_token_loss
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
+
+log = logging.getLogger(__name__)
 
 PASSAGE = 160
 """Tokens of a text that a report shows."""
@@ -83,7 +86,7 @@ class TextPerplexity(TextPerplexityOptions, TextSource):
         """
         tokens = tokenize(tokenizer, self.read_text("task"), opening(tokenizer, self.bos))
         bos = bos_token(tokenizer, "task.bos", self.bos)
-        return windows(tokens, self.sequence_length, "task", self.stride, bos)[: self.limit]
+        return windows(tokens, self.sequence_length, "task", self.stride, bos)
 
     def load(self, model: PrunableModel) -> PerplexityEvaluation:
         """Read and tokenise the text.
@@ -93,7 +96,8 @@ class TextPerplexity(TextPerplexityOptions, TextSource):
                 this length.
         """
         self.check_model(model)
-        return PerplexityEvaluation(self.rows(model.processor), self.batch_size, self.stride, self.sources)
+        rows = first(self.rows(model.processor), self.limit)
+        return PerplexityEvaluation(rows, self.batch_size, self.stride, self.sources)
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,14 @@ class TokenPerplexity(TokenPerplexityOptions):
         self.check_model(model)
         rows = read_token_rows(self.path, self.key, "task")
         sources = token_sources(self.path, self.key, rows.contiguous().numpy().data)
-        return PerplexityEvaluation(rows[: self.limit], self.batch_size, sources=sources)
+        return PerplexityEvaluation(first(rows, self.limit), self.batch_size, sources=sources)
+
+
+def first(rows: Tensor, limit: int | None) -> Tensor:
+    """The first rows, [at most limit, tokens]; None for all. If there are fewer, a warning says so."""
+    if limit is not None and limit > len(rows):
+        log.warning("task.limit=%d was asked for and there are only %d rows", limit, len(rows))
+    return rows[:limit]
 
 
 @dataclass

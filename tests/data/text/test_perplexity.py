@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ecoflap.data.batch import samples_in
-from ecoflap.data.text.perplexity import PerplexityEvaluation, TextPerplexity
+from ecoflap.data.text.perplexity import PerplexityEvaluation, TextPerplexity, TokenPerplexity
 from ecoflap.errors import UserError
 from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
@@ -113,6 +114,23 @@ def test_limit_and_identity(model: PrunableModel, path: str) -> None:
     assert identities[0] not in identities[1:3]
     Path(path).write_text(" ".join(str(token) for token in TOKENS.flip(0).tolist()))
     assert TextPerplexity(path=path, sequence_length=8).load(model).identity() != identities[0]
+
+
+def test_fewer_rows_than_the_limit_are_warned_of(
+    model: PrunableModel, path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Papers measure on 256 windows of C4, and a file of one's own may have fewer."""
+    save_file({"test": TOKENS[:48].reshape(6, 8)}, tmp_path / "tokens.safetensors")
+    tokens = str(tmp_path / "tokens.safetensors")
+    for limit, said in ((6, False), (7, True)):
+        caplog.clear()
+        for task in (
+            TextPerplexity(path=path, sequence_length=8, limit=limit),
+            TokenPerplexity(tokens, "test", limit=limit),
+        ):
+            assert len(task.load(model).rows) == 6
+        message = f"task.limit={limit} was asked for and there are only 6 rows"
+        assert caplog.messages == [message] * 2 * said
 
 
 def test_journal_goes_on(model: PrunableModel, path: str, tmp_path: Path) -> None:
