@@ -13,6 +13,8 @@ from ecoflap.data.splits import SPLITS, meant, split_of
 from ecoflap.errors import UserError
 from tests.data.files import rows as given
 
+pytestmark = pytest.mark.any_release
+
 
 @pytest.mark.parametrize(
     ("path", "split"),
