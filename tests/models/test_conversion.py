@@ -100,6 +100,24 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Rename]] = {
         ),
         as_it_is,
     ),
+    "longcat_flash": (
+        lambda: hf.LongcatFlashForCausalLM(
+            hf.LongcatFlashConfig(
+                n_routed_experts=3,
+                zero_expert_num=1,
+                moe_topk=2,
+                ffn_hidden_size=24,
+                expert_ffn_hidden_size=8,
+                q_lora_rank=8,
+                kv_lora_rank=8,
+                qk_rope_head_dim=4,
+                qk_nope_head_dim=4,
+                v_head_dim=8,
+                **tiny.LLAMA,
+            )
+        ),
+        as_it_is,
+    ),
     "phi3": (lambda: hf.Phi3ForCausalLM(hf.Phi3Config(num_key_value_heads=1, **tiny.LLAMA)), as_it_is),
     "vit": (tiny.CLASSIFIER["vit"], as_it_is),
     "dinov2_swiglu": (
@@ -151,7 +169,7 @@ def randomise(module: nn.Module) -> None:
             buffer.uniform_(1, 2)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize(
     ("kind", "names"), [*((kind, "saved") for kind in MODELS), *((kind, "old") for kind in RENAMED)]
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -13,8 +14,9 @@ from torch import nn
 
 from ecoflap.errors import UserError
 
+IS_FOURTH = version("transformers").startswith("4.")
 # The old name makes the fifth release warn at each load; releases before 4.56 know no other.
-DTYPE_OPTION = "torch_dtype" if version("transformers").startswith("4.") else "dtype"
+DTYPE_OPTION = "torch_dtype" if IS_FOURTH else "dtype"
 
 
 def class_as_cut(model_class: Any, config: Any) -> Any:
@@ -49,11 +51,20 @@ def without_weights(model_class: Any, config: Any, dtype: torch.dtype) -> nn.Mod
         torch.float16: ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"),
         torch.bfloat16: ("_keep_in_fp32_modules_strict",),
     }
-    wide = {part for option in options.get(dtype, ()) for part in getattr(module, option, None) or ()}
+    parts = [part for option in options.get(dtype, ()) for part in getattr(module, option, None) or ()]
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if wide.intersection(name.split(".")):
+        if _is_of(name, parts):
             tensor.data = tensor.data.float()
     return module
+
+
+def _is_of(name: str, parts: Iterable[str]) -> bool:
+    """Whether a tensor is of one of some parts, such as ``wo`` and ``router.classifier``.
+
+    ``from_pretrained`` finds a part anywhere in a name since the fifth release, and before only between dots.
+    """
+    around = r"(^|\.){}($|\.)" if IS_FOURTH else "{}"
+    return any(re.search(around.format(part.replace("*", ".*")), name) for part in parts)
 
 
 @contextmanager
