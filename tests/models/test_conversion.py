@@ -118,6 +118,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Rename]] = {
         ),
         as_it_is,
     ),
+    "gptj": (lambda: hf.GPTJForCausalLM(hf.GPTJConfig(rotary_dim=8, **tiny.GPT2)), as_it_is),
     "phi3": (lambda: hf.Phi3ForCausalLM(hf.Phi3Config(num_key_value_heads=1, **tiny.LLAMA)), as_it_is),
     "vit": (tiny.CLASSIFIER["vit"], as_it_is),
     "dinov2_swiglu": (

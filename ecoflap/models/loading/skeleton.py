@@ -46,7 +46,11 @@ def without_weights(model_class: Any, config: Any, dtype: torch.dtype) -> nn.Mod
     Its buffers are real; its parameters are on the meta device.
     """
     with parameters_on_meta():
-        module = _built(model_class, config, dtype)
+        module: Any = _built(model_class, config, dtype)
+    if not IS_FOURTH:  # later, from_pretrained computes buffers anew in fp32: rotary angles would be rounded
+        for child in module.modules():
+            vars(child).pop("_is_hf_initialized", None)
+        module.initialize_weights()
     options = {
         torch.float16: ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"),
         torch.bfloat16: ("_keep_in_fp32_modules_strict",),
