@@ -203,6 +203,15 @@ def test_what_is_read_is_what_from_pretrained_loads(
         assert read.dtype == expected[name].dtype, name
 
 
+def test_whole_numbers_stay_whole_in_a_part_that_is_kept_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hf.CLIPModel, "_keep_in_fp32_modules", ["embeddings"])
+    module = without_weights(hf.CLIPModel, tiny.DUAL["clip"]().config, torch.float16)
+    found = dict(module.named_buffers())
+    assert found
+    assert {buffer.dtype for buffer in found.values()} == {torch.int64}
+    assert module.get_parameter("text_model.embeddings.token_embedding.weight").dtype == torch.float32
+
+
 def test_one_parameter_reads_its_own_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: Any = make(MODELS["mixtral"][0])
     made.save_pretrained(tmp_path)

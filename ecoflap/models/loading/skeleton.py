@@ -57,7 +57,7 @@ def without_weights(model_class: Any, config: Any, dtype: torch.dtype) -> nn.Mod
     }
     parts = [part for option in options.get(dtype, ()) for part in getattr(module, option, None) or ()]
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if _is_of(name, parts):
+        if tensor.is_floating_point() and _is_of(name, parts):
             tensor.data = tensor.data.float()
     return module
 
