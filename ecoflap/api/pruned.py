@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.errors import UserError, did_you_mean
+from ecoflap.models.core.wide_parts import DTYPE_OPTION
 from ecoflap.models.loading.conversion import saved_form
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.loading.hub import checkpoint_folder, from_hub, require_folder
 from ecoflap.models.loading.pretrained_weights import load_weights
-from ecoflap.models.loading.skeleton import DTYPE_OPTION, class_as_cut, skeleton
+from ecoflap.models.loading.skeleton import class_as_cut, skeleton
 from ecoflap.models.sparse.sparsify import sparsify_if_possible
 from ecoflap.storage.saved_model import WEIGHTS, open_checkpoint, refuse_adapter
 

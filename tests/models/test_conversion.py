@@ -14,9 +14,10 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ecoflap.models.core.wide_parts import DTYPE_OPTION
 from ecoflap.models.loading.checkpoint_folder import stored_in
 from ecoflap.models.loading.conversion import match_tensors
-from ecoflap.models.loading.skeleton import DTYPE_OPTION, without_weights
+from ecoflap.models.loading.skeleton import without_weights
 from ecoflap.storage.stored_tensor import StoredTensor
 from tests import tiny
 

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 
 import ecoflap
+from ecoflap.models.core.wide_parts import DTYPE_OPTION
+from ecoflap.storage.checkpoint import write_checkpoint
 from ecoflap.storage.results import verify
 from tests import tiny
 
@@ -30,6 +33,24 @@ def test_each_family_loads_again(family: str, tmp_path: Path) -> None:
     model.save(tmp_path)
     assert (tmp_path / "model.safetensors").is_file()
     assert_same(type(model.module).from_pretrained(tmp_path), model.module)
+
+
+@pytest.mark.parametrize("form", ["dense", "bitmask"])
+def test_parts_in_fp32_leave_the_rest_in_half_precision(form: str, tmp_path: Path) -> None:
+    """The queries of BLIP-2 are its first weight, and stay in fp32 in a model of float16."""
+    if not hasattr(transformers, "Blip2Config"):
+        pytest.skip(f"transformers {transformers.__version__} has no BLIP-2")
+    made: Any = tiny.BLIP2["blip2_opt"]()
+    made.save_pretrained(tmp_path / "made")
+    module = type(made).from_pretrained(tmp_path / "made", **{DTYPE_OPTION: torch.float16})
+    dtypes = {name: tensor.dtype for name, tensor in module.state_dict().items()}
+    assert torch.float16 in dtypes.values()
+    model = replace(tiny.build("blip2_opt"), module=module, processor=None)
+    for _ in range(2):
+        write_checkpoint(model, None, tmp_path / "saved", form)
+        again = ecoflap.load_pruned(tmp_path / "saved", device="cpu")
+        assert {name: tensor.dtype for name, tensor in again.state_dict().items()} == dtypes
+        assert_same(again, module)
 
 
 def test_tied_embeddings_are_saved_once(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.preparation import preparation, without_origin
 from ecoflap.models.core.skipped import MATCHED, Skipped
 from ecoflap.models.core.towers import Block, Selection, Tower
+from ecoflap.models.core.wide_parts import DTYPE_OPTION, half_precision
 from ecoflap.models.offload.placement import Placement
 from ecoflap.storage.cache.code import function_hash
 from ecoflap.storage.stored_tensor import raw
@@ -194,6 +195,7 @@ class PrunableModel:
                 the generation config.
         """
         module: Any = self.module
+        dtype = half_precision(module)
         try:
             module.save_pretrained(folder, **_as_safetensors(module))
         except ValueError as error:
@@ -213,6 +215,9 @@ class PrunableModel:
                 " it is loaded, so the checkpoint would lack one; before pruning, give each place a copy of"
                 " its own, as copy.deepcopy of the module makes one"
             ) from error
+        if dtype is not None and module.dtype != dtype:  # it recorded that of the first weight
+            setattr(module.config, DTYPE_OPTION, dtype)
+            module.config.save_pretrained(folder)
         if self.processor is not None:
             self.processor.save_pretrained(folder)
 

@@ -18,6 +18,7 @@ from ecoflap.models.core.prunable import Loss, PrunableModel
 from ecoflap.models.core.shared_memory import refuse_shared_memory
 from ecoflap.models.core.skipped import skipped_weights
 from ecoflap.models.core.towers import Selection, find_towers, select
+from ecoflap.models.core.wide_parts import DTYPE_OPTION
 from ecoflap.models.loading.checkpoint_folder import complete_weight_files, stored_dtype, stored_in
 from ecoflap.models.loading.conversion import untie
 from ecoflap.models.loading.device import check_fits, resolve_dtype
@@ -34,7 +35,6 @@ from ecoflap.models.loading.options import PretrainedOptions
 from ecoflap.models.loading.pretrained_weights import check_vocabulary, load_weights
 from ecoflap.models.loading.quantised import check_config, check_weights, dequantise
 from ecoflap.models.loading.skeleton import (
-    DTYPE_OPTION,
     class_as_cut,
     described,
     read_generation_config,

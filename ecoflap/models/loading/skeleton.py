@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +12,7 @@ import torch
 from torch import nn
 
 from ecoflap.errors import UserError
-
-IS_FOURTH = version("transformers").startswith("4.")
-# The old name makes the fifth release warn at each load; releases before 4.56 know no other.
-DTYPE_OPTION = "torch_dtype" if IS_FOURTH else "dtype"
+from ecoflap.models.core.wide_parts import DTYPE_OPTION, IS_FOURTH, wide_names
 
 
 def class_as_cut(model_class: Any, config: Any) -> Any:
@@ -51,24 +47,10 @@ def without_weights(model_class: Any, config: Any, dtype: torch.dtype) -> nn.Mod
         for child in module.modules():
             vars(child).pop("_is_hf_initialized", None)
         module.initialize_weights()
-    options = {
-        torch.float16: ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"),
-        torch.bfloat16: ("_keep_in_fp32_modules_strict",),
-    }
-    parts = [part for option in options.get(dtype, ()) for part in getattr(module, option, None) or ()]
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if tensor.is_floating_point() and _is_of(name, parts):
-            tensor.data = tensor.data.float()
-    return module
-
-
-def _is_of(name: str, parts: Iterable[str]) -> bool:
-    """Whether a tensor is of one of some parts, such as ``wo`` and ``router.classifier``.
-
-    ``from_pretrained`` finds a part anywhere in a name since the fifth release, and before only between dots.
-    """
-    around = r"(^|\.){}($|\.)" if IS_FOURTH else "{}"
-    return any(re.search(around.format(part.replace("*", ".*")), name) for part in parts)
+    tensors = dict((*module.named_parameters(), *module.named_buffers()))
+    for name in wide_names(module, dtype):
+        tensors[name].data = tensors[name].data.float()
+    return module  # type: ignore[no-any-return]
 
 
 @contextmanager
