@@ -131,13 +131,13 @@ def quantise(tensors: dict[str, Tensor], block: int) -> dict[str, Tensor]:
     """Put every projection into 8-bit floats with a scale per block, and return what they stand for."""
     exact = {}
     for name in [name for name in tensors if "_proj" in name]:
-        blocks = (
-            tensors[name].unflatten(0, (-1, block)).unflatten(2, (-1, block))
-        )  # [blocks, rows, blocks, columns]
+        rows, columns = tensors[name].shape
+        whole = torch.nn.functional.pad(tensors[name], (0, -columns % block, 0, -rows % block))
+        blocks = whole.unflatten(0, (-1, block)).unflatten(2, (-1, block))  # [blocks, rows, blocks, columns]
         scale = blocks.abs().amax(dim=(1, 3)) / 448
         narrow = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn)
-        exact[name] = (narrow.float() * scale[:, None, :, None]).reshape(tensors[name].shape)
-        tensors[name] = narrow.reshape(tensors[name].shape)
+        exact[name] = (narrow.float() * scale[:, None, :, None]).reshape(whole.shape)[:rows, :columns]
+        tensors[name] = narrow.reshape(whole.shape)[:rows, :columns].contiguous()
         tensors[f"{name}_scale_inv"] = scale
     return exact
 
@@ -172,6 +172,33 @@ def test_fp8_becomes_numbers(folder: Path, tmp_path: Path, offload: str) -> None
     again = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     with model.placement.all_in_place():
         assert all(torch.equal(again.get_parameter(layer.name), layer.weight) for layer in model.layers)
+
+
+@needs_fp8
+@pytest.mark.parametrize(
+    ("block", "lost", "what"),
+    [
+        (24, "", r"in blocks of 24 that model\.layers\.0\.mlp\.down_proj\.weight \(16 x 32\) does not fill"),
+        (
+            8,
+            "model.layers.1.mlp.up_proj.weight_scale_inv",
+            r"without scales of model\.layers\.1\.mlp\.up_proj",
+        ),
+    ],
+    ids=["blocks", "scales"],
+)
+@pytest.mark.usefixtures("no_weights_read")
+def test_fp8_that_transformers_would_take_for_other_numbers(
+    folder: Path, block: int, lost: str, what: str
+) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        quantise(tensors, block)
+        tensors.pop(lost, None)
+
+    change_weights(folder, change)
+    change_config(folder, quantization_config={"quant_method": "fp8", "weight_block_size": [block, block]})
+    with pytest.raises(UserError, match=rf"is quantised with fp8,? {what}"):
+        CausalLM(path=str(folder)).load(CPU, Selection())
 
 
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)

@@ -33,7 +33,7 @@ from ecoflap.models.loading.kinds import check_kind, warn_of_vision
 from ecoflap.models.loading.modes import streaming, wants_processor
 from ecoflap.models.loading.options import PretrainedOptions
 from ecoflap.models.loading.pretrained_weights import check_vocabulary, load_weights
-from ecoflap.models.loading.quantised import check_config, check_weights, dequantise
+from ecoflap.models.loading.quantised import check_config, check_scales, check_weights, dequantise
 from ecoflap.models.loading.skeleton import (
     class_as_cut,
     described,
@@ -154,15 +154,19 @@ class Pretrained(PretrainedOptions):
             untie(path, module, stored_in(stream.folder))
             read_generation_config(module, stream.folder)
             return module, processor
-        folder = cached_folder(path, self.revision)
-        files = complete_weight_files(folder) if Path(path).is_dir() else sorted(folder.glob(SAFETENSORS))
+        folder, is_local = cached_folder(path, self.revision), Path(path).is_dir()
+        files = complete_weight_files(folder) if is_local else sorted(folder.glob(SAFETENSORS))
         if not quantised:
             check_weights(path, files)
+        elif is_local:
+            check_scales(path, settings, files)
         processor = self._read_processor(processor_class, path, shape)
         check_fits(shape, known_dtype, device)
         options = {DTYPE_OPTION: dtype or "auto", **({"config": dequantise(config)} if quantised else {})}
         module = load_weights(model_class, path, self.revision, options)
-        if not files and not quantised:  # downloaded just now
+        if not is_local and quantised:
+            check_scales(path, settings, sorted(folder.glob(SAFETENSORS)))
+        elif not files:  # downloaded just now
             check_weights(path, sorted(folder.glob(SAFETENSORS)))
         return module.to(device), processor
 

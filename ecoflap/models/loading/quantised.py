@@ -16,16 +16,18 @@ DEQUANTISED = {"fp8": "transformers.integrations.finegrained_fp8", "mxfp4": "tra
 # Dtypes of safetensors that only quantised weights have. Integers count only for matrices, because indices
 # and attention masks are integers too.
 NARROW_FLOATS = ("F8_", "F6_", "F4")
+FP8 = ("F8_E4M3", "F8_E5M2")
+FP8_BLOCK = 128  # rows and columns with one scale, where a config doesn't say how many
 INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32")
 
 
-def _method_in(settings: Mapping[str, Any]) -> str | None:
-    """The method of the first quantisation in a config.json or in one of its parts; None if there is none."""
+def _quantisation_in(settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The first quantisation config in a config.json or in one of its parts; None if there is none."""
     for name in ("quantization_config", "compression_config"):
         if found := settings.get(name):
-            return _method(found)
-    methods = (_method_in(part) for part in settings.values() if isinstance(part, Mapping))
-    return next((method for method in methods if method is not None), None)
+            return found  # type: ignore[no-any-return]
+    parts = (_quantisation_in(part) for part in settings.values() if isinstance(part, Mapping))
+    return next((found for found in parts if found is not None), None)
 
 
 def _method(settings: Mapping[str, Any]) -> str:
@@ -46,9 +48,10 @@ def check_config(path: str, settings: Mapping[str, Any], streaming: bool) -> boo
     Raises:
         UserError: if it is quantised and can't be dequantised.
     """
-    method = _method_in(settings)
-    if method is None:
+    found = _quantisation_in(settings)
+    if found is None:
         return False
+    method = _method(found)
     if not _dequantises(method):
         raise _refusal(path, f"quantised with {method}, as its config.json says")
     if streaming:
@@ -80,6 +83,47 @@ def check_weights(path: str, files: list[Path]) -> None:
     for file in files:
         for name, dtype in _quantised_weights(tensors_in(path, file)):
             raise _refusal(path, f"quantised: {name} in {file.name} has the dtype {dtype}")
+
+
+def check_scales(path: str, settings: Mapping[str, Any], files: list[Path]) -> None:
+    """Refuse FP8 weights of which transformers would make other numbers than they stand for.
+
+    It divides the rows and columns of a weight evenly among its scales, though the last blocks may be
+    smaller, and takes the numbers of a weight without scales as they are.
+
+    Args:
+        path: hub id or folder, for the message.
+        settings: its config.json.
+        files: all of its safetensors.
+
+    Raises:
+        UserError: if there are such weights, or a file is damaged.
+    """
+    blocks = (_quantisation_in(settings) or {}).get("weight_block_size") or (FP8_BLOCK, FP8_BLOCK)
+    shapes: dict[str, list[int]] = {}
+    narrow: list[str] = []
+    for file in files:
+        for name, entry in tensors_in(path, file).items():
+            shapes[name] = entry["shape"]
+            narrow += [name] if entry["dtype"] in FP8 else []
+    for name in narrow:
+        scales = next((shapes[one] for one in _scale_names(name) if one in shapes), None)
+        if scales is None:
+            raise _refusal(path, f"quantised with fp8, without scales of {name}")
+        for size, count, block in zip(shapes[name][-2:], scales[-2:], blocks, strict=False):
+            if count > 1 and (size % count or (size % block and count == -(-size // block))):
+                shape = " x ".join(map(str, shapes[name]))
+                raise _refusal(
+                    path, f"quantised with fp8 in blocks of {block} that {name} ({shape}) does not fill"
+                )
+
+
+def _scale_names(name: str) -> tuple[str, ...]:
+    """The names under which transformers looks for the scales of an FP8 weight."""
+    owner, _, attribute = name.rpartition(".")
+    if attribute == "weight":
+        return f"{name}_scale_inv", f"{owner}.scale", f"{owner}.qscale_weight"
+    return f"{name}_scale_inv", f"{name}_scale"
 
 
 def _quantised_weights(tensors: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
