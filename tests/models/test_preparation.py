@@ -78,6 +78,27 @@ def test_every_change_is_seen(change: str, tmp_path: Path) -> None:
     assert load(name, folder).fingerprint() != before
 
 
+OPTIONS: dict[str, Callable[[Any], object]] = {
+    "truncation_side": lambda now: {"left": "right", "right": "left"}[now],
+    "split_special_tokens": lambda now: not now,
+    "model_input_names": lambda now: [*now, "token_type_ids"],
+    "clean_up_tokenization_spaces": lambda now: not now,
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_of_a_tokenizer_is_seen(option: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(package_file("mini/t5"), tmp_path / "copy")
+    model = load("t5", folder)
+    if not hasattr(model.processor, option):
+        pytest.skip(f"tokenizers have no {option} in transformers {transformers.__version__}")
+    value = OPTIONS[option](getattr(model.processor, option))
+    edited("tokenizer_config.json", lambda content: content.update({option: value}))(folder)
+    changed = load("t5", folder)
+    assert getattr(changed.processor, option) == value
+    assert changed.fingerprint() != model.fingerprint()
+
+
 def test_asking_the_model_changes_nothing() -> None:
     model = load("t5", package_file("mini/t5"))
     before = model.fingerprint()

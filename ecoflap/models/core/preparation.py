@@ -18,6 +18,14 @@ ORIGIN = (
 )
 PLAIN = (str, int, float, bool, list, tuple, dict, type(None))
 PARTS = ("tokenizer", "image_processor", "video_processor", "feature_extractor", "qformer_tokenizer")
+TEXTS = (
+    "truncation_side",
+    "split_special_tokens",
+    "model_input_names",
+    "clean_up_tokenization_spaces",
+    "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output",
+)
+"""Options of tokenizers beside the rules that change token ids, or the texts that they stand for."""
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -56,7 +64,7 @@ def _settings(processor: Any) -> list[Any]:
 
 
 def _tokenizer(tokenizer: Any) -> dict[str, Any]:
-    """Vocabulary and rules; padding and truncation change with each call and are left out."""
+    """Vocabulary, rules and options; padding and lengths change with each call and are left out."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend else {}
     rules = {name: value for name, value in rules.items() if name not in ("padding", "truncation")}
@@ -66,4 +74,5 @@ def _tokenizer(tokenizer: Any) -> dict[str, Any]:
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "longest": tokenizer.model_max_length,
         "chat": getattr(tokenizer, "chat_template", None),
+        "texts": {name: getattr(tokenizer, name, None) for name in TEXTS},
     }
