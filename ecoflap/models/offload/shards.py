@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -127,7 +128,7 @@ class OnDisk(Offloaded):
                 yield number, saved, lambda name, saved=saved: [saved[name]]  # type: ignore[misc]
         offloaded = {name for mine in self.parameters.values() for name in mine}
         state = module.state_dict()
-        rest = _untied({name: tensor for name, tensor in state.items() if name not in offloaded})
+        rest = _untied(module, {name: tensor for name, tensor in state.items() if name not in offloaded})
         named = {id(tensor): name for name, tensor in rest.items()}
         saved = saved_form(module, rest)
         yield 0, saved, lambda name: self._parts(named.get(id(saved[name])), saved[name])
@@ -146,12 +147,13 @@ class OnDisk(Offloaded):
         return (part.to(tensor.dtype) for part in self.source.find(name).parts())
 
 
-def _untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor under the first of its names."""
+def _untied(module: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor under one of its names: the first that the model's class does not tie to another."""
+    tied = getattr(module, "all_tied_weights_keys", None) or getattr(module, "_tied_weights_keys", None) or ()
     seen: dict[int, str] = {}
-    return {
-        name: tensor for name, tensor in tensors.items() if seen.setdefault(tensor.data_ptr(), name) == name
-    }
+    for name in sorted(tensors, key=lambda name: any(re.search(pattern, name) for pattern in tied)):
+        seen.setdefault(tensors[name].data_ptr(), name)
+    return {name: tensor for name, tensor in tensors.items() if seen[tensor.data_ptr()] == name}
 
 
 def read_outside(
