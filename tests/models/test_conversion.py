@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import weakref
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from ecoflap.models.core.wide_parts import DTYPE_OPTION
 from ecoflap.models.loading.checkpoint_folder import stored_in
 from ecoflap.models.loading.conversion import match_tensors
-from ecoflap.models.loading.skeleton import without_weights
+from ecoflap.models.loading.skeleton import read_generation_config, without_weights
 from ecoflap.storage.stored_tensor import StoredTensor
 from tests import tiny
 
@@ -211,6 +212,24 @@ def test_whole_numbers_stay_whole_in_a_part_that_is_kept_in_fp32(monkeypatch: py
     assert found
     assert {buffer.dtype for buffer in found.values()} == {torch.int64}
     assert module.get_parameter("text_model.embeddings.token_embedding.weight").dtype == torch.float32
+
+
+@pytest.mark.parametrize("place", ["generation_config.json", "config.json"])
+def test_how_to_generate_is_what_from_pretrained_reads(place: str, tmp_path: Path) -> None:
+    """Old checkpoints have no file for it; their config.json says it."""
+    made: Any = tiny.SEQ2SEQ["bart"]()
+    made.save_pretrained(tmp_path, safe_serialization=True)
+    if place == "config.json":
+        (tmp_path / "generation_config.json").unlink()
+    settings = {"num_beams": 3, "no_repeat_ngram_size": 2, "max_length": 17}
+    content = json.loads((tmp_path / place).read_text())
+    (tmp_path / place).write_text(json.dumps({**content, **settings}))
+    expected = type(made).from_pretrained(tmp_path)
+    module: Any = without_weights(type(made), type(made.config).from_pretrained(tmp_path), torch.float32)
+    read_generation_config(module, tmp_path)
+    found = module.generation_config.to_dict()
+    assert found == expected.generation_config.to_dict()
+    assert settings.items() <= found.items()
 
 
 def test_one_parameter_reads_its_own_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,12 +82,20 @@ def _built(model_class: Any, config: Any, dtype: torch.dtype | None) -> nn.Modul
 
 
 def read_generation_config(module: Any, folder: Path) -> None:
-    """Read the generation config of a checkpoint folder into a model, as ``from_pretrained`` does."""
+    """Read the generation config of a checkpoint folder into a model, as ``from_pretrained`` does.
+
+    Old checkpoints have it in config.json, whose class drops it since the fifth release.
+    """
     from transformers import GenerationConfig
 
-    has_file = (folder / "generation_config.json").is_file()
-    if has_file and getattr(module, "generation_config", None) is not None:
+    if getattr(module, "generation_config", None) is None:
+        return
+    if (folder / "generation_config.json").is_file():
         module.generation_config = GenerationConfig.from_pretrained(folder)
+    elif not IS_FOURTH:
+        module.generation_config = GenerationConfig.from_pretrained(
+            folder, config_file_name="config.json", _from_model_config=True
+        )
 
 
 def _untie_t5(module: nn.Module) -> None:
