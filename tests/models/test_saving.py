@@ -16,6 +16,8 @@ from ecoflap.models.core.wide_parts import DTYPE_OPTION
 from ecoflap.storage.checkpoint import write_checkpoint
 from ecoflap.storage.results import verify
 from tests import tiny
+from tests.cli.conftest import tiny_llama  # noqa: F401 - a fixture
+from tests.models.deep import offloaded
 
 
 def assert_same(found: torch.nn.Module, module: torch.nn.Module) -> None:
@@ -51,6 +53,19 @@ def test_parts_in_fp32_leave_the_rest_in_half_precision(form: str, tmp_path: Pat
         again = ecoflap.load_pruned(tmp_path / "saved", device="cpu")
         assert {name: tensor.dtype for name, tensor in again.state_dict().items()} == dtypes
         assert_same(again, module)
+
+
+@pytest.mark.parametrize("offload", ["none", "cpu", "disk"])
+def test_the_class_that_was_loaded_is_named(offload: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """A masked language model is loaded as a causal one, and saved as that."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_llama)
+    size = {**tiny.SIZE, "intermediate_size": 24, "max_position_embeddings": 32}
+    config = transformers.BertConfig(vocab_size=len(tokenizer), is_decoder=True, **size)
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "made", safe_serialization=True)
+    tokenizer.save_pretrained(tmp_path / "made")
+    model = offloaded(tmp_path / "made", offload, tmp_path / "work")
+    write_checkpoint(model, None, tmp_path / "saved")
+    assert type(ecoflap.load_pruned(tmp_path / "saved", device="cpu")) is type(model.module)
 
 
 def test_tied_embeddings_are_saved_once(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ class OnDisk(Offloaded):
     def save(self, model: PrunableModel, folder: Path) -> None:
         """Write new shards, one per block and one for the rest, with their index, a block at a time."""
         self.store_changes()
-        module = model.module
+        module: Any = model.module
         file_of: dict[str, str] = {}
         total = 0
         for number, saved, parts in self._new_shards(module):
@@ -114,6 +114,7 @@ class OnDisk(Offloaded):
             total += sum(tensor.nbytes for tensor in saved.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(file_of.items()))}
         (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        module.config.architectures = [type(module).__name__]
         for settings in ("config", "generation_config"):
             if getattr(module, settings, None) is not None:
                 getattr(module, settings).save_pretrained(folder)
