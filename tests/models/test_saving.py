@@ -12,7 +12,10 @@ import transformers
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 
 import ecoflap
+from ecoflap.models.core.towers import Selection
 from ecoflap.models.core.wide_parts import DTYPE_OPTION
+from ecoflap.models.families.language.causal_lm import CausalLM
+from ecoflap.models.offload.load import load_offloaded
 from ecoflap.storage.checkpoint import write_checkpoint
 from ecoflap.storage.results import verify
 from tests import tiny
@@ -66,6 +69,15 @@ def test_the_class_that_was_loaded_is_named(offload: str, tiny_llama: Path, tmp_
     model = offloaded(tmp_path / "made", offload, tmp_path / "work")
     write_checkpoint(model, None, tmp_path / "saved")
     assert type(ecoflap.load_pruned(tmp_path / "saved", device="cpu")) is type(model.module)
+
+
+@pytest.mark.parametrize("offload", ["none", "cpu", "disk"])
+def test_the_dtype_that_was_loaded_is_recorded(offload: str, tiny_llama: Path, tmp_path: Path) -> None:
+    loader = CausalLM(path=str(tiny_llama), dtype="bfloat16")
+    model = load_offloaded(loader, torch.device("cpu"), Selection(), offload, tmp_path / "work")
+    write_checkpoint(model, None, tmp_path / "saved")
+    saved = ecoflap.load_pruned(tmp_path / "saved", device="cpu")
+    assert {parameter.dtype for parameter in saved.parameters()} == {torch.bfloat16}
 
 
 def test_tied_embeddings_are_saved_once(tmp_path: Path) -> None:

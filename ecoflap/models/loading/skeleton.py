@@ -41,6 +41,7 @@ def without_weights(model_class: Any, config: Any, dtype: torch.dtype) -> nn.Mod
 
     Its buffers are real; its parameters are on the meta device.
     """
+    setattr(config, DTYPE_OPTION, dtype)
     with parameters_on_meta():
         module: Any = _built(model_class, config, dtype)
     if not IS_FOURTH:  # later, from_pretrained computes buffers anew in fp32: rotary angles would be rounded
