@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +21,9 @@ from ecoflap.sweeps.launcher import SubmititLauncher
 from ecoflap.sweeps.submitted import record_jobs
 
 log = logging.getLogger(__name__)
+
+CONTROLLERS = ".submitit/controllers.log"
+"""What submitit's processes that start and watch the jobs write to stderr, in the folder of a sweep."""
 
 
 class LocalLauncher(SubmititLauncher):
@@ -38,11 +43,27 @@ class LocalLauncher(SubmititLauncher):
                 if waiting and sum(not one.handle.done() for one in submitted) < self.params["parallel"]:
                     job, packed = waiting.pop(0)
                     log.info("\t#%d : %s", job.number, " ".join(filter_overrides(job.overrides)))
-                    submitted.append(Submitted(job, executor.submit(packed)))
+                    with _errors_into(folder / CONTROLLERS):
+                        submitted.append(Submitted(job, executor.submit(packed)))
                 else:
                     time.sleep(0.2)
         except KeyboardInterrupt:
             for one in submitted:
                 one.handle.cancel()
+            log.warning("the running jobs end; to resume: ecoflap status %s --rerun-failed", folder)
             raise
         return collect(submitted, folder)
+
+
+@contextmanager
+def _errors_into(file: Path) -> Iterator[None]:
+    """Append what processes that start in this context write to stderr to a file.
+
+    The one that submitit starts for each job gets the Ctrl-C of a terminal, too, and would print a traceback.
+    """
+    with file.open("a") as errors, open(os.dup(2), "w") as terminal:
+        os.dup2(errors.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal.fileno(), 2)

@@ -8,9 +8,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +160,28 @@ def test_a_failing_process_does_not_stop_the_others(
     assert "checkpoint is damaged" in done.stderr + done.stdout
     assert [file.parent.name for file in (tmp_path / "sweep").glob("*/result.json")] == ["1"]
     assert json.loads((tmp_path / "sweep" / "0" / "status.json").read_text())["state"] == "failed"
+
+
+def test_ctrl_c_ends_the_jobs_and_says_how_to_resume(text_run: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    given = ["sparsity=0.4,0.5,0.6", "cluster=local", f"hydra.sweep.dir={folder}"]
+    command = [sys.executable, "main.py", "-m", *text_run, *given]
+    started = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    while started.poll() is None and not list(folder.glob(".submitit/*/*_log.err")):
+        time.sleep(0.1)
+    os.killpg(started.pid, signal.SIGINT)  # as a terminal does, to all processes
+    said, _ = started.communicate(timeout=60)
+    assert started.returncode == 130, said
+    assert f"to resume: ecoflap status {folder} --rerun-failed" in said
+    assert "Traceback" not in said
+    assert not (folder / "2").exists()
 
 
 @pytest.mark.parametrize("cluster", ["slurm", "local"])
