@@ -19,6 +19,7 @@ from ecoflap.cli.recipe import primary_config
 from ecoflap.console.tables import table
 from ecoflap.errors import UserError
 from ecoflap.sweeps.check import check_jobs
+from ecoflap.sweeps.claim import require_numbers
 from ecoflap.sweeps.jobs import Job, composed, numbered
 
 SHOWN = 40
@@ -63,9 +64,10 @@ def check_sweep(flags: Namespace) -> tuple[DictConfig, int]:
         The config of the first job, and the number of jobs.
 
     Raises:
-        UserError: if a job can't run.
+        UserError: if a job can't run, or jobs have other folders than their numbers.
     """
     context, config, jobs = jobs_of(flags)
+    require_numbers(config)
     check_jobs(context, config, jobs)
     show_jobs(jobs)
     with composed(context, config, jobs[0]) as (own, _):

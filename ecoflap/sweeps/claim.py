@@ -40,7 +40,7 @@ def admitted(
         UserError: if the folder or the place of a job is taken, a job can't run, or jobs have other folders
             than their numbers.
     """
-    _require_numbers(config)
+    require_numbers(config)
     with claimed(folder):
         values = finished_values(context, config, jobs, folder)
         todo = [job for job in jobs if values[job.number] is None]
@@ -51,7 +51,7 @@ def admitted(
         yield values
 
 
-def _require_numbers(config: DictConfig) -> None:
+def require_numbers(config: DictConfig) -> None:
     """Refuse names of jobs' folders that are not their numbers, by which all that reads a sweep finds them.
 
     Raises:
