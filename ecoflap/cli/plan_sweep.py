@@ -7,12 +7,10 @@ from collections.abc import Sequence
 
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import filter_overrides, setup_globals
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ecoflap.cli.choices import Choices
 from ecoflap.cli.recipe import primary_config
@@ -20,11 +18,10 @@ from ecoflap.console.tables import table
 from ecoflap.errors import UserError
 from ecoflap.sweeps.check import check_jobs
 from ecoflap.sweeps.claim import require_numbers
-from ecoflap.sweeps.jobs import Job, composed, numbered
+from ecoflap.sweeps.jobs import BASIC, Job, all_jobs, composed
 
 SHOWN = 40
 """Jobs that are listed."""
-BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
 def jobs_of(flags: Namespace) -> tuple[HydraContext, DictConfig, list[Job]]:
@@ -47,11 +44,8 @@ def jobs_of(flags: Namespace) -> tuple[HydraContext, DictConfig, list[Job]]:
             f"the jobs of {sweeper.get('_target_')} depend on the results of earlier ones, so that they can't"
             " be planned; leave -m out to plan one"
         )
-    given = [f"{key}={value}" for key, value in (OmegaConf.to_container(sweeper)["params"] or {}).items()]  # type: ignore
-    parser = OverridesParser.create(config_loader=loader)
-    parsed = parser.parse_overrides([*given, *config.hydra.overrides.task])
-    batches = BasicSweeper.split_arguments(parsed, None)
-    return HydraContext(loader, Callbacks()), config, numbered([job for batch in batches for job in batch], 0)
+    context = HydraContext(loader, Callbacks())
+    return context, config, all_jobs(context, config)
 
 
 def check_sweep(flags: Namespace) -> tuple[DictConfig, int]:

@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 
 from ecoflap.errors import UserError
 from ecoflap.run.refusals import describe
-from ecoflap.sweeps.jobs import Job, composed, tolerates_failures
+from ecoflap.sweeps.failures import tolerates_failures
+from ecoflap.sweeps.jobs import Job, composed
 
 if TYPE_CHECKING:
     from ecoflap.run.plan import Preflight

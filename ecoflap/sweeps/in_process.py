@@ -9,12 +9,21 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn
 
 from ecoflap.sweeps.claim import admitted, command_to_record
-from ecoflap.sweeps.jobs import numbered, raise_failures
+from ecoflap.sweeps.failures import Failures
+from ecoflap.sweeps.jobs import numbered
 from ecoflap.sweeps.submitted import record_jobs
 
 
 class InProcessLauncher(BasicLauncher):
-    """Hydra's own launcher, after the check of all jobs."""
+    """Hydra's own launcher, after the check of all jobs.
+
+    Attributes:
+        failures: the jobs that have failed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures = Failures()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run every job, if all can run."""
@@ -25,5 +34,4 @@ class InProcessLauncher(BasicLauncher):
             command = command_to_record(self.config.hydra, folder, jobs)
             record_jobs(folder, "none", [(job, None) for job in jobs], command)
             returns = super().launch(job_overrides, initial_job_idx)
-        raise_failures(self.config, jobs, returns)
-        return returns
+        return self.failures.after(self.hydra_context, self.config, jobs, returns)

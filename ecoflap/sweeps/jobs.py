@@ -1,4 +1,4 @@
-"""The jobs of a sweep: their configs and folders, and which have finished."""
+"""The jobs of a sweep: which there are, their configs and folders, and which have finished."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ecoflap.errors import NumericalError, SweepFailed, UserError
+from ecoflap.errors import UserError
 from ecoflap.storage.file_names import RESULT
 
 log = logging.getLogger(__name__)
+
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+"""Hydra's own sweeper; those of others choose jobs by the results of earlier ones."""
 
 
 class Job(NamedTuple):
@@ -44,6 +48,25 @@ def numbered(job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
             " key=VALUE,VALUE"
         )
     return [Job(first + place, list(overrides)) for place, overrides in enumerate(job_overrides)]
+
+
+def all_jobs(context: HydraContext, config: DictConfig) -> list[Job]:
+    """All jobs of a sweep of Hydra's own sweeper, whose ``max_batch_size`` may divide them.
+
+    Args:
+        context: Hydra's context.
+        config: the config of the sweep.
+
+    Raises:
+        UserError: if there are none.
+    """
+    params: Any = OmegaConf.to_container(config.hydra.sweeper)["params"] or {}  # type: ignore[call-overload, index]
+    given = [f"{key}={value}" for key, value in params.items()]
+    parser = OverridesParser.create(config_loader=context.config_loader)
+    batches = BasicSweeper.split_arguments(
+        parser.parse_overrides([*given, *config.hydra.overrides.task]), None
+    )
+    return numbered([job for batch in batches for job in batch], 0)
 
 
 def finished_values(
@@ -117,31 +140,3 @@ def _finished_value(context: HydraContext, config: DictConfig, job: Job) -> floa
     for sentence in outdated(result, values):
         log.warning("job %d: %s", job.number, sentence)
     return result.headline()
-
-
-def tolerates_failures(config: DictConfig) -> bool:
-    """Whether the sweeper of a sweep accepts that jobs fail."""
-    return bool(config.hydra.get("sweeper", {}).get("max_failure_rate"))
-
-
-def raise_failures(config: DictConfig, jobs: Sequence[Job], returns: Sequence[JobReturn]) -> None:
-    """Raise an error if jobs of a sweep have failed, unless its sweeper tolerates failures.
-
-    Args:
-        config: the config of the sweep.
-        jobs: the jobs of the sweep.
-        returns: how each job ended.
-
-    Raises:
-        SweepFailed: if jobs have failed and ``max_failure_rate`` is not set.
-    """
-    failed = [(job, done) for job, done in zip(jobs, returns, strict=True) if done.status == JobStatus.FAILED]
-    if not failed or tolerates_failures(config):
-        return
-    numbers = ", ".join(str(job.number) for job, _ in failed[:10]) + (", ..." if len(failed) > 10 else "")
-    refused = all(isinstance(done._return_value, UserError | NumericalError) for _, done in failed)
-    raise SweepFailed(
-        f"{len(failed)} of {len(jobs)} jobs failed ({numbers}), for the reasons above; "
-        f"ecoflap status {config.hydra.sweep.dir} --rerun-failed runs them again",
-        2 if refused else 1,
-    )

@@ -27,7 +27,8 @@ from ecoflap.run.import_path import beside, config_folders
 from ecoflap.storage.installation import checkout, conf_folder
 from ecoflap.sweeps.claim import admitted, command_to_record
 from ecoflap.sweeps.ended import completed
-from ecoflap.sweeps.jobs import Job, numbered, raise_failures
+from ecoflap.sweeps.failures import Failures
+from ecoflap.sweeps.jobs import Job, numbered
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +47,14 @@ class SubmititLauncher(BaseSubmititLauncher):  # type: ignore[misc]
 
     Attributes:
         parts: {file: hash} of the parts outside the package, as the jobs were submitted with them.
+        failures: the jobs that have failed.
     """
 
     parts: Mapping[str, str] = MappingProxyType({})
+
+    def __init__(self, **params: Any) -> None:
+        super().__init__(**params)
+        self.failures = Failures()
 
     def __call__(self, *arguments: Any) -> JobReturn:  # type: ignore[override]
         """Run a job where it was sent to; raise its error, so that the queue sees the failure."""
@@ -73,8 +79,7 @@ class SubmititLauncher(BaseSubmititLauncher):  # type: ignore[misc]
             command = command_to_record(self.config.hydra, folder, jobs)
             ended = self.submit(todo, folder, command) if todo else {}
         returns = [ended.get(job.number) or completed(values[job.number]) for job in jobs]
-        raise_failures(self.config, jobs, returns)
-        return returns
+        return self.failures.after(self.hydra_context, self.config, jobs, returns)
 
     @abstractmethod
     def submit(self, jobs: Sequence[Job], folder: Path, command: Mapping[str, Any]) -> dict[int, JobReturn]:

@@ -149,6 +149,18 @@ def test_a_failing_run_does_not_stop_the_next(
     assert [file.parent.name for file in (tmp_path / "sweep").glob("*/result.json")] == ["1"]
 
 
+def test_a_failing_run_does_not_stop_the_next_batch(
+    text_run: list[str], tiny_llama: Path, broken_llama: Path, tmp_path: Path
+) -> None:
+    given = [override for override in text_run if not override.startswith("model.path")]
+    models = f"model.path={broken_llama},{tiny_llama}"
+    batches = ["sparsity=0.4,0.5", "hydra.sweeper.max_batch_size=3"]
+    done = forked.main(["-m", *given, models, *batches, f"hydra.sweep.dir={tmp_path / 'sweep'}"], tmp_path)
+    assert done.returncode == 2
+    assert "2 of 4 jobs failed (0, 1)" in done.stderr
+    assert sorted(file.parent.name for file in (tmp_path / "sweep").glob("*/result.json")) == ["2", "3"]
+
+
 def test_a_failing_process_does_not_stop_the_others(
     text_run: list[str], tiny_llama: Path, broken_llama: Path, tmp_path: Path
 ) -> None:
