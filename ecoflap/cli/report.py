@@ -79,7 +79,7 @@ def report(options: argparse.Namespace) -> None:
     table = options.csv or output / "table.csv"
     write_csv(table, tables)
     if options.wandb is not None:
-        track(options.project, options.wandb, title, output, tables)
+        track(options.entity, options.project, options.wandb, title, output, tables)
     if tables:
         print("\n".join(markdown(tables)))
     else:
@@ -89,10 +89,13 @@ def report(options: argparse.Namespace) -> None:
     print(f"page: {page}\ntable: {table}", file=sys.stderr)
 
 
-def track(project: str, mode: str, title: str, output: Path, tables: Sequence[MetricTable]) -> None:
+def track(
+    entity: str | None, project: str, mode: str, title: str, output: Path, tables: Sequence[MetricTable]
+) -> None:
     """Log the report's plots and its rows to a W&B run, and its folder as an artefact of that run.
 
     Args:
+        entity: team or user that the project belongs to; None for that of the W&B account.
         project: W&B project.
         mode: ``offline`` or ``online``.
         title: the report's heading, which names the run and its group.
@@ -106,7 +109,9 @@ def track(project: str, mode: str, title: str, output: Path, tables: Sequence[Me
 
     with tempfile.TemporaryDirectory() as copy:  # what W&B writes beside the page is not part of it
         shutil.copytree(output, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("wandb"))
-        tracker = WandbTracker(project, mode, title, f"report of {title}", ["report"], folder=output)
+        tracker = WandbTracker(
+            project, mode, title, f"report of {title}", ["report"], folder=output, entity=entity
+        )
         try:
             tracker.log_table("report", CSV_COLUMNS, list(csv_rows(tables)))
             for plot in sorted(Path(copy).glob("*.png")):
@@ -145,4 +150,5 @@ def _parser() -> argparse.ArgumentParser:
         "--wandb", choices=("offline", "online"), help="log the plots and the table to a W&B run as well"
     )
     parser.add_argument("--project", default=WandbOptions.project, help="its project (default: %(default)s)")
+    parser.add_argument("--entity", help="team or user of the project (default: that of the W&B account)")
     return parser

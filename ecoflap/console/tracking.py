@@ -88,6 +88,7 @@ class WandbTracker:
         id: str | None = None,
         config: dict[str, Any] | None = None,
         folder: Path = Path("."),
+        entity: str | None = None,
     ) -> None:
         """Start the run, or resume the run with the same id, as a requeued job does.
 
@@ -100,6 +101,7 @@ class WandbTracker:
             id: Deterministic id, see ``run_id``; None for that of the agent, or a random one.
             config: The resolved config; secrets are redacted.
             folder: Parent of the ``wandb`` folder.
+            entity: Team or user that the project belongs to; None for the default of the account.
 
         Raises:
             UserError: if W&B is not installed or can't start.
@@ -110,16 +112,22 @@ class WandbTracker:
             import wandb
 
             # Annotated as Any, because W&B's types list the modes one by one; it checks them itself.
-            where: dict[str, Any] = {"project": project, "mode": mode, "group": group, "dir": str(folder)}
+            where: dict[str, Any] = {"entity": entity, "project": project, "mode": mode, "dir": str(folder)}
             settings = wandb.Settings(silent=True, console="off", disable_code=True)
-            what = {"id": id, "name": name, "tags": list(tags), "config": redact(config or {})}
+            what = {
+                "id": id,
+                "group": group,
+                "name": name,
+                "tags": list(tags),
+                "config": redact(config or {}),
+            }
             self._table, self._image, self._artifact = wandb.Table, wandb.Image, wandb.Artifact
             self._run = wandb.init(
                 **where, **what, resume="allow", reinit="finish_previous", settings=settings
             )
         except Exception as error:  # from wandb, pydantic, protobuf or the operating system
             raise UserError(
-                f"W&B could not start (project {project!r}, mode {mode!r}): {error}. "
+                f"W&B could not start (project {project!r}, mode {mode!r}): {str(error).rstrip('. ')}. "
                 "Run without it: tracking=none. Without a network or a login: tracking.mode=offline"
             ) from error
         self._mode = mode
@@ -182,7 +190,15 @@ class Wandb(WandbOptions):
         A repeated job therefore updates its run instead of adding one. In a process that ``wandb agent``
         started, the project and the id are the agent's, so that its sweep sees the run.
         """
-        if AGENT in os.environ:
-            return WandbTracker(None, self.mode, self.group, name, self.tags, None, config, folder)
-        identity = run_id({**config, "group": self.group})
-        return WandbTracker(self.project, self.mode, self.group, name, self.tags, identity, config, folder)
+        of_agent = AGENT in os.environ
+        return WandbTracker(
+            None if of_agent else self.project,
+            self.mode,
+            self.group,
+            name,
+            self.tags,
+            None if of_agent else run_id({**config, "group": self.group}),
+            config,
+            folder,
+            None if of_agent else self.entity,
+        )

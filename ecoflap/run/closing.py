@@ -104,7 +104,9 @@ def show_in_tracker(tracker: Tracker, result: Result, state: RunState) -> None:
     tracker.log_table("cost", ["step", *columns], costs)
     sparsity = {name: value for name, value in result.sparsity.items() if name != "layers"}
     headline = {} if (value := result.headline()) is None else {"headline": value}
-    tracker.summary({**headline, "metrics": result.metrics, "sparsity": sparsity, "model": result.model})
+    seconds = {step: cost["seconds"] for step, cost in result.steps.items()}
+    figures = {"metrics": result.metrics, "standard_errors": result.standard_errors or {}}
+    tracker.summary({**headline, **figures, "sparsity": sparsity, "seconds": seconds, "model": result.model})
 
 
 def _draw_allocation(result: Result, allocation: Allocation) -> bytes:

@@ -113,6 +113,14 @@ def test_offline_run_holds_config_table_and_summary(
     assert curve == [0.5, 0.125]
 
 
+def test_the_project_of_a_team(tmp_path: Path) -> None:
+    Wandb(entity="team", project="theirs").start(CONFIG, "name", tmp_path).close(failed=False)
+    reader, file = load_reader(), run_file(tmp_path)
+    assert exit_codes(reader, file) == [0]
+    (started,) = [one.run for one in reader.records(str(file)) if one.WhichOneof("record_type") == "run"]
+    assert (started.entity, started.project) == ("team", "theirs")
+
+
 def str_values(nested: Any) -> list[Any]:
     """Every leaf of nested mappings."""
     return (

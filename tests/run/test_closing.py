@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from ecoflap.run.closing import closing
+from ecoflap.console.tracking import NoTracker
+from ecoflap.run.closing import closing, show_in_tracker
 from ecoflap.run.invocation import run_label
+from ecoflap.run.state import RunState
 from ecoflap.storage.results import Result
 
 BASE = Result(
@@ -54,6 +58,22 @@ def test_what_the_folder_holds_and_what_is_next(tmp_path: Path, monkeypatch: pyt
     assert any("model.save=true" in line for line in unsaved)
     units = lines(run, sparsity={"total": "units", "prunable": 0.0, "model": 0.0})
     assert "  whole units were removed; 90 parameters remain" in units
+
+
+class Shown(NoTracker):
+    """A tracker that keeps the summary."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        self.figures = dict(values)
+
+
+def test_a_tracker_is_shown_what_runs_are_compared_by() -> None:
+    errors = {"dense": {"t": {"accuracy": 1.0}}, "pruned": {"t": {"accuracy": 2.0}}}
+    tracker = Shown()
+    show_in_tracker(tracker, Result(**{**vars(BASE), "standard_errors": errors}), RunState("weights"))
+    assert tracker.figures["headline"] == 80.0
+    assert tracker.figures["standard_errors"] == errors
+    assert tracker.figures["seconds"] == {"prune": 125.0}
 
 
 @pytest.mark.parametrize(
