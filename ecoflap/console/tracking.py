@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +19,7 @@ from typing import Any, Protocol
 from ecoflap.console.options import WandbOptions
 from ecoflap.errors import UserError, require_choices
 from ecoflap.storage.files import typed
-from ecoflap.storage.results.environment import redact
+from ecoflap.storage.results.environment import redact, redact_argument
 from ecoflap.storage.results.identity import run_id
 
 log = logging.getLogger(__name__)
@@ -122,9 +124,10 @@ class WandbTracker:
                 "config": redact(config or {}),
             }
             self._table, self._image, self._artifact = wandb.Table, wandb.Image, wandb.Artifact
-            self._run = wandb.init(
-                **where, **what, resume="allow", reinit="finish_previous", settings=settings
-            )
+            with _redacted_command():
+                self._run = wandb.init(
+                    **where, **what, resume="allow", reinit="finish_previous", settings=settings
+                )
         except Exception as error:  # from wandb, pydantic, protobuf or the operating system
             raise UserError(
                 f"W&B could not start (project {project!r}, mode {mode!r}): {str(error).rstrip('. ')}. "
@@ -166,6 +169,17 @@ class WandbTracker:
             log.info("W&B run kept offline; to upload it: wandb sync %s", typed(Path(self._run.dir).parent))
         elif self._mode == "online":
             log.info("W&B run: %s", self._run.url)
+
+
+@contextmanager
+def _redacted_command() -> Iterator[None]:
+    """Show the arguments of this process, which W&B records, without secrets."""
+    given = sys.argv
+    sys.argv = [redact_argument(argument) for argument in given]
+    try:
+        yield
+    finally:
+        sys.argv = given
 
 
 @dataclass

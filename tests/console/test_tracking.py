@@ -113,6 +113,24 @@ def test_offline_run_holds_config_table_and_summary(
     assert curve == [0.5, 0.125]
 
 
+def test_the_command_is_uploaded_without_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [
+        "main.py",
+        "sparsity=0.6",
+        "+data.hf_token=hf_private",
+        "+model.chat={api_key: sk-private, a: b}",
+    ]
+    monkeypatch.setattr(sys, "argv", given)
+    track_a_run(tmp_path, failed=False)
+    assert sys.argv == given
+    file = run_file(tmp_path)
+    assert exit_codes(load_reader(), file) == [0]
+    written = file.read_bytes()
+    assert b"sparsity=0.6" in written
+    assert b", a: b}" in written
+    assert b"private" not in written
+
+
 def test_the_project_of_a_team(tmp_path: Path) -> None:
     Wandb(entity="team", project="theirs").start(CONFIG, "name", tmp_path).close(failed=False)
     reader, file = load_reader(), run_file(tmp_path)

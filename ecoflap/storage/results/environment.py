@@ -33,6 +33,7 @@ REDACTED = "<redacted>"
 
 # ``key`` alone is not a secret: configs name tensors with it.
 _SECRET = re.compile(r".*token|(.*[_-])?(api[_-]?key|password|secret)", re.IGNORECASE)
+_SECRET_GIVEN = re.compile(r"(\w*(?:token|api[_-]?key|password|secret)\s*[:=]\s*)[^,}]+", re.IGNORECASE)
 _OF_VOCABULARY = re.compile(r"<.+>|\[.+\]")
 
 
@@ -103,6 +104,11 @@ def redact(config: Any) -> Any:
             name: REDACTED if _is_secret(name, value) else redact(value) for name, value in config.items()
         }
     return [redact(value) for value in config] if isinstance(config, list) else config
+
+
+def redact_argument(argument: str) -> str:
+    """An argument of a command line without the values that ``redact`` leaves out of a config."""
+    return _SECRET_GIVEN.sub(rf"\1{REDACTED}", argument)
 
 
 def _is_secret(name: object, value: Any) -> bool:
