@@ -143,10 +143,11 @@ class LmmsEvalEvaluation:
 
 def dense_scores(dense: PredictionLog | None) -> Scores:
     """The scores in the dense model's log; empty where there is none of the same weights and questions."""
-    lines = [] if dense is None else dense.read()
-    if dense is not None and not lines:
+    found = {} if dense is None else dense.read()
+    if dense is not None and not found:
         log.info("%s: the dense model's answers are from another run, so changes aren't paired", dense.file)
-    return {task: of_it for line in lines for measured in line for task, of_it in measured["scores"].items()}
+    every = (measured for of_batch in found.values() for measured in of_batch)
+    return {task: of_it for measured in every for task, of_it in measured["scores"].items()}
 
 
 def changes(dense: Scores, pruned: Scores) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,13 +20,16 @@ from ecoflap.evaluate.items import Items
 log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
+FIELDS = {"key", "batch", "predictions"}
 
 
 class PredictionLog:
     """The predictions of one evaluation of one model.
 
-    The file's first line is the key of the evaluation; each further line holds one batch's predictions. Lines
-    under another key, and a truncated last line, are written again.
+    Each line of the file has the key of the evaluation, the number of a batch and its predictions. So a line
+    of another evaluation, or in another place, isn't taken for what it is not: a process that was suspended
+    for so long that another one took its run over may append one when it wakes. Lines under another key, and
+    a truncated one, are computed again.
     """
 
     def __init__(self, file: Path | None = None, key: Any = None, dense: PredictionLog | None = None) -> None:
@@ -51,47 +54,62 @@ class PredictionLog:
             batches: the inputs, always in the same order.
             compute: returns the predictions of one batch, as plain JSON values, one per item.
         """
-        done = from_first(self.read())
-        complete = [len(line) == len(batch) for line, batch in zip(done, batches, strict=False)]
-        reused = next((index for index, whole in enumerate(complete) if not whole), len(complete))
-        self._start(done[:reused])
-        predictions = [value for line in done[:reused] for value in line]
-        rest = batches[reused:]
+        done = from_first(self._complete(batches))
+        self._start(done)
+        rest = batches[len(done) :]
         rounds = [rest[start : start + size()] for start in range(0, len(rest), size())]
         for several in track(rounds, "evaluate", total=len(rounds)):
             own = in_parts(compute, several[rank()]) if rank() < len(several) else []
             for values in gathered(own)[: len(several)]:
-                self._append(values)
-                predictions += values
-        return predictions
+                self._append(len(done), values)
+                done.append(values)
+        return [value for values in done for value in values]
 
     def note(self, items: Items) -> None:
         """Keep what the evaluation knows of its items, for reports; a log in memory keeps nothing."""
         if self.file is not None:
             self.items = items
 
-    def read(self) -> list[list[Any]]:
-        """The predictions in the file, by batch; a line that was cut off, and another key's, are left out."""
+    def read(self) -> dict[int, list[Any]]:
+        """{number of a batch: its predictions}, of the lines in the file that have this key."""
         if self.file is None or not self.file.is_file():
-            return []
-        lines = []
-        for line in self.file.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
+            return {}
+        lines = (line for line in _lines(self.file) if line["key"] == self.key)
+        return {line["batch"]: line["predictions"] for line in lines}
+
+    def _complete(self, batches: Sequence[list[Item]]) -> list[list[Any]]:
+        """The predictions of an earlier run with the same key, of the first batches that it has all of."""
+        found = self.read()
+        complete = list[list[Any]]()
+        for number, batch in enumerate(batches):
+            if len(found.get(number, ())) != len(batch):
                 break
-        return lines[1:] if lines and lines[0] == {"key": self.key} else []
+            complete.append(found[number])
+        return complete
 
     def _start(self, done: list[list[Any]]) -> None:
         if self.file is not None and is_first():
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            text = "".join(json.dumps(line) + "\n" for line in [{"key": self.key}, *done])
-            self.file.write_text(text, encoding="utf-8")
+            self.file.write_text("".join(map(self._line, range(len(done)), done)), encoding="utf-8")
 
-    def _append(self, values: list[Any]) -> None:
+    def _append(self, number: int, values: list[Any]) -> None:
         if self.file is not None and is_first():
             with self.file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(values) + "\n")
+                lines.write(self._line(number, values))
+
+    def _line(self, number: int, values: list[Any]) -> str:
+        return json.dumps({"key": self.key, "batch": number, "predictions": values}) + "\n"
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a log that are whole, and of this format."""
+    for text in file.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and line.keys() >= FIELDS:
+            yield line
 
 
 def in_parts(compute: Callable[[Any], Iterable[Any]], batch: Any) -> list[Any]:

@@ -36,10 +36,25 @@ def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
     again = Counting()
     assert PredictionLog(file, {"model": 1}).run(BATCHES, again) == [10, 20, 30, 40, 50]
     assert again.calls == 0
-    assert [json.loads(line) for line in file.read_text().splitlines()][1:] == [[10, 20], [30, 40], [50]]
+    assert PredictionLog(file, {"model": 1}).read() == {0: [10, 20], 1: [30, 40], 2: [50]}
 
 
-@pytest.mark.parametrize("damage", ["cut", "other key", "other batches", "nonsense"])
+@pytest.mark.parametrize("key", [{"model": 1}, {"model": 2}], ids=["same run", "other run"])
+def test_lines_of_a_process_that_wakes_after_it_was_taken_over(tmp_path: Path, key: dict[str, int]) -> None:
+    woken, file = tmp_path / "woken.jsonl", tmp_path / "task.jsonl"
+    PredictionLog(woken, key).run(
+        BATCHES, lambda batch: [(10 if key["model"] == 1 else -1) * item for item in batch]
+    )
+    interrupted(file)
+    lines = file.read_text().splitlines()
+    late = woken.read_text().splitlines()
+    file.write_text("\n".join([lines[0], late[2], late[0], lines[1], late[1]]) + "\n")
+    compute = Counting()
+    assert PredictionLog(file, {"model": 1}).run(BATCHES, compute) == [10, 20, 30, 40, 50]
+    assert compute.calls == (0 if key["model"] == 1 else 1)
+
+
+@pytest.mark.parametrize("damage", ["cut", "other key", "other batches", "nonsense", "old format"])
 def test_what_does_not_fit_is_predicted_anew(tmp_path: Path, damage: str) -> None:
     file = tmp_path / "task.jsonl"
     interrupted(file)
@@ -50,11 +65,15 @@ def test_what_does_not_fit_is_predicted_anew(tmp_path: Path, damage: str) -> Non
         key = {"model": 2}
     elif damage == "other batches":
         batches = [[1], [2, 3], [4, 5]]
+    elif damage == "old format":
+        lines = file.read_text().splitlines()
+        old = [{"key": json.loads(lines[0])["key"]}, [0, 0], [0, 0]]
+        file.write_text("".join(json.dumps(line) + "\n" for line in old))
     else:
         file.write_text("not json\n[1]\n")
     compute = Counting()
     assert PredictionLog(file, key).run(batches, compute) == [10, 20, 30, 40, 50]
-    assert compute.calls == {"cut": 2, "other key": 3, "other batches": 3, "nonsense": 3}[damage]
+    assert compute.calls == (2 if damage == "cut" else 3)
     assert PredictionLog(file, key).run(batches, Counting(stop_at=0)) == [10, 20, 30, 40, 50]
 
 
