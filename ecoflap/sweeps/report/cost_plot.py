@@ -21,6 +21,8 @@ STEPS = {
     "allocate": PERIWINKLE,
     "prune": VIOLET,
     "evaluate": RED,
+    "finetune": "#997700",
+    "evaluate_finetuned": "#c4689a",
 }
 """The steps in the order of a run, each with its colour."""
 HEIGHT = 0.66

@@ -241,9 +241,15 @@ def test_shared_steps_stand_apart_whichever_run_came_first(tmp_path: Path) -> No
 
 def test_steps_stand_in_their_order_and_unknown_ones_at_the_end(tmp_path: Path) -> None:
     cost: dict[str, Any] = {"seconds": 1.0, "peak_memory_bytes": 2**30, "cached": False}
-    write_run(tmp_path, "a", 70.0, record={"steps": {step: cost for step in ("finetune", *reversed(STEPS))}})
+    write_run(tmp_path, "a", 70.0, record={"steps": {step: cost for step in ("unknown", *reversed(STEPS))}})
     figure = plot_costs(costs_of(section_of(tmp_path)))
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*STEPS, "finetune"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*STEPS, "unknown"]
+
+
+def test_every_step_of_a_run_has_a_colour_of_its_own() -> None:
+    run = {"load", "calibrate", "evaluate_dense", "score", "allocate", "prune", "evaluate"}
+    assert run | {"finetune", "evaluate_finetuned"} <= STEPS.keys()
+    assert len(set(STEPS.values())) == len(STEPS)
 
 
 def test_looks_differ_for_more_methods_than_there_are_colours() -> None:
@@ -251,7 +257,7 @@ def test_looks_differ_for_more_methods_than_there_are_colours() -> None:
 
 
 @pytest.mark.parametrize("background", ["#ffffff", "#14171c"])
-@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("colour", sorted({*COLOURS, *STEPS.values()}))
 def test_colours_stand_out_from_both_backgrounds(colour: str, background: str) -> None:
     """The contrast that WCAG 2 asks of graphics, 3:1."""
 
