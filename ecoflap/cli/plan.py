@@ -124,8 +124,9 @@ def show(config: DictConfig) -> float | None:
         show_layers(model)
         offload, device = plan.config.runtime.offload, resolve_device(plan.config.device)
         needs = needs_without_data(model, offload, device, Workload.of(plan, samples=1))
-        show_needs_without_data(model, offload, needs)
-        print(wanted_by(plan, model, device))
+        if needs:
+            show_needs_without_data(model, offload, needs)
+            print(wanted_by(plan, model, device))
     seconds = show_times(plan, model)
     print("all checks passed")
     return seconds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -55,6 +57,24 @@ def test_the_dtype_that_was_asked_for_counts() -> None:
     assert (
         needs(wide, "disk")["prune"].weights == 2 * needs(inspected("qwen3_30b_a3b"), "disk")["prune"].weights
     )
+
+
+@pytest.mark.parametrize(
+    ("steps", "rows"),
+    [
+        (["calibrate"], []),
+        (["calibrate", "score"], ["score"]),
+        (["evaluate"], ["evaluate"]),
+        (["calibrate", "score", "allocate", "prune", "evaluate"], ["score", "prune", "evaluate"]),
+    ],
+)
+def test_only_steps_that_run_are_planned(
+    steps: list[str], rows: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["+preset=debug", "score=first_order", f"steps=[{','.join(steps)}]"]
+    assert command.main(["plan", *chosen]) == 0
+    shown = capsys.readouterr().out.partition("approximate memory")[2].partition("fits ")[0]
+    assert re.findall(r"^  (\w+) .*MiB", shown, re.MULTILINE) == rows
 
 
 def test_the_command_shows_it(capsys: pytest.CaptureFixture[str]) -> None:

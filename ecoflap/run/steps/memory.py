@@ -72,6 +72,7 @@ class Workload:
         propagate: what comes before a layer when the pruner measures its inputs.
         devices: how many processes share the samples, with a device each.
         together: whether a step needs all weights in memory at once.
+        steps: of the run.
     """
 
     pruner: Pruner
@@ -82,6 +83,7 @@ class Workload:
     propagate: str = "pruned"
     devices: int = 1
     together: bool = False
+    steps: Sequence[str] = ("prune",)
 
     @classmethod
     def of(cls, plan: Plan, samples: int) -> Workload:
@@ -95,11 +97,12 @@ class Workload:
             plan.allocating,
             config.propagate,
             together=together,
+            steps=plan.steps,
         )
 
 
 def memory_needs(model: PrunableModel, cost: SampleCost, work: Workload) -> list[Need]:
-    """How much memory scoring, allocating and pruning will need on each device.
+    """How much memory scoring, allocating and pruning will need on each device, if their steps run.
 
     Processes that share the samples have the same weights and statistics on their devices; where they share
     the layers of a block to prune, each prunes one at a time as before, or some of its rows.
@@ -117,9 +120,10 @@ def memory_needs(model: PrunableModel, cost: SampleCost, work: Workload) -> list
         beside = _with_trials(allocating, work.pruner.footprint)
         need = _need(model, "allocate", beside, cost, samples, allocating.batch_size or work.batch_size)
         needs.append(replace(need, batch_size=_option("allocation", allocating)))
-    pruning = replace(work.pruner.footprint, beside_dense=work.propagate == "compensated")
-    need = _need(model, "prune", pruning, cost, samples, pruning.batch_size or work.batch_size)
-    needs.append(replace(need, batch_size=_option("pruner", pruning)))
+    if "prune" in work.steps:
+        pruning = replace(work.pruner.footprint, beside_dense=work.propagate == "compensated")
+        need = _need(model, "prune", pruning, cost, samples, pruning.batch_size or work.batch_size)
+        needs.append(replace(need, batch_size=_option("pruner", pruning)))
     return [replace(need, together=work.together) for need in needs]
 
 
@@ -233,6 +237,8 @@ def needs_without_data(
 ) -> list[Need]:
     """How much memory the steps will need on each device, from the model's shapes alone.
 
+    Evaluation has the weights alone, as calibration samples don't tell the activations of a task's.
+
     Args:
         model: the model, on the meta device.
         offload: how it will be offloaded: none, cpu or disk.
@@ -240,4 +246,6 @@ def needs_without_data(
         work: the parts, and what they read.
         cost: bytes of activations of one sample; by default none, which leaves weights and statistics.
     """
-    return memory_needs(replace(model, placement=Planned(offload, device)), cost, work)
+    planned = replace(model, placement=Planned(offload, device))
+    evaluation = [Need("evaluate", weights_in_use(planned), 0, 0)] if "evaluate" in work.steps else []
+    return [*memory_needs(planned, cost, work), *evaluation]

@@ -36,7 +36,7 @@ def show_needs(model: PrunableModel, needs: Sequence[Need]) -> None:
         sizes = [need.weights, need.states, need.work, need.total]
         rows.append((need.step, *map(mebibytes, [*sizes, need.offloaded] if kind != "none" else sizes)))
     columns = ["step", "weights", "hidden states", "one pass", "total"]
-    if not said_before(f"memory {model.name} {rows}"):
+    if needs and not said_before(f"memory {model.name} {rows}"):
         table(
             f"approximate peak memory on {model.device} ({mebibytes(free)} free beside the loaded weights)",
             columns if kind == "none" else [*columns, f"waiting on {kind}"],
