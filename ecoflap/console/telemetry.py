@@ -20,12 +20,12 @@ _PROC = Path("/proc/self")
 
 
 @contextmanager
-def measure(steps: dict[str, dict[str, Any]], step: str) -> Iterator[dict[str, bool]]:
+def measure(steps: dict[str, dict[str, Any]], step: str) -> Iterator[dict[str, int]]:
     """Measure this context and write its cost to ``steps[step]``, even if it raises.
 
     The cost is ``{"seconds": float, "peak_memory_bytes": int, "cached": bool}``. The body sets ``cached`` in
-    the dict that it receives if it reads the step's result from the cache. Measures can't be nested: an inner
-    one resets the peak of the outer one.
+    the dict that it receives if it reads the step's result from the cache, and may add counts to it. Measures
+    can't be nested: an inner one resets the peak of the outer one.
 
     Args:
         steps: the costs of all steps; changed here.
@@ -35,7 +35,8 @@ def measure(steps: dict[str, dict[str, Any]], step: str) -> Iterator[dict[str, b
         UserError: if memory runs out in the body.
     """
     reset_peak_memory()
-    start, flags = time.perf_counter(), {"cached": False}
+    flags: dict[str, int] = {"cached": False}
+    start = time.perf_counter()
     try:
         yield flags
     except RuntimeError as error:

@@ -24,11 +24,18 @@ def test_steps_that_were_read_from_the_cache_say_so(run: Run, text_run: list[str
     assert cached(Result.read(tmp_path / "second" / "result.json")) == FROM_THE_STORE
 
 
-def test_an_allocation_all_of_which_was_read_from_the_cache_says_so(run: Run, text_run: list[str]) -> None:
+def test_an_allocation_says_how_much_of_it_was_read_from_the_cache(run: Run, text_run: list[str]) -> None:
     searched = [*text_run, "allocation=in_context", "score=none", "allocation.steps=1"]
-    assert not cached(run([*searched, "sparsity=0.3"], "first"))
-    assert cached(run([*searched, "sparsity=0.3"], "again")) == {"calibrate", "evaluate_dense", "allocate"}
+    first = run([*searched, "sparsity=0.55"], "first")
+    assert not cached(first)
+    again = run([*searched, "sparsity=0.55"], "again")
+    assert cached(again) == {"calibrate", "evaluate_dense", "allocate"}
+    count = first.steps["allocate"]["computed"]
+    assert (first.steps["allocate"]["recalled"], count > 0) == (0, True)
+    assert (again.steps["allocate"]["recalled"], again.steps["allocate"]["computed"]) == (count, 0)
     further = run(
-        [*searched, "sparsity=0.4"], "further"
+        [*searched, "sparsity=0.6"], "further"
     )  # takes the first steps of another target from there
     assert cached(further) == {"calibrate", "evaluate_dense"}
+    assert further.steps["allocate"]["recalled"] > 0
+    assert further.steps["allocate"]["computed"] > 0

@@ -55,6 +55,8 @@ def allocate(plan: Plan, model: PrunableModel, state: RunState) -> None:
         state.allocation = from_first(plan.pruner.fitted(allocation))
         check_counts(state.allocation, model.layers)
         cost["cached"] = bool(stored) and all(stored)
+        if stored:
+            cost |= {"recalled": sum(stored), "computed": len(stored) - sum(stored)}
     write_json(plan.folder / ALLOCATION, asdict(state.allocation))
     show_allocation(model, state.allocation)
 

@@ -65,7 +65,8 @@ class Result:
             of the first task is the headline.
         sparsity: The figures of ``sparsity_section``, from the zeros counted in the pruned weights.
         steps: Step -> ``{"seconds": float, "peak_memory_bytes": int, "cached": bool}``, in the order they
-            ran; ``cached`` if its result was read from the cache.
+            ran; ``cached`` if its result was read from the cache. An allocation that is searched for has the
+            numbers of its intermediate results that were read (``recalled``) and ``computed``.
         checkpoint: Folder of the saved model relative to the record's, ``.`` beside the model itself, or None
             if none was saved.
         weights: A hash of the saved model's tensors, see ``hash_tensors``; None if none was saved, or the
