@@ -47,6 +47,12 @@ def watching(watcher: Watcher) -> Iterator[None]:
         _watchers.remove(watcher)
 
 
+def begun(step: str) -> None:
+    """Call the watchers with a step that begins, and may have no loop to track."""
+    for watcher in _watchers:
+        watcher(step, 0, None)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Show no live lines in this context: of the processes of one run, the first one alone does."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.console.host_memory import free_host_memory
+from ecoflap.console.progress import begun
 from ecoflap.errors import UserError
 
 _PROC = Path("/proc/self")
@@ -21,7 +22,7 @@ _PROC = Path("/proc/self")
 
 @contextmanager
 def measure(steps: dict[str, dict[str, Any]], step: str) -> Iterator[dict[str, int]]:
-    """Measure this context and write its cost to ``steps[step]``, even if it raises.
+    """Measure this context and write its cost to ``steps[step]``, even if it raises; watchers see it begin.
 
     The cost is ``{"seconds": float, "peak_memory_bytes": int, "cached": bool}``. The body sets ``cached`` in
     the dict that it receives if it reads the step's result from the cache, and may add counts to it. Measures
@@ -34,6 +35,7 @@ def measure(steps: dict[str, dict[str, Any]], step: str) -> Iterator[dict[str, i
     Raises:
         UserError: if memory runs out in the body.
     """
+    begun(step)
     reset_peak_memory()
     flags: dict[str, int] = {"cached": False}
     start = time.perf_counter()

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ecoflap.console import telemetry
+from ecoflap.console.progress import watching
 from ecoflap.console.telemetry import measure
 
 pytestmark = pytest.mark.long
@@ -29,6 +30,12 @@ def test_seconds_and_bytes_are_written() -> None:
     assert 0.02 <= steps["score"]["seconds"] <= time.perf_counter() - began
     assert isinstance(steps["score"]["peak_memory_bytes"], int)
     assert steps["score"]["peak_memory_bytes"] > MEGABYTE
+
+
+def test_a_step_without_a_loop_is_the_step_that_a_run_is_at() -> None:
+    seen: list[tuple[str, int, int | None]] = []
+    with watching(lambda *progress: seen.append(progress)), measure({}, "load"):
+        assert seen == [("load", 0, None)]
 
 
 def test_a_failing_step_is_measured_and_its_error_passes() -> None:

@@ -149,6 +149,6 @@ def test_the_command_says_it(
     run = ["model=causal_lm", f"model.path={tiny_llama}", *text, "calibration.sequence_length=8"]
     task = ["task=wikitext2", f"task.path={other}", "task.sequence_length=8", "tracking=none"]
     assert command.main(["plan", *run, *task]) == 0
-    assert "fits 1 x 16 GB (4 samples of 8 tokens, about)" in capsys.readouterr().out
+    assert "fits 1 x 16 GB (4 samples of up to 8 tokens, about)" in capsys.readouterr().out
     assert command.main(["plan", "model=t5_mini", "tracking=none"]) == 0
     assert "fits 1 x 16 GB (weights and statistics, beside activations, about)" in capsys.readouterr().out

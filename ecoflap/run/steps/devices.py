@@ -110,7 +110,7 @@ def wanted_by(plan: Plan, model: PrunableModel, device: torch.device) -> str:
     tokens, samples = getattr(calibrator, "sequence_length", None), calibrator.samples
     cost, of = WITHOUT_DATA, "weights and statistics, beside activations"
     if tokens is not None and samples is not None:
-        cost, of = cost_from_shapes(model, tokens), f"{samples} samples of {tokens} tokens"
+        cost, of = cost_from_shapes(model, tokens), f"{samples} samples of up to {tokens} tokens"
     samples, offload = samples or 1, config.runtime.offload
     work = Workload.of(plan, samples)
     needs = {
