@@ -47,7 +47,6 @@ METHODS = {
 @pytest.fixture
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A copy of the tiny LLaMA, to be spoilt."""
-    pytest.importorskip("transformers.models.llama", reason="the oldest release of transformers has no LLaMA")
     return shutil.copytree(request.getfixturevalue("tiny_llama"), tmp_path / "model")
 
 
