@@ -56,7 +56,7 @@ def test_retrieval_on_flickr30k(run: Callable[..., Result], tmp_path: Path, mode
     assert dense["recall_mean"] > 80
     assert dense["recall_mean"] > pruned["recall_mean"] + 5
     nearest = (tmp_path / "run" / "predictions" / "flickr30k_dense_nearest.jsonl").read_text().splitlines()
-    rows = json.loads(nearest[1])
+    rows = json.loads(nearest[0])["predictions"]
     hits = [
         any(caption // 5 == picture for caption in row["captions"][:1])
         for picture, row in enumerate(rows[:24])
