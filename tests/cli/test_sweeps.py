@@ -15,6 +15,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,7 @@ def test_ctrl_c_ends_the_jobs_and_says_how_to_resume(text_run: list[str], tmp_pa
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
     )
     while started.poll() is None and not list(folder.glob(".submitit/*/*_log.err")):
         time.sleep(0.1)

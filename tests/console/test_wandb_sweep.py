@@ -11,7 +11,7 @@ import yaml
 
 from ecoflap.cli import report
 from tests.cli import forked
-from tests.console.test_tracking import load_reader, run_file
+from tests.console.test_tracking import exit_codes, load_reader, run_file
 from tests.sweeps.report.conftest import write_run
 
 pytestmark = pytest.mark.long
@@ -68,6 +68,7 @@ def test_a_report_in_wandb_has_the_plots_the_table_and_the_page(
     assert report.main([str(tmp_path / "sweep"), "--wandb", "offline", "--project", "ours"]) == 0
     output = tmp_path / "sweep" / "report"
     file = run_file(output)
+    assert exit_codes(load_reader(), file) == [0]
     plots = {path.stem for path in output.glob("*.png")}
     logged = file.parent.glob("files/media/images/report/*.png")
     assert {path.stem.rsplit("_", 2)[0] for path in logged} == plots
