@@ -69,8 +69,8 @@ class ADMMOptions:
             row, such as 2:4), or n:M (likewise, with an N for each layer that the allocation chooses).
         iterations: steps in which the weights adapt (published: 20).
         schedule: the first steps, each of which removes weights (published: 15).
-        trial_iterations: steps where an allocation prunes in trials, if there are fewer than iterations; the
-            share of them that removes weights is that of the schedule.
+        trial_iterations: steps in the trials of an allocation, at most as many as iterations; the same share
+            of them removes weights.
         relaxation: length of the steps, from 1 (as published) to below 2; longer steps need fewer of them.
         damping: share of the mean diagonal that is added to the diagonal of the normalised Gram matrix.
         penalty: of the distance between the weights and their masked version.
