@@ -204,15 +204,8 @@ class Wandb(WandbOptions):
         A repeated job therefore updates its run instead of adding one. In a process that ``wandb agent``
         started, the project and the id are the agent's, so that its sweep sees the run.
         """
-        of_agent = AGENT in os.environ
-        return WandbTracker(
-            None if of_agent else self.project,
-            self.mode,
-            self.group,
-            name,
-            self.tags,
-            None if of_agent else run_id({**config, "group": self.group}),
-            config,
-            folder,
-            None if of_agent else self.entity,
-        )
+        given = self.mode, self.group, name, self.tags
+        if AGENT in os.environ:
+            return WandbTracker(None, *given, None, config, folder)
+        identity = run_id({**config, "group": self.group})
+        return WandbTracker(self.project, *given, identity, config, folder, self.entity)
