@@ -49,8 +49,12 @@ def watching(watcher: Watcher) -> Iterator[None]:
 
 def begun(step: str) -> None:
     """Call the watchers with a step that begins, and may have no loop to track."""
+    _call_watchers(step, 0, None)
+
+
+def _call_watchers(description: str, done: int, total: int | None) -> None:
     for watcher in _watchers:
-        watcher(step, 0, None)
+        watcher(description, done, total)
 
 
 @contextmanager
@@ -85,6 +89,5 @@ def track(iterable: Iterable[Item], description: str, total: int | None = None) 
 
 def _watched(iterable: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
     for done, item in enumerate(iterable):
-        for watcher in _watchers:
-            watcher(description, done, total)
+        _call_watchers(description, done, total)
         yield item
