@@ -32,8 +32,9 @@ CODE = "code"  # entry of the versions: a hash of the package's source
 REDACTED = "<redacted>"
 
 # ``key`` alone is not a secret: configs name tensors with it.
-_SECRET = re.compile(r".*token|(.*[_-])?(api[_-]?key|password|secret)", re.IGNORECASE)
-_SECRET_GIVEN = re.compile(r"(\w*(?:token|api[_-]?key|password|secret)\s*[:=]\s*)[^,}]+", re.IGNORECASE)
+_WORDS = "api[_-]?key|password|secret"
+_SECRET = re.compile(rf".*token|(.*[_-])?({_WORDS})", re.IGNORECASE)
+_SECRET_GIVEN = re.compile(rf"(\w*(?:token|{_WORDS})\s*[:=]\s*)[^,}}]+", re.IGNORECASE)
 _OF_VOCABULARY = re.compile(r"<.+>|\[.+\]")
 
 
