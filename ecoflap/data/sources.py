@@ -10,6 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
+from torch import Tensor
+
 from ecoflap.data.image_in_memory import ImageInMemory
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -105,9 +107,9 @@ def _digest(content: bytes | memoryview) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def token_sources(path: str, key: str, content: bytes | memoryview) -> frozenset[str]:
-    """The names of a tensor of token ids: its place, and its contents, which another file may hold."""
-    return file_source(path, key) | {f"{TOKENS}{_digest(content)}"}
+def token_sources(path: str, key: str, rows: Tensor) -> frozenset[str]:
+    """The names of token ids, [rows, tokens]: their place, and a hash of what another file may hold, too."""
+    return file_source(path, key) | {f"{TOKENS}{_digest(rows.contiguous().numpy().data)}"}
 
 
 def file_source(path: str, *parts: str) -> frozenset[str]:

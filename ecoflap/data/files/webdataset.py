@@ -11,7 +11,7 @@ from typing import Any
 from ecoflap.data.files.chat import IMAGES
 from ecoflap.data.files.rows import Row
 from ecoflap.data.folder import UTF8, parse_json
-from ecoflap.data.sources import PICTURES
+from ecoflap.data.sources import is_picture
 from ecoflap.errors import UserError
 
 ENDINGS = (".tar",)
@@ -77,7 +77,7 @@ def _members(file: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
 
 
 def _is_read(ending: str) -> bool:
-    return ending == ".json" or ending in TEXTS or ending.endswith(PICTURES)
+    return ending == ".json" or ending in TEXTS or is_picture(ending)
 
 
 def _values(found: Mapping[str, bytes], where: str, key: str) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _values(found: Mapping[str, bytes], where: str, key: str) -> dict[str, Any]:
     pictures = [
         {"bytes": found[ending], "path": f"{key}{ending}"}
         for ending in sorted(found, key=_numbered)
-        if ending.endswith(PICTURES)
+        if is_picture(ending)
     ]
     if pictures:
         values = {name: value for name, value in values.items() if name not in IMAGES}

@@ -144,5 +144,4 @@ class TokenFile(TokenFileOptions):
         samples = tuple(
             {"input_ids": row} for row in with_generated(self, model, list(drawn.contiguous()), seed)
         )
-        sources = token_sources(self.path, self.key, rows.contiguous().numpy().data)
-        return CalibrationSet(self.name, samples, sources)
+        return CalibrationSet(self.name, samples, token_sources(self.path, self.key, rows))

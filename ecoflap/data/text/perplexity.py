@@ -135,7 +135,7 @@ class TokenPerplexity(TokenPerplexityOptions):
         """
         self.check_model(model)
         rows = read_token_rows(self.path, self.key, "task")
-        sources = token_sources(self.path, self.key, rows.contiguous().numpy().data)
+        sources = token_sources(self.path, self.key, rows)
         return PerplexityEvaluation(first(rows, self.limit), self.batch_size, sources=sources)
 
 
