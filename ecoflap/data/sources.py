@@ -9,10 +9,12 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ecoflap.data.image_in_memory import ImageInMemory
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 END = 64  # bytes
