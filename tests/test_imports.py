@@ -1,6 +1,8 @@
 """Imports run one way, floor by floor, from ``errors`` at the bottom to the command line at the top."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from graphlib import TopologicalSorter
@@ -133,3 +135,20 @@ def test_main_imports_only_what_it_needs_to_start() -> None:
         "console/startup.py",
         "errors.py",
     }
+
+
+def test_options_and_explanations_load_no_model_library() -> None:
+    modules = [f"ecoflap.{name.removesuffix('.py').replace('/', '.')}" for name in FILES]
+    options = [module for module in modules if module.endswith(".options")]
+    assert len(options) > 20
+    code = f"""
+import importlib, sys
+for name in {options}:
+    importlib.import_module(name)
+from ecoflap.cli.explain import main
+main(["", "model=blip2_mini", "finetune", "task.limit"])
+print({{"torch", "transformers", "numpy", "PIL", "datasets"}} & set(sys.modules))
+"""
+    command = [sys.executable, "-c", code]
+    finished = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+    assert finished.stdout.splitlines()[-1] == "set()"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from ecoflap.cli.explain import explain_options, main
 from ecoflap.errors import UserError
 from ecoflap.run import registry
 from ecoflap.run.config import METHODS, RunConfig, RuntimeConfig, register
-from tests.cli.conftest import ROOT
 
 register()
 PARTS = [kind for parts in registry.PARTS.values() for kind in parts.values()]
@@ -134,22 +132,6 @@ class Own:
     assert "pruner.share=0.25   (number)" in text
     assert "how much of it is chance." in text
     assert "pruner.share=0.25" in explain_options("pruner.share", folder)
-
-
-def test_options_and_explanations_load_no_model_library() -> None:
-    files = [file.relative_to(ROOT) for file in (ROOT / "ecoflap").rglob("options.py")]
-    modules = [".".join(file.with_suffix("").parts) for file in files]
-    code = f"""
-import importlib, sys
-for name in {modules}:
-    importlib.import_module(name)
-from ecoflap.cli.explain import main
-main(["", "model=blip2_mini", "finetune", "task.limit"])
-print({{"torch", "transformers", "numpy", "PIL", "datasets"}} & set(sys.modules))
-"""
-    command = [sys.executable, "-c", code]
-    finished = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
-    assert finished.stdout.splitlines()[-1] == "set()"
 
 
 @pytest.mark.parametrize("argument", ["sparsegpt", "pruner/sparsegpt"])
