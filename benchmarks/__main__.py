@@ -59,11 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     record = options.docs / "benchmarks.json"
     groups: dict[str, Any] = json.loads(record.read_text())["groups"] if record.is_file() else {}
     for group in options.only:
-        groups[group] = {"machine": machine(options.threads), "rows": []}
+        rows: list[dict[str, Any]] = []
         try:
             for row in GROUPS[group].rows(options.runs):
                 print(line(asdict(row)), flush=True)
-                groups[group]["rows"].append({**asdict(row), "met": row.met})
+                rows.append({**asdict(row), "met": row.met})
+                groups[group] = {"machine": machine(options.threads), "rows": rows}
                 write(options.docs, groups)
         except UserError as error:
             print(f"{group}: not measured: {error}", flush=True)

@@ -118,7 +118,8 @@ def operations(run: Callable[[], Any]) -> int:
 
 def in_child(function: str, variables: Mapping[str, str] | None = None, **arguments: Any) -> dict[str, Any]:
     """Call ``module:function`` in a fresh process with variables of the environment; its JSON result, with
-    ``peak_bytes``: that process's maximum resident set.
+    ``peak_bytes``: that process's maximum resident set. Child processes compute on the CPU, whose memory and
+    seconds they measure.
     """
     return _finished(_start(function, arguments, variables), function, arguments)
 
@@ -141,6 +142,7 @@ def _start(
     command = [sys.executable, "-m", "benchmarks.child", function, json.dumps(arguments)]
     environment = {
         **os.environ,
+        **dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"), ""),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         **(variables or {}),

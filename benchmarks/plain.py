@@ -61,7 +61,7 @@ def column_loop(weight: Tensor, upper: Tensor, keep: int, block: int = 128) -> t
     """
     weight = weight.clone()
     rows, cols = weight.shape
-    kept, losses = torch.zeros_like(weight, dtype=torch.bool), torch.zeros(rows)
+    kept, losses = torch.zeros_like(weight, dtype=torch.bool), weight.new_zeros(rows)
     for start in range(0, cols, block):
         stop = min(start + block, cols)
         part, inner = weight[:, start:stop].clone(), upper[start:stop, start:stop]
@@ -125,9 +125,8 @@ def same_noise(seed: int, draws: int) -> Noise:
     """
 
     def noise(layer: Layer, number: int) -> Tensor:
-        return layer.oriented(
-            gaussian(layer.shape, "zeroth_order", seed, number // draws, layer.name, number % draws)
-        )
+        drawn = gaussian(layer.shape, "zeroth_order", seed, number // draws, layer.name, number % draws)
+        return layer.oriented(drawn.to(layer.weight.device))
 
     return noise
 
@@ -135,8 +134,8 @@ def same_noise(seed: int, draws: int) -> Noise:
 class _ColumnNorm:
     """Wanda's running statistic of one layer, rescaled at each sequence."""
 
-    def __init__(self, cols: int) -> None:
-        self.value, self.sequences = torch.zeros(cols), 0
+    def __init__(self, cols: int, device: torch.device) -> None:
+        self.value, self.sequences = torch.zeros(cols, device=device), 0
 
     def add(self, inputs: Tensor) -> None:
         columns = inputs.reshape(-1, inputs.shape[-1]).t().type(torch.float32)
@@ -148,8 +147,8 @@ class _ColumnNorm:
 class _Hessian:
     """SparseGPT's running Hessian of one layer, rescaled at each sequence."""
 
-    def __init__(self, cols: int) -> None:
-        self.value, self.sequences = torch.zeros(cols, cols), 0
+    def __init__(self, cols: int, device: torch.device) -> None:
+        self.value, self.sequences = torch.zeros(cols, cols, device=device), 0
 
     def add(self, inputs: Tensor) -> None:
         columns = inputs.reshape(-1, inputs.shape[-1]).t()
@@ -190,7 +189,7 @@ def prune_by_sequences(
     statistic = _ColumnNorm if pruner == "wanda" else _Hessian
     hidden, keywords = _inputs_of_first_block(model, sequences)
     for block in model.towers[0].blocks:
-        statistics = {layer: statistic(layer.shape[1]) for layer in block.layers}
+        statistics = {layer: statistic(layer.shape[1], model.device) for layer in block.layers}
         handles = [
             layer.module.register_forward_hook(
                 lambda _, arguments, __, layer=layer, statistics=statistics: statistics[layer].add(

@@ -130,7 +130,7 @@ def rows(runs: int, model: str = "smollm2") -> Iterator[Row]:
             sent, arithmetic = max(one["sent"] for one in found), found[0]["expected"]
             samples, length, _ = SIZES[model]
             yield Row(
-                f"{method}, {model}, {samples} x {length}, {count} processes",
+                f"{method}, {model}, {samples} x {length}, {count} process{'es' * (count > 1)}",
                 "one process",
                 "s",
                 alone,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,25 @@ def test_the_table_replaces_the_one_before_and_nothing_else(
     assert (
         json.loads((tmp_path / "benchmarks.json").read_text())["groups"]["kernels"]["rows"][0]["met"] is False
     )
+
+
+def test_rows_that_cannot_be_measured_stay_in_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(runs: int) -> Iterator[Row]:
+        yield Row("row", "other", "s", 4.0, 2.0, 2.0, None, "same")
+
+    def lacking(runs: int) -> Iterator[Row]:
+        raise UserError("SmolLM2 is not installed")
+        yield
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for made in (rows, lacking):
+        monkeypatch.setattr(kernels, "rows", made)
+        command.main(["--only", "kernels", "--docs", str(tmp_path)])
+    monkeypatch.setattr(growth, "rows", rows)
+    command.main(["--only", "growth", "--docs", str(tmp_path)])
+    assert (tmp_path / "benchmarks.md").read_text().count("| row | other |") == 2
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "admm"])
