@@ -46,12 +46,14 @@ class OwnLabels:
             where: the row, for messages.
 
         Raises:
-            UserError: if the model has others of the data set's classes, and not this one.
+            UserError: if the model has others of the data set's classes and not this one, or the label is the
+                number of none.
         """
-        if row.label is None or not 0 <= row.label < len(names):
+        if row.label is None or not self.own:
             return row
-        found = self._by_name(tuple(names))
+        found = self._by_name(tuple(names)) if 0 <= row.label < len(names) else []
         if not any(place is not None for place in found):
+            self._require_class(row.label, where)
             return row
         if (label := found[row.label]) is None:
             name = names[row.label]
@@ -62,6 +64,14 @@ class OwnLabels:
                 " without names, as by dataset.cast_column('label', Value('int64'))"
             )
         return replace(row, label=label)
+
+    def _require_class(self, label: int, where: str) -> None:
+        """Refuse a label that is the number of no class, as -1 is, which data sets give to rows without one."""
+        if not 0 <= label < len(self.own):
+            raise UserError(
+                f"{self.option}: {where} has the label {label}, and {self.model} has {len(self.own)} classes,"
+                " numbered from 0; take such rows out, or give the numbers of their classes"
+            )
 
     def _by_name(self, names: tuple[str, ...]) -> list[int | None]:
         """The model's label of each class of a data set, None for a class that it hasn't."""

@@ -89,6 +89,22 @@ def test_a_class_that_the_model_lacks_is_refused_where_a_row_shows_it(tmp_path: 
     assert labels_of(model, numbers, tmp_path) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("label", [-1, -100, 5])
+@pytest.mark.parametrize("own", [[], NAMES])
+def test_a_label_of_no_class_is_refused_with_its_row(tmp_path: Path, own: list[str], label: int) -> None:
+    """-1 is the label of rows that have none in data sets of the hub; the loss would leave -100 out."""
+    model = classifier(*own)
+    given.write_pictures(tmp_path)
+    rows = [{"image": f"{number}.png", "label": label if number == 2 else number} for number in range(4)]
+    wanted = f"has the label {label}, and .* has 5 classes, numbered from 0; take such rows out"
+    file = str(given.write_parquet(tmp_path / "a.parquet", rows))
+    with pytest.raises(UserError, match=rf"^calibration=parquet: .*a\.parquet, row 3 {wanted}"):
+        Parquet(file).check_rows(model, 0)
+    in_memory = [{**row, "image": str(tmp_path / row["image"])} for row in rows]
+    with pytest.raises(UserError, match=f"^data: example 2 of the data {wanted}"):
+        ecoflap.calibrate(model, in_memory)
+
+
 def test_batches_of_a_data_set_have_its_names() -> None:
     data = dataset()
     if not hasattr(data, "batch"):
