@@ -75,6 +75,11 @@ def require_images(images: Iterable[str], option: str, obtain: str) -> None:
         )
 
 
+def is_hidden(path: Path, root: Path) -> bool:
+    """Whether a file below a folder is hidden, as Jupyter hides ``.ipynb_checkpoints``, macOS ``._1.png``."""
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
 def is_packed(file: Path) -> bool:
     """Whether the name of a file says that gzip packed it."""
     return file.suffix.lower() == ".gz"

@@ -22,8 +22,8 @@ from ecoflap.data.classification.class_names import (
 from ecoflap.data.classification.clip_sets import PictureSet, find_set
 from ecoflap.data.classification.options import PictureSourceOptions
 from ecoflap.data.example import Example
-from ecoflap.data.folder import read_json, require_file, text_lines
-from ecoflap.data.sources import PICTURES
+from ecoflap.data.folder import is_hidden, read_json, require_file, text_lines
+from ecoflap.data.sources import is_picture
 from ecoflap.data.splits import WORDS, split_of
 from ecoflap.errors import UserError
 
@@ -153,11 +153,15 @@ class PictureSource(PictureSourceOptions):
         from torchvision.datasets.folder import find_classes, make_dataset
 
         root = self._split_folder(option)
+
+        def shows(file: str) -> bool:
+            return is_picture(file) and not is_hidden(Path(file), root)
+
         try:
-            own, _ = find_classes(str(root))
+            own = [name for name in find_classes(str(root))[0] if not name.startswith(".")]
             classes = sorted({*own, *self._classes_beside(root)})
-            files = make_dataset(str(root), {name: classes.index(name) for name in own}, PICTURES)
-        except FileNotFoundError as error:
+            files = make_dataset(str(root), {name: classes.index(name) for name in own}, is_valid_file=shows)
+        except (FileNotFoundError, ValueError) as error:  # a ValueError if all folders are hidden
             raise UserError(f"{option}={self.dataset}: {error}. {ARRANGE}") from None
         return Found(root, [(os.path.relpath(file, root), label) for file, label in files], classes)
 
@@ -196,7 +200,7 @@ class PictureSource(PictureSourceOptions):
         return (
             self.dataset == "image_folder"
             and not any((root / split).exists() for split in WORDS)
-            and any(file.suffix.lower() in PICTURES for file in root.glob("*/*"))
+            and any(is_picture(file.name) and not is_hidden(file, root) for file in root.glob("*/*"))
         )
 
     def _split_file(self, option: str) -> Found:

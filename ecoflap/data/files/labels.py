@@ -66,7 +66,7 @@ class OwnLabels:
         return replace(row, label=label)
 
     def _require_class(self, label: int, where: str) -> None:
-        """Refuse a label that is the number of no class, as -1 is, which data sets give to rows without one."""
+        """Refuse a label that is the number of no class, such as the -1 of rows without one."""
         if not 0 <= label < len(self.own):
             raise UserError(
                 f"{self.option}: {where} has the label {label}, and {self.model} has {len(self.own)} classes,"

@@ -9,6 +9,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any, Protocol
 
+from ecoflap.data.folder import is_hidden
 from ecoflap.data.splits import WORDS, split_of
 from ecoflap.errors import UserError
 
@@ -73,7 +74,8 @@ def find_files(path: str | None, split: str, endings: Sequence[str], name: str) 
         if not found:
             raise UserError(f"calibration.path={path}: there is no such file or folder, and no file fits it")
         return found
-    found = sorted(one for one in place.rglob("*") if one.name.lower().endswith(tuple(endings)))
+    files = (one for one in place.rglob("*") if one.name.lower().endswith(tuple(endings)))
+    found = sorted(one for one in files if not is_hidden(one, place))
     if not found:
         held = ", ".join(sorted(one.name for one in place.iterdir())[:8]) or "nothing"
         raise UserError(

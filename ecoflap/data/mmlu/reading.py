@@ -78,7 +78,7 @@ def read_subjects(folder: str | None, split: str, option: str) -> dict[str, list
     """
     if folder is None:
         return _read_hub(split, option)
-    files = sorted((Path(folder).expanduser() / split).glob(f"*_{split}.csv"))
+    files = sorted((Path(folder).expanduser() / split).glob(f"[!.]*_{split}.csv"))
     if not files:
         raise UserError(
             f"{option}.path={folder} has no {split}/*_{split}.csv; give MMLU's data folder or one of its"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -65,6 +66,23 @@ def test_own_pictures_in_a_folder_per_class(tmp_path: Path) -> None:
     assert read.names == NAMES
     assert len(read.examples) == 48
     assert {TRUTH[Path(one.image or "").read_bytes()] == one.target for one in read.examples} == {True}
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
+    """Jupyter and macOS leave copies and attributes of pictures beside them, with the endings of pictures."""
+    write_folders(tmp_path, "test")
+    wanted = source("image_folder", tmp_path).read("task", named=True)
+    of_class, split = tmp_path / "test" / CLASSES[0], tmp_path / "test" / ".ipynb_checkpoints"
+    for hidden in (split, of_class / ".ipynb_checkpoints"):
+        hidden.mkdir()
+        shutil.copy(of_class / "0.png", hidden / "0-checkpoint.png")
+    (of_class / "._0.png").write_bytes(b"attributes")
+    assert source("image_folder", tmp_path).read("task", named=True) == wanted
+    assert source("image_folder", tmp_path / "test", "train").read("task", named=True).names == wanted.names
+    for shown in CLASSES:
+        shutil.rmtree(tmp_path / "test" / shown)
+    with pytest.raises(UserError, match="A split is a folder with a folder of pictures per class"):
+        source("image_folder", tmp_path).read("task", named=True)
 
 
 def test_class_folders_without_a_split_are_train(tmp_path: Path) -> None:

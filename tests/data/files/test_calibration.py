@@ -134,6 +134,14 @@ def test_files_of_a_split(folder: Path) -> None:
     assert [file.name for file in pattern.files] == ["train-00001-of-00002.parquet"]
 
 
+def test_hidden_files_are_left_out(folder: Path) -> None:
+    """Jupyter's copies of files, and what the hub's client notes of its downloads."""
+    for name in ("a.parquet", ".ipynb_checkpoints/a-checkpoint.parquet", "._a.parquet", "b/.c/d.parquet"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        given.write_parquet(folder / name, given.columns(1))
+    assert of_split(folder, "train") == ["a.parquet"]
+
+
 def test_texts_in_parquet(language_model: PrunableModel, tmp_path: Path) -> None:
     words = texts()
     file = given.write_parquet(tmp_path / "a.parquet", [{"text": text} for text in words], 5)

@@ -47,6 +47,7 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / split).mkdir(exist_ok=True)
         with (tmp_path / split / f"{subject}_{split}.csv").open("w", newline="") as file:
             csv.writer(file).writerows(rows)
+    (tmp_path / "test" / "._law_test.csv").write_bytes(b"\0 as macOS writes it beside files")
     return tmp_path
 
 
