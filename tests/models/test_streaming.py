@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.data.batch import Batch
@@ -24,12 +24,13 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.towers import Selection
+from ecoflap.models.core.towers import Block, Selection
 from ecoflap.models.families.language.causal_lm import CausalLM
 from ecoflap.models.offload import shards, weight_memory
 from ecoflap.models.offload.ahead import Order
+from ecoflap.models.offload.in_memory import InMemory, OnCpu
 from ecoflap.models.offload.load import load_offloaded
-from ecoflap.models.offload.placement import block_bytes, bytes_outside, is_placeholder
+from ecoflap.models.offload.placement import block_bytes, bytes_outside, is_placeholder, own_parameters
 from ecoflap.models.offload.shards import Shards
 from ecoflap.run.steps.sample_cost import sample_cost
 from tests.cli.conftest import tiny_llama  # noqa: F401 - a fixture
@@ -102,6 +103,24 @@ def test_what_was_read_is_gone_before_the_next_block_is_saved(
     (tmp_path / "saved").mkdir()
     model.placement.save(replace(model, processor=SimpleNamespace(save_pretrained=str)), tmp_path / "saved")
     assert {name.split(".")[2] for name in read} == {str(number) for number in range(BLOCKS)}
+
+
+def test_a_weight_tied_inside_a_block_stays_in_memory(tmp_path: Path) -> None:
+    """A state dict has it under both names, and the block's file under one."""
+    module = nn.Module()
+    module.blocks = nn.ModuleList(nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))) for _ in range(2))
+    for one in module.blocks:
+        one[2].weight = one[0].weight
+    blocks = [Block(f"blocks.{number}", one, ()) for number, one in enumerate(module.blocks)]
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    offloaded = own_parameters(module, blocks)
+    source = InMemory({name: one.data for mine in offloaded.values() for name, one in mine.items()})
+    placement = OnCpu(module, blocks, source, torch.device("cpu"), tmp_path, True)
+    for block in blocks:
+        with placement.using(block):
+            pass
+    for name, _, parts in placement.tensors(module):
+        assert torch.equal(torch.cat([part.flatten() for part in parts]), before[name].flatten()), name
 
 
 @pytest.mark.parametrize("kind", ["cpu", "disk"])

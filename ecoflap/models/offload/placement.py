@@ -100,7 +100,10 @@ def is_placeholder(tensor: Tensor) -> bool:
 
 
 def own_parameters(module: nn.Module, blocks: list[Block]) -> dict[str, dict[str, nn.Parameter]]:
-    """The parameters that belong to one block and to nothing else, as {block: {name: parameter}}."""
+    """The parameters that belong to one block and to nothing else, as {block: {name: parameter}}.
+
+    One that has two names in its block stays in memory, as a state dict shows it under both.
+    """
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -110,6 +113,6 @@ def own_parameters(module: nn.Module, blocks: list[Block]) -> dict[str, dict[str
         found[block.name] = {
             prefix + name: parameter
             for name, parameter in block.module.named_parameters()
-            if all(full.startswith(prefix) for full in names[id(parameter)])
+            if names[id(parameter)] == [prefix + name]
         }
     return found
