@@ -77,6 +77,8 @@ def named(group: str, name: str) -> dict[str, Any]:
     """
     if name not in (known := names(group)):
         instead = "give texts as a list; " if group == "calibration" else ""
+        if (group, name) == ("allocation", "uniform"):
+            instead = "the same sparsity everywhere is score='none', allocation='water_filling'; "
         shown = name if len(name) <= 40 else f"{name[:40]}..."
         raise UserError(f"{group}={shown} is not known; {instead}{did_you_mean(name, known)}")
     return _node(group, f"{group}={name}")

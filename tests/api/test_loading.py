@@ -167,6 +167,9 @@ def test_what_cannot_be_pruned_is_refused_before_any_work(monkeypatch: pytest.Mo
     prune_refused("mask", "Wanda(...)", sparsity=0.5, pruner=ecoflap.Wanda(), mask="row")
     prune_refused("score=zeroth", "zeroth_order", sparsity=0.5, score="zeroth")
     prune_refused("allocation=water", "water_filling", sparsity=0.5, allocation="water")
+    prune_refused(
+        "everywhere is score='none', allocation='water_filling'", sparsity=0.5, allocation="uniform"
+    )
     prune_refused("sparsity=0.5", "2:4", sparsity=0.6, pruner="wanda", mask="2:4")
     prune_refused("2:4", "score", sparsity=0.5, pruner="wanda", mask="2:4", score="zeroth_order")
     prune_refused("pruner does not use scores", sparsity=0.5, pruner="global_magnitude", score="local")

@@ -10,6 +10,7 @@ from typing import Any
 
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.loading.checkpoint_folder import local_settings
+from ecoflap.storage.file_names import BITMASK_INDEX
 from ecoflap.storage.saved_model import model_folder
 
 
@@ -124,6 +125,23 @@ def cached_folder(path: str, revision: str | None) -> Path:
     from transformers.utils.hub import cached_file
 
     return Path(str(from_hub(lambda: cached_file(path, "config.json", revision=revision), path))).parent
+
+
+def bitmask_folder(path: str, revision: str | None) -> str:
+    """The path; for a bitmask checkpoint of the hub, which transformers doesn't read, its cached folder.
+
+    Raises:
+        UserError: if the files of a bitmask checkpoint are not available.
+    """
+    if Path(path).is_dir():
+        return path
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(path, BITMASK_INDEX, revision=revision)
+    except Exception:  # there is none, or from_pretrained says what is wrong
+        return path
+    return str(checkpoint_folder(path, revision))
 
 
 def checkpoint_folder(path: str, revision: str | None) -> Path:

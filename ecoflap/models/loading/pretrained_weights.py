@@ -13,7 +13,7 @@ from torch import nn
 from ecoflap.errors import UserError
 from ecoflap.models.loading.checkpoint_folder import is_bitmask
 from ecoflap.models.loading.conversion import lacks_weights, warn_unused
-from ecoflap.models.loading.hub import from_hub
+from ecoflap.models.loading.hub import bitmask_folder, from_hub
 from ecoflap.models.loading.skeleton import read_generation_config, skeleton
 from ecoflap.storage.saved_model import adapter_beside, open_checkpoint, refuse_adapter
 
@@ -33,6 +33,7 @@ def load_weights(model_class: Any, path: str, revision: str | None, options: Map
         UserError: if the model can't be loaded, has an adapter beside it, or weights are missing or of
             another shape.
     """
+    path = bitmask_folder(path, revision)
     refuse_adapter(Path(path))
     reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True, **options}
     with _without_tables():

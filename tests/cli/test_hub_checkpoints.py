@@ -1,0 +1,56 @@
+"""Pruned checkpoints of the hub are models like others, in each form that they are pushed in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ecoflap
+from ecoflap.storage.results import Result
+from tests.cli.conftest import ROOT, on_text
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def downloaded(folder: Path, home: Path, name: str) -> None:
+    """Put a folder where the hub's library keeps the files of a repository."""
+    place = home / "hub" / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, place / "snapshots" / COMMIT)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(COMMIT)
+
+
+def offline(home: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    started = [sys.executable, *command]
+    return subprocess.run(started, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("form", ["bitmask", "coded"])
+def test_a_pushed_model_is_pruned_further(
+    tiny_llama: Path, token_file: Path, tmp_path: Path, form: str
+) -> None:
+    pruned = ecoflap.prune(
+        ecoflap.load(tiny_llama, device="cpu"), pruner="magnitude", allocation="er", sparsity=0.5
+    )
+    ecoflap.save(pruned, tmp_path / "local", form=form)
+    downloaded(tmp_path / "local", tmp_path / "home", "me/pruned")
+
+    def run(model: str, folder: Path) -> Result:
+        given = [*on_text(Path(model), token_file), "tracking=none", "device=cpu", "cache_mode=off"]
+        given += ["score=none", "sparsity=0.7", f"hydra.run.dir={folder}"]
+        done = offline(tmp_path / "home", "main.py", *given)
+        assert done.returncode == 0, done.stderr
+        return Result.read(folder / "result.json")
+
+    found, wanted = run("me/pruned", tmp_path / "hub"), run(str(tmp_path / "local"), tmp_path / "here")
+    assert (found.metrics, found.sparsity) == (wanted.metrics, wanted.sparsity)
+    code = "import ecoflap; print(ecoflap.load('me/pruned', device='cpu').fingerprint())"
+    printed = offline(tmp_path / "home", "-c", code)
+    here = ecoflap.load(tmp_path / "local", device="cpu")
+    assert printed.stdout.splitlines()[-1] == here.fingerprint(), printed.stderr
