@@ -106,8 +106,9 @@ def show(config: DictConfig) -> float | None:
     from ecoflap.run.plan.preflight import load_shapes
     from ecoflap.run.show import show_layers, show_model
     from ecoflap.run.steps.devices import wanted_by
-    from ecoflap.run.steps.memory import Workload, needs_without_data
+    from ecoflap.run.steps.memory import needs_without_data
     from ecoflap.run.steps.memory_table import show_needs_without_data
+    from ecoflap.run.steps.workload import Workload
 
     install_logging()
     if message := invocation.submits_without_sweep():

@@ -23,6 +23,7 @@ from torch.nn.functional import linear
 from typing_extensions import override
 
 from ecoflap.errors import UserError, require_positive
+from ecoflap.finetune.footprint import WIDE, TrainingFootprint, masked_sizes, parameter_count
 from ecoflap.finetune.job import Job
 from ecoflap.finetune.options import LoraOptions
 from ecoflap.finetune.training import Supervised
@@ -62,6 +63,13 @@ class Lora(LoraOptions, Supervised):
         """Refuse a model with a layer that can't get an update, by placing empty ones for a moment."""
         with self._placed(model.module, model.layers):
             pass
+
+    @override
+    def footprint(self, model: PrunableModel, sparsity: float) -> TrainingFootprint:
+        """All weights, the masks, and each pruned weight with its update added."""
+        masked, _ = masked_sizes(model.layers, sparsity)
+        trained = sum(self.rank * sum(layer.shape) for layer in model.layers)
+        return self.of_schedule(model, WIDE * (parameter_count(model) + masked + trained) + masked, trained)
 
     @override
     @contextmanager

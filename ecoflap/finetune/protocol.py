@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Protocol
 
+from ecoflap.finetune.footprint import TrainingFootprint
 from ecoflap.finetune.job import Job, Training
 from ecoflap.models.core.prunable import PrunableModel
 
@@ -31,6 +32,15 @@ class Finetuner(Protocol):
             UserError: if a layer that is to be pruned can't be trained.
         """
         return  # a body of its own: type checkers take a method of a protocol without one for abstract
+
+    def footprint(self, model: PrunableModel, sparsity: float) -> TrainingFootprint | None:
+        """What the training of a model keeps in memory; None if that is not known, so that no plan shows it.
+
+        Args:
+            model: pruned or not; it may lack weights.
+            sparsity: of its layers.
+        """
+        return None
 
     @abstractmethod
     def finetune(self, job: Job) -> Training:

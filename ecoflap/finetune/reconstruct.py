@@ -30,11 +30,13 @@ from ecoflap.blocks.capture import Flow
 from ecoflap.blocks.stream import Stream
 from ecoflap.console.progress import track
 from ecoflap.errors import NumericalError, UserError, require_positive
+from ecoflap.finetune.footprint import WIDE, TrainingFootprint, masked_sizes, parameter_count
 from ecoflap.finetune.job import Job, Point, Training
 from ecoflap.finetune.masked_parameters import masked_parameters
 from ecoflap.finetune.options import ReconstructOptions
 from ecoflap.finetune.protocol import Finetuner
 from ecoflap.models.core.forward_modes import in_float32, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block, Tower
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,14 @@ class Reconstruct(ReconstructOptions, Finetuner):
         require_positive("finetune", self, "samples", "epochs")
         if not 0 < self.learning_rate < math.inf:
             raise UserError(f"finetune.learning_rate={self.learning_rate} must be above 0, and finite")
+
+    @override
+    def footprint(self, model: PrunableModel, sparsity: float) -> TrainingFootprint:
+        """Two models, dense and pruned; of one block, a copy, and what is trained and built of it."""
+        sizes = [masked_sizes(list(block.layers), sparsity) for block in model.blocks if block.layers]
+        masked, kept = max(sizes)
+        weights = WIDE * (2 * parameter_count(model) + 2 * masked + kept) + masked
+        return TrainingFootprint(weights, kept, float32=True, by_block=True, less_weights=("finetune=lora",))
 
     @override
     def finetune(self, job: Job) -> Training:

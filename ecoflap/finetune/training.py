@@ -24,6 +24,7 @@ from typing_extensions import override
 from ecoflap.distributed.collectives import from_first
 from ecoflap.distributed.processes import is_first, naming_the_failed, size
 from ecoflap.errors import UserError
+from ecoflap.finetune.footprint import TrainingFootprint
 from ecoflap.finetune.job import Job, Point, Training
 from ecoflap.finetune.learner import Learner
 from ecoflap.finetune.masked_parameters import count_trained
@@ -34,6 +35,7 @@ from ecoflap.finetune.trainer import Curve, PrunedTrainer, to_point
 from ecoflap.finetune.training_set import Collator, Split, split_of
 from ecoflap.models.core.forward_modes import in_float32
 from ecoflap.models.core.losses import find_loss
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.storage.files import write_json
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,19 @@ class Supervised(Schedule, Finetuner):
     @abstractmethod
     def trainable(self, job: Job) -> AbstractContextManager[None]:
         """A context in which only the values to train require gradients; the model keeps them after it."""
+
+    def of_schedule(self, model: PrunableModel, weights: int, trained: int) -> TrainingFootprint:
+        """A footprint with what the schedule says of it."""
+        precision, sharding = self.mixed_precision(model.device), "finetune.shard=true in several processes"
+        return TrainingFootprint(
+            weights,
+            trained,
+            self.batch_size,
+            float32=precision == "float32",
+            recompute=self.recompute,
+            sharded=self.shard,
+            less_weights=() if self.shard else (sharding,),
+        )
 
     @override
     def finetune(self, job: Job) -> Training:

@@ -22,8 +22,9 @@ from ecoflap.models.offload.placement import bytes_outside
 from ecoflap.prune.driver import prune
 from ecoflap.prune.wanda import Wanda
 from ecoflap.run.steps import memory
-from ecoflap.run.steps.memory import Workload, keep_states, memory_needs
+from ecoflap.run.steps.memory import keep_states, memory_needs
 from ecoflap.run.steps.sample_cost import sample_cost
+from ecoflap.run.steps.workload import Workload
 from tests.accelerator.conftest import in_child
 from tests.accelerator.state import Event, note, recording, storage
 from tests.accelerator.streams import TooEarlyError

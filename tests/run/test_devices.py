@@ -16,8 +16,9 @@ from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from ecoflap.run.instantiate import build
 from ecoflap.run.steps.devices import GB, cost_from_shapes, device_counts, devices_wanted, say_devices
-from ecoflap.run.steps.memory import Need, Workload, memory_needs, needs_without_data
+from ecoflap.run.steps.memory import memory_needs, needs_without_data
 from ecoflap.run.steps.sample_cost import sample_cost
+from ecoflap.run.steps.workload import Need, Workload
 from tests import tiny
 from tests.cli.conftest import ROOT, composed, text_file, tiny_llama  # noqa: F401 - two fixtures
 from tests.models.test_current_sizes import attention, gated

@@ -28,9 +28,10 @@ from ecoflap.prune.reap import REAP
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.upop import UPop
 from ecoflap.prune.wanda import Wanda
-from ecoflap.run.steps.memory import Need, Workload, memory_needs, weights_in_use
+from ecoflap.run.steps.memory import memory_needs, weights_in_use
 from ecoflap.run.steps.memory_table import show_needs, what_helps
 from ecoflap.run.steps.sample_cost import sample_cost
+from ecoflap.run.steps.workload import Need, Workload
 from ecoflap.score.first_order import FirstOrder
 from ecoflap.score.local import Local
 from ecoflap.score.pass_size import LiveBytes

@@ -12,7 +12,8 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.prune.wanda import Wanda
 from ecoflap.run.instantiate import build
-from ecoflap.run.steps.memory import Need, Workload, needs_without_data
+from ecoflap.run.steps.memory import needs_without_data
+from ecoflap.run.steps.workload import Need, Workload
 from ecoflap.score.zeroth_order import ZerothOrder
 from tests.cli.conftest import composed
 from tests.models.test_current_sizes import LATENT, attention, gated
@@ -66,6 +67,7 @@ def test_the_dtype_that_was_asked_for_counts() -> None:
         (["calibrate", "score"], ["score"]),
         (["evaluate"], ["evaluate"]),
         (["calibrate", "score", "allocate", "prune", "evaluate"], ["score", "prune", "evaluate"]),
+        (["calibrate", "score", "allocate", "prune", "finetune"], ["score", "prune", "finetune"]),
     ],
 )
 def test_only_steps_that_run_are_planned(

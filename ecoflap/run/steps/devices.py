@@ -15,15 +15,16 @@ from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block
 from ecoflap.run.plan import Plan
-from ecoflap.run.steps.memory import WITHOUT_DATA, Need, Workload, needs_without_data
+from ecoflap.run.steps.memory import WITHOUT_DATA, needs_without_data
 from ecoflap.run.steps.sample_cost import SampleCost
+from ecoflap.run.steps.workload import Need, Workload
 
 SIZES = (16, 24, 40, 80, 141)  # GB of accelerators that are common
 GB = 10**9
 
 
 def cost_from_shapes(model: PrunableModel, tokens: int) -> SampleCost:
-    """The activations of a sample as far as shapes tell: hidden states, and the outputs of a block's layers.
+    """The activations of a sample as far as shapes tell: hidden states, and the outputs of blocks' layers.
 
     Each token goes through every tower that is pruned, and through as many experts as the config says.
 
@@ -36,8 +37,9 @@ def cost_from_shapes(model: PrunableModel, tokens: int) -> SampleCost:
     states = [tokens * size * tower.layers[0].shape[1] for tower in towers]
     outputs = sum(state * len(tower.blocks) for state, tower in zip(states, towers, strict=True))
     routed = _experts_per_token(model)
-    block = max(tokens * size * _outputs(block, routed) for tower in towers for block in tower.blocks)
-    return SampleCost(sum(states), outputs, block + max(states), block + max(states))
+    inside = [tokens * size * _outputs(block, routed) for tower in towers for block in tower.blocks]
+    block = max(inside) + max(states)
+    return SampleCost(sum(states), outputs, block, block, training=sum(inside) + outputs)
 
 
 def _outputs(block: Block, routed: int | None) -> int:

@@ -7,19 +7,18 @@ computed from their sizes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.console.telemetry import free_memory
+from ecoflap.finetune.footprint import TrainingFootprint
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.placement import AT_A_TIME, Planned, block_bytes, bytes_outside
-from ecoflap.prune.protocol import Pruner
-from ecoflap.run.plan import Plan
 from ecoflap.run.steps.sample_cost import WIDE, SampleCost
+from ecoflap.run.steps.workload import Need, Workload
 from ecoflap.score.pass_size import SATURATION
-from ecoflap.score.protocol import Scorer
 
 WITHOUT_DATA = SampleCost(0, 0, 0, 0)
 
@@ -27,82 +26,8 @@ DRIFT = 12
 """Bytes per number of a drift: the sum, and the mean beside it."""
 
 
-@dataclass(frozen=True)
-class Need:
-    """The memory that a step needs, in bytes.
-
-    Attributes:
-        step: its name.
-        weights: weights on the device at a time.
-        states: hidden states and block outputs on the device.
-        work: activations of one pass, gradients and statistics.
-        offloaded: hidden states on the CPU or the disk.
-        wide: whether the weights are converted to fp32.
-        batch_size: the option that sets the samples per pass.
-        of_batch: whether the hidden states on the device are those of a batch, and not of all samples.
-        together: whether the run needs all weights in memory at once, so that no offload is possible.
-    """
-
-    step: str
-    weights: int
-    states: int
-    work: int
-    offloaded: int = 0
-    wide: bool = False
-    batch_size: str = "batch_size"
-    of_batch: bool = False
-    together: bool = False
-
-    @property
-    def total(self) -> int:
-        """All bytes on the device."""
-        return self.weights + self.states + self.work
-
-
-@dataclass(frozen=True)
-class Workload:
-    """The parts whose memory is planned, and what they read.
-
-    Attributes:
-        pruner: prunes layers or the whole model.
-        samples: number of samples in the calibration set.
-        batch_size: samples per forward pass of the fine stage.
-        scorer: None if nothing is scored.
-        allocating: what the allocator keeps in memory; None if it runs no samples.
-        propagate: what comes before a layer when the pruner measures its inputs.
-        devices: how many processes share the samples, with a device each.
-        together: whether a step needs all weights in memory at once.
-        steps: of the run.
-    """
-
-    pruner: Pruner
-    samples: int = 1
-    batch_size: int = 1
-    scorer: Scorer | None = None
-    allocating: Footprint | None = None
-    propagate: str = "pruned"
-    devices: int = 1
-    together: bool = False
-    steps: Sequence[str] = ("prune",)
-
-    @classmethod
-    def of(cls, plan: Plan, samples: int) -> Workload:
-        """The workload of a run that reads some samples on one device."""
-        config, together = plan.config, plan.pruner.allocates or plan.finetuner is not None
-        return cls(
-            plan.pruner,
-            samples,
-            config.batch_size,
-            plan.scoring,
-            plan.allocating,
-            config.propagate,
-            together=together,
-            steps=plan.steps,
-        )
-
-
 def memory_needs(model: PrunableModel, cost: SampleCost, work: Workload) -> list[Need]:
-    """How much memory scoring, allocating and pruning will need on each device, if their steps run.
+    """How much memory scoring, allocating, pruning and training will need on each device, if they run.
 
     Processes that share the samples have the same weights and statistics on their devices; where they share
     the layers of a block to prune, each prunes one at a time as before, or some of its rows.
@@ -124,6 +49,9 @@ def memory_needs(model: PrunableModel, cost: SampleCost, work: Workload) -> list
         pruning = replace(work.pruner.footprint, beside_dense=work.propagate == "compensated")
         need = _need(model, "prune", pruning, cost, samples, pruning.batch_size or work.batch_size)
         needs.append(replace(need, batch_size=_option("pruner", pruning)))
+    training = work.finetuner.footprint(model, work.sparsity) if work.finetuner is not None else None
+    if training is not None:
+        needs.append(_training_need(model, training, cost, work, samples))
     return [replace(need, together=work.together) for need in needs]
 
 
@@ -167,6 +95,25 @@ def _need(
         states, waiting = max(states, (samples if stays else batch) * cost.states), samples * cost.states
         waiting = 0 if stays else waiting
     return Need(step, weights, states, work + held, waiting, wide, of_batch=of_batch)
+
+
+def _training_need(
+    model: PrunableModel, footprint: TrainingFootprint, cost: SampleCost, work: Workload, samples: int
+) -> Need:
+    """How much memory a training with this footprint needs."""
+    cost = cost.in_float32(model) if footprint.float32 else cost
+    weights = footprint.held
+    if footprint.sharded:  # the model is complete in fp32 before and after the training
+        weights = max(weights_in_use(model, WIDE), -(-weights // work.devices))
+    need = Need("finetune", weights, 0, 0, less_weights=footprint.less_weights)
+    if footprint.by_block:
+        batch = min(work.batch_size, samples)
+        return replace(need, states=2 * samples * cost.states, work=3 * batch * cost.block)
+    batch, need = footprint.batch_size or work.batch_size, replace(need, batch_size="finetune.batch_size")
+    if footprint.recompute:
+        one = 2 * max(cost.forward, cost.block)
+        return replace(need, states=batch * cost.outputs, work=batch * one, of_batch=True)
+    return replace(need, work=batch * cost.training, less_work=("finetune.recompute=true",))
 
 
 def _held(model: PrunableModel, footprint: Footprint) -> int:

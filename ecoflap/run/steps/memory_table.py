@@ -10,8 +10,9 @@ from ecoflap.console.telemetry import free_memory
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.placement import AT_A_TIME
 from ecoflap.run.show import said_before
-from ecoflap.run.steps.memory import Need, weights_in_use
+from ecoflap.run.steps.memory import weights_in_use
 from ecoflap.run.steps.sample_cost import WIDE
+from ecoflap.run.steps.workload import Need
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +70,13 @@ def what_helps(need: Need, kind: str, half: bool = False, on_cpu: bool = False) 
         return "use fewer samples, or a smaller score.batch_size"
     if largest == need.states and not need.of_batch:
         return f"use {', or '.join([*offload, 'fewer samples'])}"
-    return f"use a smaller {need.batch_size}"
+    return f"use {', or '.join([f'a smaller {need.batch_size}', *need.less_work])}"
 
 
 def _smaller_weights(need: Need, half: bool) -> list[str]:
     """What makes the weights of a step smaller."""
+    if need.step == "finetune":
+        return list(need.less_weights)
     if need.wide:
         return ["score=first_order, which needs no fp32 copy"] if need.step == "score" else []
     return [] if half else ["model.dtype=bfloat16"]

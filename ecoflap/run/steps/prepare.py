@@ -27,9 +27,10 @@ from ecoflap.run.plan import Plan, few_samples
 from ecoflap.run.show import show_model
 from ecoflap.run.state import RunState
 from ecoflap.run.steps.keys import computed_by
-from ecoflap.run.steps.memory import Workload, keep_states, memory_needs
+from ecoflap.run.steps.memory import keep_states, memory_needs
 from ecoflap.run.steps.memory_table import show_needs
 from ecoflap.run.steps.sample_cost import sample_cost
+from ecoflap.run.steps.workload import Workload
 from ecoflap.run.stored_calibration import stored_calibration
 
 log = logging.getLogger(__name__)
@@ -118,9 +119,10 @@ def check_capture(plan: Plan, model: PrunableModel, state: RunState) -> None:
 
 
 def show_memory(plan: Plan, model: PrunableModel, state: RunState) -> None:
-    """Print how much memory scoring and pruning will need."""
+    """Print how much memory scoring, allocating, pruning and training will need."""
     assert state.calibration is not None
-    cost, work = sample_cost(model, state.calibration), Workload.of(plan, len(state.calibration))
+    cost = sample_cost(model, state.calibration, trains=plan.finetuner is not None)
+    work = Workload.of(plan, len(state.calibration))
     needs = memory_needs(model, cost, work)
     show_needs(model, keep_states(model, needs))
 

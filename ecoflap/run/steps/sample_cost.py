@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ecoflap.blocks.block_call import extract_hidden, first_tensor
 from ecoflap.blocks.bypass import bypassing, without_head
+from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet, stack
 from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.hooks import hooks
@@ -34,12 +35,15 @@ class SampleCost:
         outputs: outputs of all blocks.
         block: the most inside a block.
         forward: the most in a whole forward pass.
+        training: the most in a forward and backward pass that stores all activations; 0 where no step
+            trains.
     """
 
     states: int
     outputs: int
     block: int
     forward: int
+    training: int = 0
 
     def in_float32(self, model: PrunableModel) -> SampleCost:
         """The cost with the model in fp32."""
@@ -48,10 +52,15 @@ class SampleCost:
 
 
 @torch.no_grad()
-def sample_cost(model: PrunableModel, calibration: CalibrationSet) -> SampleCost:
+def sample_cost(model: PrunableModel, calibration: CalibrationSet, trains: bool = False) -> SampleCost:
     """Run the largest sample through the model and count the bytes of its activations.
 
     The head may be on the disk, so it is bypassed and the size of its logits computed from their shape.
+
+    Args:
+        model: the model.
+        calibration: the samples.
+        trains: whether a step trains the model, which is in memory then.
     """
     largest = max(calibration.samples, key=lambda sample: sum(tensor.numel() for tensor in sample.values()))
     first = [tower.blocks[0].module for tower in model.towers]
@@ -71,7 +80,17 @@ def sample_cost(model: PrunableModel, calibration: CalibrationSet) -> SampleCost
         outputs=sum(outputs.values()),
         block=peaks.block,
         forward=peaks.forward + logits,
+        training=_stored(model, stack([largest])) + max(peaks.block, logits) if trains else 0,
     )
+
+
+def _stored(model: PrunableModel, batch: Batch) -> int:
+    """The most bytes alive in a forward pass that stores what a backward pass through all weights needs."""
+    with quiet_forward(model.module), LiveBytes() as live, torch.enable_grad():
+        for parameter in model.module.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        model.loss(batch)
+    return live.peak
 
 
 @contextmanager
