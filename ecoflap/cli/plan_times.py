@@ -73,4 +73,5 @@ def _measured(plan: Plan, model: PrunableModel) -> dict[str, float]:
     if "calibrate" in plan.steps:
         prepare.check_capture(plan, model, state)
     prepare.check_training(plan, model, evaluations, state)
-    return step_times(plan, model, list(evaluations.values()), state.calibration)
+    training = prepare.finetuned_on(plan, model, state)
+    return step_times(plan, model, list(evaluations.values()), state.calibration, training)

@@ -42,6 +42,14 @@ class Finetuner(Protocol):
         """
         return None
 
+    def passes(self, samples: int) -> float | None:
+        """How many samples a training runs forward and backward; None if that is not known.
+
+        Args:
+            samples: how many samples there are to train on.
+        """
+        return None
+
     @abstractmethod
     def finetune(self, job: Job) -> Training:
         """Train in place; the run refuses weights that become NaN or infinite.

@@ -60,6 +60,11 @@ class Reconstruct(ReconstructOptions, Finetuner):
         return TrainingFootprint(weights, kept, float32=True, by_block=True, less_weights=("finetune=lora",))
 
     @override
+    def passes(self, samples: int) -> float:
+        """Each block runs the samples in each epoch, and forward once for its target, errors and output."""
+        return (self.epochs + 4 / 3) * min(samples, self.samples or samples)
+
+    @override
     def finetune(self, job: Job) -> Training:
         """Train each block of the pruned towers; refuse a run that drew no calibration samples."""
         if job.calibration is None:

@@ -74,13 +74,16 @@ class Schedule(ScheduleOptions):
             )
         return self.precision
 
+    def optimizer_steps(self, samples: int, processes: int = 1) -> int:
+        """How many steps the optimizer takes on some samples."""
+        of_step = self.batch_size * self.accumulation * processes
+        return self.steps or max(1, round(self.epochs * -(-samples // of_step)))
+
     def arguments(
         self, folder: Path, seed: int, device: torch.device, samples: int, processes: int
     ) -> dict[str, Any]:
         """The options as transformers' ``TrainingArguments`` names them."""
-        steps = self.steps or max(
-            1, round(self.epochs * -(-samples // (self.batch_size * self.accumulation * processes)))
-        )
+        steps = self.optimizer_steps(samples, processes)
         when = {"strategy": "epoch"} if self.every is None else {"strategy": "steps", "steps": self.every}
         saving = {f"save_{name}": value for name, value in when.items()}
         evaluation: dict[str, Any] = {"eval_strategy": "no"}

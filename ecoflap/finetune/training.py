@@ -66,6 +66,10 @@ class Supervised(Schedule, Finetuner):
         )
 
     @override
+    def passes(self, samples: int) -> float:
+        return self.optimizer_steps(samples) * self.accumulation * min(self.batch_size, samples)
+
+    @override
     def finetune(self, job: Job) -> Training:
         split = split_of(self, job.calibration, job.read)
         with in_float32(job.model.module), self.trainable(job):

@@ -223,6 +223,16 @@ class TestPlan:
         times = capsys.readouterr().out.partition("approximate time on")[2]
         assert re.search(r"^ +score +\d+ (s|min)", times, re.MULTILINE), times
 
+    @pytest.mark.parametrize("chosen", [["finetune=lora", "finetune.steps=9"], ["finetune=reconstruct"]])
+    def test_times_a_training(self, capsys: pytest.CaptureFixture[str], chosen: list[str]) -> None:
+        steps = "steps=[calibrate,score,allocate,prune,finetune,evaluate]"
+        assert command.main(["plan", "model=t5_mini", "score=none", "task.limit=4", steps, *chosen]) == 0
+        shown = capsys.readouterr().out
+        times = shown.partition("approximate time on")[2]
+        for step in ("prune", "evaluate", "finetune", "evaluate_finetuned"):
+            assert re.search(rf"^ +{step} +\d+ (s|min)", times, re.MULTILINE), times
+        assert "does not include" not in shown
+
     def test_without_weights_there_are_no_times(
         self, text_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

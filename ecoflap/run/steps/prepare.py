@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
 from ecoflap.console.telemetry import measure
+from ecoflap.data.batch import Sample
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.evaluate.overlap import refuse_overlap
@@ -155,5 +156,16 @@ def check_training(
     """
     if evaluations and (training := _trained_on(plan, model, state)) is not None:
         refuse_overlap(training, evaluations, published=True)
+    finetuned_on(plan, model, state)
+
+
+def finetuned_on(plan: Plan, model: PrunableModel, state: RunState) -> Sequence[Sample] | None:
+    """The samples that the run will fine-tune on; None if it doesn't, or that is not known.
+
+    Raises:
+        UserError: if the schedule holds out all samples or has none.
+    """
     if isinstance(plan.finetuner, ScheduleOptions):
-        split_of(plan.finetuner, state.calibration, partial(read_training, plan, model, state))
+        return split_of(plan.finetuner, state.calibration, partial(read_training, plan, model, state)).train
+    calibration = None if plan.finetuner is None or plan.finetuner_trains else state.calibration
+    return None if calibration is None else calibration.samples

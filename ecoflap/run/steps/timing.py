@@ -20,6 +20,7 @@ from ecoflap.allocate.protocol import Context, checked_allocation
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.console.logs import silenced
 from ecoflap.console.progress import watching
+from ecoflap.data.batch import Sample
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.prediction_log import Item, PredictionLog
@@ -27,6 +28,7 @@ from ecoflap.evaluate.protocol import Evaluation
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import driver
 from ecoflap.run.plan import Plan
+from ecoflap.run.steps.training_time import training_seconds
 from ecoflap.score.scores import Scores
 
 LONGEST = 20.0
@@ -57,7 +59,11 @@ class FirstBatch(PredictionLog):
 
 
 def step_times(
-    plan: Plan, model: PrunableModel, evaluations: Sequence[Evaluation], calibration: CalibrationSet | None
+    plan: Plan,
+    model: PrunableModel,
+    evaluations: Sequence[Evaluation],
+    calibration: CalibrationSet | None,
+    training: Sequence[Sample] | None = None,
 ) -> dict[str, float]:
     """{step: about how long it will take, in seconds}, for the steps that few samples can tell of.
 
@@ -68,6 +74,7 @@ def step_times(
         model: the loaded model.
         evaluations: of the tasks, if the run evaluates.
         calibration: the samples that the run will draw; None if it draws none.
+        training: the samples that it will fine-tune on; None if it doesn't.
 
     Raises:
         UserError: if a step refuses its samples or the model.
@@ -84,6 +91,8 @@ def step_times(
             _time_prune(plan, model, calibration, allocation, times)
         if "evaluate" in plan.steps and "prune" in plan.steps:
             times["evaluate"] = times["evaluate_dense"]
+        if plan.finetuner is not None:
+            _time_finetune(plan, model, training, times)
     return times
 
 
@@ -158,6 +167,18 @@ def _time_prune(
         times["prune"] = _seconds(partial(prune, None))
     else:
         times["prune"] = _extrapolated(prune, calibration, config.batch_size)
+
+
+def _time_finetune(
+    plan: Plan, model: PrunableModel, training: Sequence[Sample] | None, times: dict[str, float]
+) -> None:
+    config = plan.config
+    assert plan.finetuner is not None
+    if training is not None:
+        seconds = training_seconds(plan.finetuner, model, training, config.sparsity, config.batch_size)
+        times |= {} if seconds is None else {"finetune": seconds}
+    if "evaluate" in plan.steps:
+        times["evaluate_finetuned"] = times["evaluate_dense"]
 
 
 def _extrapolated(
