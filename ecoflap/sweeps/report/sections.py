@@ -13,6 +13,8 @@ from ecoflap.sweeps.report.methods import Method, name_methods
 from ecoflap.sweeps.report.model_names import name_models
 from ecoflap.sweeps.report.runs import Run
 
+FEW = 3  # lines on runs of one section that are not shown
+
 
 @dataclass(frozen=True)
 class Section:
@@ -64,15 +66,19 @@ def make_sections(runs: Sequence[Run]) -> list[Section]:
 def _newest(section: Section) -> Section:
     """Of two runs that agree in method, sparsity and seed, keep the newer one and report so on stderr."""
     kept: dict[tuple[Method, float, int], Run] = {}
+    replaced = []
     for method, run in zip(section.methods, section.runs, strict=True):
         key = (method, run.sparsity, run.seed)
         if (older := kept.pop(key, None)) is not None:
-            alike = (
-                f"{section.title}, {method.label}, at sparsity {run.sparsity:g}: {older.name} and {run.name}"
-                f" both have seed {run.seed}"
+            replaced.append(
+                f"{method.label}, at sparsity {run.sparsity:g}: {older.name} and {run.name} both have seed"
+                f" {run.seed}; only {run.name}, the newer one, is shown"
             )
-            print(f"{alike}; only {run.name}, the newer one, is shown", file=sys.stderr)
         kept[key] = run
+    for line in replaced[:FEW]:
+        print(f"{section.title}, {line}", file=sys.stderr)
+    if (more := len(replaced) - FEW) > 0:
+        print(f"{section.title}: {more} more runs are not shown, as there are newer ones", file=sys.stderr)
     return Section(section.model, section.tasks, list(kept.values()), [method for method, *_ in kept])
 
 

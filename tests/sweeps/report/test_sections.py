@@ -57,6 +57,18 @@ def test_of_two_like_runs_the_newer_one_counts_and_stderr_says_so(
     assert "z-old and a-new both have seed 0; only a-new, the newer one, is shown" in capsys.readouterr().err
 
 
+def test_a_few_lines_on_what_is_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As where a sweep was repeated in another folder."""
+    for seed in range(6):
+        for age, folder in enumerate(("old", "new"), 1):
+            os.utime(write_run(tmp_path, f"{folder}{seed}", float(seed), seed=seed), (age, age))
+    (section,) = make_sections(read_runs(tmp_path))
+    assert sorted(run.name for run in section.runs) == [f"new{seed}" for seed in range(6)]
+    said = capsys.readouterr().err.splitlines()
+    assert [line.endswith("the newer one, is shown") for line in said] == [True, True, True, False]
+    assert said[-1] == "tiny on vqa: 3 more runs are not shown, as there are newer ones"
+
+
 @pytest.mark.parametrize(
     ("figures", "samples", "unused", "blocks", "told"),
     [
