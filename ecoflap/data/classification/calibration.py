@@ -16,7 +16,7 @@ from ecoflap.data.protocol import ShowsPictures
 from ecoflap.data.splits import refuse_held_out
 from ecoflap.errors import require_positive
 from ecoflap.models.core.encoding import require_encoder
-from ecoflap.models.core.protocols import Classifies
+from ecoflap.models.core.protocols import NamesClasses
 from ecoflap.models.core.prunable import PrunableModel
 
 
@@ -41,7 +41,7 @@ class Classification(CalibrationOptions, PictureSource, ShowsPictures):
         """
         option, facts = f"calibration={self.name}", self.facts("calibration")
         interface = require_encoder(model, option, pictures=True)
-        own = isinstance(interface, Classifies)
+        own = isinstance(interface, NamesClasses)
         indexed = own and facts.indexed
         pictures = self.read("calibration", named=not indexed, indexed=indexed)
         chosen = draw_over_classes(pictures.examples, self.samples, seed)

@@ -20,7 +20,7 @@ from ecoflap.evaluate.inputs import commonest, error_of_mean, fingerprint_of, pa
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.evaluate.similarity import five_best
-from ecoflap.models.core.protocols import Classifies, Embeds, require
+from ecoflap.models.core.protocols import Embeds, NamesClasses, require
 from ecoflap.models.core.prunable import PrunableModel
 
 
@@ -55,7 +55,7 @@ class Classification(TaskOptions, PictureSource):
         Raises:
             UserError: if the model classifies no pictures or has other classes, or these have no names.
         """
-        own = isinstance(model.interface, Classifies)
+        own = isinstance(model.interface, NamesClasses)
         if not own:
             require(model, Embeds, f"task={self.name}")
         indexed = own and self.facts("task").indexed
@@ -75,7 +75,7 @@ class Classification(TaskOptions, PictureSource):
         pictures = replace(everything, examples=spread(everything.examples, self.limit, "pictures"))
         right = [labels[one.label or 0] for one in pictures.examples]
         classes = None
-        if not isinstance(model.interface, Classifies):
+        if not isinstance(model.interface, NamesClasses):
             classes = Classes(everything.names, self.prompts("task"))
         images = (one.image for one in pictures.examples)
         inputs = fingerprint_of([classes, *right], images, model.interface)

@@ -29,7 +29,7 @@ from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.evaluate.protocol import WritesText
 from ecoflap.evaluate.similarity import five_best, similarity
 from ecoflap.models.core.logits import finite
-from ecoflap.models.core.protocols import Classifies, Embeds, Matches, require
+from ecoflap.models.core.protocols import Embeds, Matches, NamesClasses, require
 from ecoflap.models.core.prunable import PrunableModel
 
 
@@ -110,8 +110,8 @@ class EasyClassification(EasyClassificationOptions, PictureTask):
     @override
     def check_model(self, model: PrunableModel) -> None:
         """Refuse a model that classifies no pictures, or has other classes."""
-        if isinstance(model.interface, Classifies):
-            own_labels(getattr(model.interface, "names", ()), NAMES, f"task={self.name}", indexed=False)
+        if isinstance(model.interface, NamesClasses):
+            own_labels(model.interface.names, NAMES, f"task={self.name}", indexed=False)
         else:
             require(model, Embeds, f"task={self.name}")
 
@@ -119,7 +119,7 @@ class EasyClassification(EasyClassificationOptions, PictureTask):
         self, model: PrunableModel, pictures: Sequence[Example], interface: Any, prediction_log: PredictionLog
     ) -> dict[str, float]:
         """Accuracy in percent."""
-        batches, own = parts(pictures, self.batch_size), isinstance(interface, Classifies)
+        batches, own = parts(pictures, self.batch_size), isinstance(interface, NamesClasses)
         names = list(interface.names if own else NAMES)
         classes = None if own else Classes(NAMES, tuple(self.templates))
         found = prediction_log.run(batches, five_best(model, interface, classes))

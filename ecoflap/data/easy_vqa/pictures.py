@@ -11,7 +11,7 @@ from ecoflap.data.easy_vqa.options import EasyPicturesOptions
 from ecoflap.data.easy_vqa.reading import NAMES, read_pictures
 from ecoflap.data.protocol import ShowsPictures
 from ecoflap.errors import require_positive
-from ecoflap.models.core.protocols import Classifies
+from ecoflap.models.core.protocols import NamesClasses
 from ecoflap.models.core.prunable import PrunableModel
 
 
@@ -32,9 +32,8 @@ class EasyPictures(EasyPicturesOptions, ShowsPictures):
         """
         pictures = read_pictures("train")
         chosen = [pictures[index] for index in draw(len(pictures), self.samples, seed)]
-        if isinstance(model.interface, Classifies):
-            own = getattr(model.interface, "names", ())
-            labels = own_labels(own, NAMES, f"calibration={self.name}", indexed=False)
+        if isinstance(model.interface, NamesClasses):
+            labels = own_labels(model.interface.names, NAMES, f"calibration={self.name}", indexed=False)
             return self.encoded(model, [replace(one, label=labels[one.label or 0]) for one in chosen])
         captioned = [replace(one, target=self.caption.format(one.target)) for one in chosen]
         return self.encoded(model, captioned, Classes(NAMES, tuple(self.templates)))

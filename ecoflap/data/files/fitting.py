@@ -13,7 +13,7 @@ from ecoflap.data.files.labels import OwnLabels
 from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import UserError
 from ecoflap.models.core.encoding import encode_rows
-from ecoflap.models.core.protocols import Classifies, Converses, Encodes
+from ecoflap.models.core.protocols import Classifies, Converses, Encodes, NamesClasses
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import most_tokens
 
@@ -37,8 +37,7 @@ def labels_in(model: PrunableModel, option: str) -> OwnLabels:
         model: of any kind.
         option: the option that asks, for messages.
     """
-    interface = model.interface
-    own = getattr(interface, "names", ()) if isinstance(interface, Classifies) else ()
+    own = model.interface.names if isinstance(model.interface, NamesClasses) else ()
     return OwnLabels(own, model.name, option)
 
 

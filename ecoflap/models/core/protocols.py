@@ -115,6 +115,17 @@ class Classifies(Protocol):
 
 
 @runtime_checkable
+class NamesClasses(Classifies, Protocol):
+    """Predicts one of its own classes of an image.
+
+    Attributes:
+        names: of the classes, in the order of the logits.
+    """
+
+    names: Sequence[str]
+
+
+@runtime_checkable
 class Chooses(Protocol):
     """Predicts the likelihood of given continuations."""
 

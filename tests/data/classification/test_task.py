@@ -31,6 +31,19 @@ LABELS = {
 }
 
 
+class Pairs:
+    """Tells whether a text is true of two pictures, as BLIP-NLVR does; it has no names of classes."""
+
+    sees = True
+
+    def classify(self, model: PrunableModel, examples: Sequence[Example]) -> Tensor:
+        raise NotImplementedError
+
+    def encode(self, example: Example) -> dict[str, Tensor]:
+        assert example.second_image is None
+        raise UserError("NLVR looks at two pictures at a time")
+
+
 def seen(path: str | None) -> int:
     """What is on a picture; the first class is mistaken for the second."""
     return max(1, LABELS[Path(path or "").read_bytes()])
@@ -271,6 +284,11 @@ def test_rounds_over_the_classes() -> None:
         (lambda path: task(path, dataset="dtdd"), r"task\.dataset=dtdd is not known; did you mean dtd"),
         (lambda path: task(path).load(model(None)), "task=dtd needs a model that embeds"),
         (lambda path: task(path).load(model(Ordered())), "task=dtd: the model has no class 'black circle'"),
+        (lambda path: task(path).load(model(Pairs())), "task=dtd needs a model that embeds"),
+        (
+            lambda path: Calibration("dtd", "train", str(path)).load(model(Pairs()), 0),
+            "NLVR looks at two pictures",
+        ),
         (
             lambda path: Calibration("imagenet", "val", str(path)),
             r"calibration\.split=val: models are measured on these pictures; choose train",
