@@ -34,7 +34,7 @@ def work(finetuner: Finetuner) -> Workload:
 
 
 def needed(model: PrunableModel, finetuner: Finetuner, length: int = LENGTH) -> Need:
-    cost = sample_cost(model, tokens(SAMPLES, length, 256), trains=True)
+    cost = sample_cost(model, tokens(SAMPLES, length, 256), stores=True)
     (need,) = memory_needs(model, cost, work(finetuner))
     return need
 
@@ -68,7 +68,7 @@ def test_training(finetuner: Finetuner, length: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("devices", [2, 64])
 def test_sharded_weights_are_shared_out_but_the_model_fits_whole(devices: int) -> None:
-    model, cost = llama(128, 4), sample_cost(llama(128, 4), tokens(SAMPLES, LENGTH, 256), trains=True)
+    model, cost = llama(128, 4), sample_cost(llama(128, 4), tokens(SAMPLES, LENGTH, 256), stores=True)
     whole, part = (
         memory_needs(model, cost, replace(work(Full(shard=shard)), devices=devices))[0]
         for shard in (False, True)
@@ -90,7 +90,7 @@ def test_half_precision_is_trained_in_fp32() -> None:
 def test_every_family_is_counted(family: str) -> None:
     model = tiny.build(family)
     gradients = [parameter.requires_grad for parameter in model.module.parameters()]
-    cost = sample_cost(model, tiny.samples(family), trains=True)
+    cost = sample_cost(model, tiny.samples(family), stores=True)
     assert cost.training > cost.forward
     assert [parameter.requires_grad for parameter in model.module.parameters()] == gradients
 
@@ -109,7 +109,7 @@ def test_every_family_is_counted(family: str) -> None:
 )
 def test_what_helps(finetuner: Finetuner, batch: int, option: str) -> None:
     model = llama(128, 4)
-    cost = sample_cost(model, tokens(SAMPLES, LENGTH, 256), trains=True)
+    cost = sample_cost(model, tokens(SAMPLES, LENGTH, 256), stores=True)
     samples = max(SAMPLES, batch)
     (need,) = memory_needs(model, cost, replace(work(finetuner), batch_size=batch, samples=samples))
     assert what_helps(replace(need, together=True), "none") == option
@@ -122,5 +122,5 @@ def test_a_finetuner_of_ones_own_says_nothing_of_its_memory() -> None:
         def finetune(self, job: Job) -> Training:
             raise NotImplementedError
 
-    cost = sample_cost(llama(128, 4), tokens(SAMPLES, LENGTH, 256), trains=True)
+    cost = sample_cost(llama(128, 4), tokens(SAMPLES, LENGTH, 256), stores=True)
     assert memory_needs(llama(128, 4), cost, work(Own())) == []

@@ -122,7 +122,9 @@ def check_capture(plan: Plan, model: PrunableModel, state: RunState) -> None:
 def show_memory(plan: Plan, model: PrunableModel, state: RunState) -> None:
     """Print how much memory scoring, allocating, pruning and training will need."""
     assert state.calibration is not None
-    cost = sample_cost(model, state.calibration, trains=plan.finetuner is not None)
+    training = None if plan.finetuner is None else plan.finetuner.footprint(model, plan.config.sparsity)
+    stores = training is not None and not (training.by_block or training.recompute)
+    cost = sample_cost(model, state.calibration, stores)
     work = Workload.of(plan, len(state.calibration))
     needs = memory_needs(model, cost, work)
     show_needs(model, keep_states(model, needs))

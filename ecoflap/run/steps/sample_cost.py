@@ -36,7 +36,7 @@ class SampleCost:
         block: the most inside a block.
         forward: the most in a whole forward pass.
         training: the most in a forward and backward pass that stores all activations; 0 where no step
-            trains.
+            does so.
     """
 
     states: int
@@ -52,7 +52,7 @@ class SampleCost:
 
 
 @torch.no_grad()
-def sample_cost(model: PrunableModel, calibration: CalibrationSet, trains: bool = False) -> SampleCost:
+def sample_cost(model: PrunableModel, calibration: CalibrationSet, stores: bool = False) -> SampleCost:
     """Run the largest sample through the model and count the bytes of its activations.
 
     The head may be on the disk, so it is bypassed and the size of its logits computed from their shape.
@@ -60,7 +60,7 @@ def sample_cost(model: PrunableModel, calibration: CalibrationSet, trains: bool 
     Args:
         model: the model.
         calibration: the samples.
-        trains: whether a step trains the model, which is in memory then.
+        stores: whether a step stores the activations of a whole pass for its backward pass.
     """
     largest = max(calibration.samples, key=lambda sample: sum(tensor.numel() for tensor in sample.values()))
     first = [tower.blocks[0].module for tower in model.towers]
@@ -80,7 +80,7 @@ def sample_cost(model: PrunableModel, calibration: CalibrationSet, trains: bool 
         outputs=sum(outputs.values()),
         block=peaks.block,
         forward=peaks.forward + logits,
-        training=_stored(model, stack([largest])) + max(peaks.block, logits) if trains else 0,
+        training=_stored(model, stack([largest])) + max(peaks.block, logits) if stores else 0,
     )
 
 
