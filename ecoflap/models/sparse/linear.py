@@ -145,17 +145,18 @@ class SparseLinear(nn.Module):
         return out
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> SparseLinear:
-        """Refuse what ``to`` and its like would do to the stored weights.
+        """Refuse what ``to`` and its like would do to the stored weights, which then stay as they are.
 
         Raises:
             UserError: if the weights would get another dtype or device.
         """
-        super()._apply(fn, recurse)
-        if self.values.dtype != self.dtype or self.values.device.type != "cpu":
+        made = fn(self.values[:0])  # before anything is changed
+        if made.dtype != self.dtype or made.device.type != "cpu":
             raise UserError(
-                f"sparse layers of {self.dtype} on the CPU can't become {self.values.dtype} on"
-                f" {self.values.device}; load the model with sparse=False"
+                f"sparse layers of {self.dtype} on the CPU can't become {made.dtype} on {made.device}; load"
+                " the model with sparse=False"
             )
+        super()._apply(fn, recurse)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -166,11 +166,16 @@ def test_the_dense_matrix_is_made_and_multiplied_part_by_part(
 def test_copies_and_moves(dtype: torch.dtype) -> None:
     sparse = SparseLinear(layer(9, 45, dtype))
     other = copy.deepcopy(sparse).eval().to("cpu").to(dtype)
+    inputs = torch.randn(3, 45).to(dtype)
     assert same(other.weight, sparse.weight)
-    with pytest.raises(UserError, match="load the model with sparse=False"):
-        sparse.to(torch.float16)
+    for convert in (sparse.half, sparse.double, lambda: sparse.to(torch.float16)):
+        with pytest.raises(UserError, match="load the model with sparse=False"):
+            convert()
+        assert same(sparse.weight, other.weight), "a refusal changes nothing"
+        assert same(sparse(inputs), other(inputs))
     with pytest.raises(UserError, match="on meta"):
         other.to("meta")
+    assert same(sparse.weight, other.weight)
 
 
 def test_inputs_that_do_not_fit_are_refused_as_by_the_dense_layer(dtype: torch.dtype) -> None:
