@@ -12,11 +12,13 @@ import pytest
 import torch
 import transformers as hf
 import yaml
+from huggingface_hub.utils import filter_repo_objects
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from ecoflap.cli import command, push
 from ecoflap.cli.plan import named
+from ecoflap.storage.bitmask.convert import convert
 from ecoflap.storage.masks import load_masks
 from ecoflap.storage.results import Result, verify
 from ecoflap.storage.results.identity import differences
@@ -300,6 +302,19 @@ def test_push_leaves_out_what_is_not_of_the_saved_model(
     assert ".cache" not in listed
     assert command.main(["push", str(copy), "me/tiny"]) == 0
     assert "pytorch_model*.bin" in hub[1][1]["ignore_patterns"]
+
+
+def test_push_removes_the_weights_of_an_earlier_model(
+    copy: Path, hub: list[tuple[str, dict[str, Any]]]
+) -> None:
+    """Which loaders would prefer to the new ones, or add to them."""
+    earlier = ["model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+    earlier += ["pytorch_model.bin", "adapter_config.json", "adapter_model.safetensors"]
+    others = ["README.md", "notes.txt", ".gitattributes", "config.json", "onnx/model.onnx"]
+    convert(copy / "checkpoint", copy / "small", "coded")
+    assert command.main(["push", str(copy / "small"), "me/tiny"]) == 0
+    patterns = hub[1][1]["delete_patterns"]  # by which the hub's library keeps what it uploads
+    assert list(filter_repo_objects([*earlier, *others], allow_patterns=patterns)) == earlier
 
 
 def test_push_refuses_a_model_that_is_not_as_recorded(

@@ -10,11 +10,13 @@ from ecoflap.errors import UserError
 from ecoflap.storage.file_names import CARD, RECIPE, RESULT
 from ecoflap.storage.results.record import Result
 from ecoflap.storage.results.verification import verify
-from ecoflap.storage.saved_model import ADAPTER, FOREIGN_WEIGHTS
+from ecoflap.storage.saved_model import ADAPTER, FOREIGN_WEIGHTS, WEIGHTS
 from ecoflap.storage.sharing.describe import describe
 
 LEFT_OUT = (".cache/*", "*.partial/*", ".tmp-*", *FOREIGN_WEIGHTS, *ADAPTER)
 """Patterns, as the hub's library reads them, of files that are not of the saved model."""
+REPLACED = (*WEIGHTS, *FOREIGN_WEIGHTS, *ADAPTER)
+"""Patterns of an earlier model's weights in the repository, which may be loaded instead of the new ones."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,10 @@ def _uploaded(folder: Path) -> list[str]:
 
 
 def push(prepared: Prepared, repo_id: str, private: bool, hub: Any) -> str:
-    """Create the repository if needed, and upload the folder in one commit; returns the repository's id.
+    """Create the repository if needed, and upload the folder; returns the repository's id.
+
+    Weights and adapters of an earlier model that are not uploaded anew are removed, as ``ecoflap.save`` does
+    in a folder. The repository's history keeps them.
 
     Args:
         prepared: the folder.
@@ -106,6 +111,7 @@ def push(prepared: Prepared, repo_id: str, private: bool, hub: Any) -> str:
             folder_path=prepared.folder,
             commit_message=f"Upload {prepared.title}",
             ignore_patterns=list(LEFT_OUT),
+            delete_patterns=list(REPLACED),
         )
     except Exception as error:  # the hub and its network library raise errors of every kind
         lines = str(error).splitlines() or [type(error).__name__]
