@@ -46,7 +46,10 @@ class Converted:
         Raises:
             KeyError: if the checkpoint mixes the weights of layers in a row.
         """
-        numbers = {name: torch.full(shape, -1, dtype=torch.int32) for name, shape in self.shapes.items()}
+        numbers = {
+            name: torch.full(shape, -1, dtype=torch.int32, device="cpu")
+            for name, shape in self.shapes.items()
+        }
         for number, layer in enumerate(self.layers):
             layer.part(numbers[layer.parameter_name]).fill_(number)
         found: dict[str, list[Rows]] = {}
@@ -68,7 +71,9 @@ class Converted:
         Args:
             masks: {layer: bool mask as the weight is stored}; layers without one are kept.
         """
-        whole = {name: torch.ones(shape, dtype=torch.bool) for name, shape in self.shapes.items()}
+        whole = {
+            name: torch.ones(shape, dtype=torch.bool, device="cpu") for name, shape in self.shapes.items()
+        }
         for layer in self.layers:
             if layer.name in masks:
                 layer.part(whole[layer.parameter_name]).copy_(masks[layer.name])

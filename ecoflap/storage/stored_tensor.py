@@ -56,7 +56,7 @@ class StoredTensor:
 
     def read(self) -> Tensor:
         """The whole tensor."""
-        tensor = torch.empty(self.shape, dtype=self.dtype)
+        tensor = torch.empty(self.shape, dtype=self.dtype, device="cpu")
         with self.path.open("rb") as file:
             _fill(tensor, file, self.start)
         return tensor
@@ -72,7 +72,7 @@ class StoredTensor:
 
     def rows(self, indices: Tensor) -> Tensor:
         """Some of its rows, [indices, ...]."""
-        found = torch.empty((len(indices), *self.shape[1:]), dtype=self.dtype)
+        found = torch.empty((len(indices), *self.shape[1:]), dtype=self.dtype, device="cpu")
         width = prod(self.shape[1:]) * self.dtype.itemsize
         with self.path.open("rb") as file:
             for row, index in zip(found, indices.tolist(), strict=True):
@@ -84,7 +84,7 @@ class StoredTensor:
         size, at = PART // self.dtype.itemsize, self.start
         with self.path.open("rb") as file:
             for done in range(0, prod(self.shape), size):
-                part = torch.empty(min(size, prod(self.shape) - done), dtype=self.dtype)
+                part = torch.empty(min(size, prod(self.shape) - done), dtype=self.dtype, device="cpu")
                 _fill(part, file, at)
                 at += part.nbytes
                 yield part

@@ -144,6 +144,20 @@ def test_merged_experts_come_back(form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["dense", *SPARSE])
+def test_torchs_default_device_changes_nothing(form: str, tmp_path: Path) -> None:
+    module, other, experts = tied_llama(torch.float32), tied_llama(torch.float32), build("mixtral")
+    result = ecoflap.prune(experts, sparsity=0.5, score="none", pruner="magnitude")
+    other.model.norm.weight.data.fill_(3)
+    with torch.device("meta"):
+        ecoflap.save(result, tmp_path / "experts", form=form)
+        ecoflap.save(ecoflap.load(module), tmp_path / "out", form=form)
+        ecoflap.load_pruned(tmp_path / "out", other)
+    check_same(other, module)
+    assert verify(tmp_path / "experts") == []
+    check_same(ecoflap.load_pruned(tmp_path / "experts", device="cpu"), experts.module)
+
+
+@pytest.mark.parametrize("form", ["dense", *SPARSE])
 def test_a_model_whose_units_were_cut_away(form: str, tmp_path: Path) -> None:
     """As UPop leaves it; its class is narrower than the one that its config names."""
     model = ecoflap.load("blip_vqa_mini", device="cpu")

@@ -51,7 +51,7 @@ def share_memory(one: Tensor, other: Tensor) -> bool:
     if end - start >= _span(one) + _span(other):
         return False
     size = one.element_size()
-    taken = torch.zeros((end - start) // size, dtype=torch.bool)
+    taken = torch.zeros((end - start) // size, dtype=torch.bool, device="cpu")
     taken.as_strided(one.shape, one.stride(), (one.data_ptr() - start) // size).fill_(True)
     return bool(taken.as_strided(other.shape, other.stride(), (other.data_ptr() - start) // size).any())
 
