@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -297,10 +299,21 @@ def test_the_autocast_of_a_caller_changes_nothing() -> None:
     assert all(torch.equal(found.masks[name], mask) for name, mask in wanted.masks.items())
 
 
-def test_any_module_with_a_loss_of_its_own() -> None:
+@dataclass
+class Sizes:
+    """A config as modules outside transformers have one."""
+
+    width: int = 16
+
+
+@pytest.mark.parametrize(
+    "config", [None, Sizes(), {"width": 16}, SimpleNamespace(width=16), "tiny"], ids=repr
+)
+def test_any_module_with_a_loss_of_its_own(config: Any) -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
-    module = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    module: Any = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    module.config = config
 
     def loss(module: nn.Module, batch: Any, copies: int = 1) -> torch.Tensor:
         return (module(batch["inputs"]) - batch["inputs"]).square().mean(dim=(1, 2))

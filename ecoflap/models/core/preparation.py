@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 ORIGIN = (
@@ -34,6 +35,13 @@ def without_origin(settings: Any) -> Any:
     if isinstance(settings, dict):
         return {str(name): without_origin(value) for name, value in settings.items() if name not in ORIGIN}
     return settings
+
+
+def values_of(config: Any) -> Any:
+    """The values of a model's config: of transformers' class, or, in a module of one's own, of any kind."""
+    if hasattr(config, "to_dict"):
+        return config.to_dict()
+    return dict(config) if isinstance(config, Mapping) else getattr(config, "__dict__", repr(config))
 
 
 def preparation(processor: Any, interface: Any) -> list[Any]:

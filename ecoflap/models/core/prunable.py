@@ -21,7 +21,7 @@ from ecoflap.models.core.attention import open_attention
 from ecoflap.models.core.expert_slices import ExpertSlice
 from ecoflap.models.core.experts import reopen
 from ecoflap.models.core.layers import Layer
-from ecoflap.models.core.preparation import preparation, without_origin
+from ecoflap.models.core.preparation import preparation, values_of, without_origin
 from ecoflap.models.core.skipped import MATCHED, Skipped
 from ecoflap.models.core.towers import Block, Selection, Tower
 from ecoflap.models.core.wide_parts import DTYPE_OPTION, half_precision
@@ -185,7 +185,7 @@ class PrunableModel:
     def _settings(self) -> list[Any]:
         """The module's settings beside its weights: epsilons, activations, rotary scaling and the like."""
         configs = [getattr(self.module, name, None) for name in ("config", "generation_config")]
-        return [without_origin(config.to_dict()) for config in configs if config is not None]
+        return [without_origin(values_of(config)) for config in configs if config is not None]
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint that ``from_pretrained`` loads.
