@@ -30,7 +30,8 @@ from ecoflap.storage.file_names import (
     WEIGHTS_INDEX,
 )
 from ecoflap.storage.files import beside, remove_abandoned, write_json
-from ecoflap.storage.results.sparsity import read_layers
+from ecoflap.storage.results.record import Result
+from ecoflap.storage.results.sparsity import read_layers, sparsity_section
 from ecoflap.storage.saved_model import (
     foreign_weights,
     hash_weights,
@@ -68,8 +69,9 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
     Raises:
         UserError: if there is no such form, the model has no ``save_pretrained``, a part of it is what
             ``torch.compile`` returned or has adapters, its embeddings are tied and its config says that
-            they aren't, weights that the masks remove are no longer zero, transformers does not save its
-            generation config, the folder is that of a run or can't be made, or the disk is full.
+            they aren't, a layer was replaced since it was pruned, weights that the masks remove are no longer
+            zero, transformers does not save its generation config, the folder is that of a run or can't be
+            made, or the disk is full.
     """
     loaded = model.prunable if isinstance(model, PruneResult) else model
     require(loaded, PrunableModel, "ecoflap.load or ecoflap.prune")
@@ -154,10 +156,17 @@ def _require_masked(result: PruneResult) -> None:
     """Refuse a result whose model has changed since, so that its masks and its record are of another one.
 
     Raises:
-        UserError: if a weight that the masks remove is not zero, or more are zero than were counted.
+        UserError: if a layer was replaced, a weight that the masks remove is not zero, or more are zero than
+            were counted.
     """
     counted = read_layers(result.record.sparsity)
+    present = {id(parameter) for parameter in result.model.parameters()}
     for layer in result.prunable.layers:
+        if id(layer.parameter) not in present:
+            raise UserError(
+                f"{layer.name} is not in the model any more, as its module was replaced after it was pruned;"
+                " put it back, or give result.prunable for a checkpoint without masks and record"
+            )
         mask, weight = result.masks.get(layer.name), layer.weight.detach()
         if mask is not None and not weight.is_meta and weight[~mask.to(weight.device)].any():
             raise UserError(
@@ -188,10 +197,27 @@ def _zeros(weight: Tensor) -> int:
 
 def _write_record(result: PruneResult, folder: Path) -> None:
     """Write how the model was pruned, in the files of a run."""
-    describe(folder, replace(result.record, weights=hash_weights(folder)))
+    describe(folder, replace(_record_now(result), weights=hash_weights(folder)))
     write_json(folder / ALLOCATION, asdict(result.allocation))
     if result.scores is not None:
         write_json(folder / SCORES, result.scores.to_json())
+
+
+def _record_now(result: PruneResult) -> Result:
+    """The record with the zeros, parameters and dtype of the model as it is now.
+
+    It may have been trained since, in which kept zeros become other numbers, cast, or given new tokens.
+    """
+    section, parameters = result.record.sparsity, result.prunable.parameter_count()
+    counted = read_layers(section)
+    for layer in result.prunable.layers:
+        if layer.name in counted:
+            counted[layer.name] = replace(counted[layer.name], zeros=_zeros(layer.weight.detach()))
+    named = {name: section[name] for name in ("target", "total", "allocated_by", "coarse")}
+    figures = sparsity_section(counted, parameters=parameters, **named)
+    dtype = usual_dtype(result.model.parameters())
+    model = {**result.record.model, "dtype": dtype, "parameters": parameters}
+    return replace(result.record, model=model, sparsity={**section, **figures})
 
 
 def _move(partial: Path, final: Path) -> None:

@@ -17,7 +17,7 @@ import ecoflap
 from ecoflap.errors import UserError
 from ecoflap.models.core.units import cut_all, find_units
 from ecoflap.storage.bitmask.reader import BitmaskCheckpoint
-from ecoflap.storage.results import verify
+from ecoflap.storage.results import Result, verify
 from ecoflap.storage.saved_model import open_checkpoint
 from tests import tiny
 from tests.api.conftest import Given, llama, llava
@@ -261,6 +261,42 @@ def test_a_result_whose_model_was_pruned_further(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"q_proj.weight has more zeros than this result counted"):
         ecoflap.save(first, tmp_path / "out")
     ecoflap.save(last, tmp_path / "out")
+    assert verify(tmp_path / "out") == []
+
+
+def test_the_record_is_of_the_model_that_is_saved(tmp_path: Path) -> None:
+    """Trained until zeros that the masks keep are none any more, cast, and with rows for new tokens."""
+    one = llama()
+    ecoflap.prune(one.module, sparsity=0.7, score="none", pruner="magnitude")
+    result = ecoflap.prune(one.module, sparsity=0.5, score="none", pruner="magnitude")
+    assert result.sparsity == pytest.approx(0.7, abs=0.01)
+    module: Any = one.module
+    with torch.no_grad():
+        for name, mask in result.masks.items():
+            module.get_parameter(name).add_(0.25 * mask)
+    module.resize_token_embeddings(50)
+    module.to(torch.bfloat16)
+    ecoflap.save(result, tmp_path)
+    assert verify(tmp_path) == []
+    record = Result.read(tmp_path / "result.json")
+    assert record.sparsity["prunable"] == pytest.approx(0.5, abs=0.01)
+    zeros = sum(int((module.get_parameter(name) == 0).sum()) for name in result.masks)
+    parameters = sum(weight.numel() for weight in module.parameters())
+    assert record.sparsity["model"] == zeros / parameters
+    assert (record.model["dtype"], record.model["parameters"]) == ("bfloat16", parameters)
+    assert f"| whole model | {parameters:,} | {zeros:,} |" in (tmp_path / "README.md").read_text()
+
+
+def test_a_result_whose_layer_was_replaced(tmp_path: Path) -> None:
+    module: Any = llama().module
+    result = ecoflap.prune(module, sparsity=0.5, score="none", pruner="magnitude")
+    pruned_layer = module.model.layers[1].mlp.up_proj
+    module.model.layers[1].mlp.up_proj = deepcopy(pruned_layer)
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj\.weight is not in the model any more"):
+        ecoflap.save(result, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    module.model.layers[1].mlp.up_proj = pruned_layer
+    ecoflap.save(result, tmp_path / "out")
     assert verify(tmp_path / "out") == []
 
 
