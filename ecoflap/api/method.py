@@ -8,13 +8,13 @@ from typing import Any
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.protocol import Allocator, coarse_stage
-from ecoflap.api.given import plain
 from ecoflap.api.parts import part
 from ecoflap.errors import UserError
 from ecoflap.prune.protocol import Pruner
 from ecoflap.run.plan.automatic import AUTO, ZEROTH_ORDER, allocation_of, takes_scores
 from ecoflap.score.protocol import Scorer
 from ecoflap.score.scores import Scores
+from ecoflap.storage.files import as_json
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _to_config(one: Any) -> dict[str, Any] | None:
     if isinstance(one, Scores):
         return {"name": one.method}
     values = asdict(one) if is_dataclass(one) and not isinstance(one, type) else {}
-    return {"_target_": f"{type(one).__module__}.{type(one).__qualname__}", **plain(values)}
+    return {"_target_": f"{type(one).__module__}.{type(one).__qualname__}", **as_json(values)}
 
 
 def choose_method(pruner: Any, score: Any, allocation: Any, options: Mapping[str, Any]) -> Method:

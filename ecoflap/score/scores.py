@@ -12,6 +12,7 @@ from typing import Any
 from ecoflap.distributed.collectives import gathered
 from ecoflap.errors import NumericalError, UserError, nearest
 from ecoflap.models.core.towers import Tower
+from ecoflap.storage.files import as_json
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Scores:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return asdict(self)
+        return as_json(asdict(self))  # type: ignore[no-any-return]
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Scores:

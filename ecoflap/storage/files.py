@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -42,6 +42,17 @@ def write_json(path: Path, value: JSON) -> None:
     text = _NUMBERS.sub(lambda numbers: f"[{' '.join(numbers[1].split())}]", text)
     with replacing(Path(path)) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def as_json(value: Any) -> JSON:
+    """A value as JSON has it: numbers and arrays of NumPy and PyTorch as Python's, other objects as text."""
+    if isinstance(value, Mapping):
+        return {str(name): as_json(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(inner) for inner in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def read_json(path: Path) -> JSON | None:

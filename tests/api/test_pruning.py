@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,9 @@ import transformers as hf
 from torch import nn
 
 import ecoflap
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.score.protocol import Scorer
+from ecoflap.score.scores import Scores
 from ecoflap.storage.masks import MaskFile
 from tests.abandoned import abandoned
 from tests.api.conftest import MODELS, Given, llama, llava
@@ -118,6 +122,49 @@ def test_numbers_of_numpy_are_recorded_as_those_of_python(tmp_path: Path) -> Non
         ecoflap.prune(one.module, pruner="magnitude", sparsity=0.5, score="none", seed=2.0)
     with pytest.raises(ecoflap.UserError, match=r"batch_size=True is a bool; give a whole number"):
         ecoflap.prune(one.module, pruner="magnitude", sparsity=0.5, score="none", batch_size=True)
+
+
+class Ranks(Scorer):
+    """Gives the numbers of another library."""
+
+    name, samples, batch_size = "ranks", 4, 4
+
+    def __init__(self, number: Callable[[float], Any]) -> None:
+        self.number = number
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+    def __call__(self, model: PrunableModel, calibration: Any, seed: int) -> Scores:
+        ranks = {layer.name: self.number(1.5 + rank) for rank, layer in enumerate(model.layers)}
+        return Scores("ranks", ranks, dict.fromkeys(ranks, self.number(0.25)), {"first": self.number(1.5)})
+
+
+@dataclass(frozen=True)
+class Named(ecoflap.Magnitude):
+    """Has options that JSON has no values for."""
+
+    table: Path = Path("a/table")
+    dtype: torch.dtype = torch.bfloat16
+    limits: Any = ()
+
+
+@pytest.mark.parametrize("number", [np.float32, torch.tensor])
+def test_what_own_parts_have_and_give_is_recorded(number: Callable[[float], Any], tmp_path: Path) -> None:
+    one = llama()
+    pruner = Named(limits=number([0.5, 2.0]))
+    scorer = Ranks(number)
+    result = ecoflap.prune(one.module, one.processor, one.data, sparsity=0.5, pruner=pruner, score=scorer)
+    ecoflap.save(result, tmp_path / "first")
+    record = json.loads((tmp_path / "first" / "result.json").read_text())
+    own = {name: record["config"]["pruner"][name] for name in ("table", "dtype", "limits")}
+    assert own == {"table": "a/table", "dtype": "torch.bfloat16", "limits": [0.5, 2.0]}
+    assert record["scores"]["details"] == {"first": 1.5}
+    file = tmp_path / "first" / "allocation.json"
+    again = llama()
+    result = ecoflap.prune(again.module, pruner="magnitude", allocation=ecoflap.FromFile(file), sparsity=0.5)
+    ecoflap.save(result, tmp_path / "second")
+    assert str(file) in (tmp_path / "second" / "recipe.yaml").read_text()
 
 
 def test_a_saved_model_replaces_the_weights_of_an_earlier_one_and_nothing_else(tmp_path: Path) -> None:
