@@ -18,6 +18,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.shared_memory import share_memory
 from ecoflap.storage.bitmask.forms import DENSE, FORMS
 from ecoflap.storage.checkpoint import write_checkpoint
+from ecoflap.storage.disk_space import writing
 from ecoflap.storage.file_names import (
     ALLOCATION,
     BITMASK_INDEX,
@@ -71,7 +72,7 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
             ``torch.compile`` returned or has adapters, its embeddings are tied and its config says that
             they aren't, a layer was replaced since it was pruned, weights that the masks remove are no longer
             zero, transformers does not save its generation config, the folder is that of a run or can't be
-            made, or the disk is full.
+            made or written to, or the disk is full.
     """
     loaded = model.prunable if isinstance(model, PruneResult) else model
     require(loaded, PrunableModel, "ecoflap.load or ecoflap.prune")
@@ -96,14 +97,17 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
         final.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{final} can't be made ({error.strerror}); choose another folder") from error
+    if not os.access(final, os.W_OK | os.X_OK):
+        raise UserError(f"{final} can't be written to; choose another folder")
     remove_abandoned(final)
     # In the folder, as that of a link or a mount may be on another disk than its parent.
     partial = beside(final / CARD)
     try:
         masks = model.masks if isinstance(model, PruneResult) else None
-        write_checkpoint(loaded, masks, partial, form)
-        if isinstance(model, PruneResult):
-            _write_record(model, partial)
+        with writing("the checkpoint", final):
+            write_checkpoint(loaded, masks, partial, form)
+            if isinstance(model, PruneResult):
+                _write_record(model, partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from ecoflap.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -29,8 +27,8 @@ def writing(what: str, folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        if not is_full(error):
+    except Exception as error:  # those of safetensors and tokenizers, too, which are of no common class
+        if isinstance(error, UserError) or not is_full(error):
             raise
         there = next(parent for parent in (folder, *folder.parents) if parent.exists())
         raise UserError(

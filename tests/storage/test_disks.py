@@ -12,11 +12,14 @@ import pytest
 import torch
 from torch import nn
 
+import ecoflap
+from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
 from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.report import PruneReport
 from ecoflap.storage.cache.store import Store
 from ecoflap.storage.results import Result
+from tests.api.conftest import llama
 from tests.cli.conftest import run, text_run, tiny_llama, token_file  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.long
@@ -98,3 +101,24 @@ def test_a_run_with_such_a_cache_has_the_same_result(
     here = run(text_run, "here")
     there = run([*text_run, f"cache={small_disk / 'cache'}"], "there")
     assert (there.metrics, there.sparsity) == (here.metrics, here.sparsity)
+
+
+def test_a_result_is_saved_whole_or_not_at_all(small_disk: Path) -> None:
+    """Wherever the disk fills up: in the weights, the tokenizer, the masks or the record."""
+    one = llama()
+    result = ecoflap.prune(one.module, one.processor, sparsity=0.5, pruner="magnitude", score="none")
+    folder, said, left = small_disk / "model", list[str](), list[Path]()
+    for free in range(4, 61, 4):
+        (small_disk / "filler").write_bytes(b"x" * (64 - free) * 1024)
+        try:
+            ecoflap.save(result, folder)
+            break
+        except UserError as error:
+            said.append(str(error))
+            left += folder.iterdir()
+    assert len(said) > 5
+    assert all("no space left for the checkpoint" in one for one in said)
+    assert not left
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(UserError, match="model can't be written to; choose another folder"):
+        ecoflap.save(result, folder)
