@@ -13,7 +13,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.storage.bitmask.convert import rewrite
 from ecoflap.storage.bitmask.forms import DENSE
 from ecoflap.storage.disk_space import writing
-from ecoflap.storage.file_names import CHECKPOINT, MASKS
+from ecoflap.storage.file_names import CHECKPOINT, MASKS, WEIGHTS_FILE
 from ecoflap.storage.masks import PackedMasks, Rows, save_masks
 from ecoflap.storage.saved_places import saved_places
 
@@ -103,8 +103,19 @@ def _write_dense(model: PrunableModel, masks: Mapping[str, Tensor] | None, folde
 
 
 def _write_masks(model: PrunableModel, masks: Mapping[str, Tensor], folder: Path) -> None:
-    """Write the masks of a checkpoint under its own names, and in the form that it has of the weights."""
-    places = saved_places(model, folder)
+    """Write the masks of a checkpoint under its own names, and in the form that it has of the weights.
+
+    Raises:
+        UserError: if the model's own ``save_pretrained`` wrote no safetensors with the pruned layers.
+    """
+    try:
+        places = saved_places(model, folder)
+    except (FileNotFoundError, KeyError) as error:
+        lacks = error.args[0] if isinstance(error, KeyError) else f"there is no {WEIGHTS_FILE}"
+        raise UserError(
+            f"what {type(model.module).__name__}.save_pretrained writes can't have masks beside it: {lacks};"
+            " save it without them, in Python by giving result.prunable"
+        ) from error
     whole = {layer.name for layer in model.layers}.difference(places.parts)
     saved, parts = PackedMasks(), dict[str, list[Rows]]()
     for name in filter(whole.__contains__, masks):

@@ -117,9 +117,7 @@ def saved_places(model: PrunableModel, folder: Path) -> Places:
     for one in converted:
         parts |= one.rows()
         if lost := next((layer.name for layer in one.layers if layer.name not in parts), None):
-            raise KeyError(
-                f"the weights of {lost} are not in the checkpoint that {folder.name} was to become"
-            )
+            raise KeyError(f"the weights of {lost} are not in it")
     return Places(names, parts, converted)
 
 

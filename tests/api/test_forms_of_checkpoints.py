@@ -7,6 +7,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
@@ -323,6 +324,53 @@ def test_a_generation_config_that_is_not_saved(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     one.module.generation_config.do_sample = True
     ecoflap.save(model, tmp_path)
+
+
+def test_a_config_that_is_not_saved(tmp_path: Path) -> None:
+    one = llama()
+    model = ecoflap.load(one.module, one.processor)
+    one.module.config.mine = np.float32(2)
+    with pytest.raises(
+        UserError, match=r"does not save LlamaForCausalLM as it is: .*; change it in the model"
+    ):
+        ecoflap.save(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+    one.module.config.mine = 2.0
+    ecoflap.save(model, tmp_path)
+
+
+class Pickled(hf.LlamaForCausalLM):
+    """Saves itself in a format of its own."""
+
+    def save_pretrained(self, path: Path, **_: Any) -> None:
+        torch.save(self.state_dict(), path / "weights.pt")
+
+
+class Renamed(hf.LlamaForCausalLM):
+    """Saves itself under names of its own."""
+
+    def save_pretrained(self, path: Path, **_: Any) -> None:
+        numbered = {f"tensor_{place}": one for place, one in enumerate(self.state_dict().values())}
+        save_file(numbered, path / "model.safetensors")
+
+
+@pytest.mark.parametrize("form", ["dense", "coded"])
+@pytest.mark.parametrize(
+    ("kind", "lacks"),
+    [
+        (Pickled, r"there is no model\.safetensors"),
+        (Renamed, r"the weights of .*q_proj\.weight are not in it"),
+    ],
+)
+def test_a_checkpoint_that_masks_do_not_fit(kind: Any, lacks: str, form: str, tmp_path: Path) -> None:
+    result = ecoflap.prune(kind(llama().module.config), sparsity=0.5, score="none", pruner="magnitude")
+    with pytest.raises(
+        UserError, match=rf"{kind.__name__}\.save_pretrained .*: {lacks}; .* result\.prunable"
+    ):
+        ecoflap.save(result, tmp_path, form=form)
+    assert not list(tmp_path.iterdir())
+    ecoflap.save(result.prunable, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_weights_that_a_checkpoint_would_lack(tmp_path: Path) -> None:

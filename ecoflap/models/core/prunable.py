@@ -192,20 +192,14 @@ class PrunableModel:
 
         Raises:
             UserError: if modules share weights that their class does not tie, or transformers does not save
-                the generation config.
+                the config, or the generation config.
         """
         module: Any = self.module
         dtype = half_precision(module)
         try:
             module.save_pretrained(folder, **_as_safetensors(module))
-        except ValueError as error:
-            if "GenerationConfig is invalid" not in str(error):
-                raise
-            reasons = [line[2:] for line in str(error).splitlines() if line.startswith("- ")]
-            raise UserError(
-                "transformers does not save model.generation_config as it is:"
-                f" {' '.join(reasons).rstrip('.') or error}; change it in the model, and save again"
-            ) from error
+        except (TypeError, ValueError) as error:
+            raise _not_saved(module, error) from error
         except RuntimeError as error:
             if "shared tensors" not in str(error):
                 raise
@@ -220,6 +214,16 @@ class PrunableModel:
             module.config.save_pretrained(folder)
         if self.processor is not None:
             self.processor.save_pretrained(folder)
+
+
+def _not_saved(module: Any, error: Exception) -> UserError:
+    """The error of a model that ``save_pretrained`` refuses, such as for a setting in its config."""
+    what, reasons = f"{type(module).__name__} as it is", [str(error)]
+    if "GenerationConfig is invalid" in str(error):
+        what = "model.generation_config as it is"
+        reasons = [line[2:] for line in str(error).splitlines() if line.startswith("- ")] or reasons
+    said = " ".join(" ".join(reasons).split()).rstrip(".")
+    return UserError(f"transformers does not save {what}: {said}; change it in the model, and save again")
 
 
 def _as_safetensors(module: Any) -> dict[str, Any]:
