@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +32,7 @@ from ecoflap.storage.file_names import (
     STATUS,
     TRAINING,
 )
-from ecoflap.storage.files import read_json, remove_abandoned, write_json
+from ecoflap.storage.files import read_json, remove, remove_abandoned, write_json
 from ecoflap.storage.lease import held
 from ecoflap.storage.results import Result
 from ecoflap.storage.results.environment import redact, versions
@@ -173,10 +172,7 @@ def _config_of_unreadable(folder: Path) -> dict[str, Any] | None:
 def discard_products(folder: Path) -> None:
     """Remove the products of an earlier run, its result first."""
     for name in PRODUCTS:
-        if (folder / name).is_dir():
-            shutil.rmtree(folder / name, ignore_errors=True)
-        else:
-            (folder / name).unlink(missing_ok=True)
+        remove(folder / name)
 
 
 @contextmanager

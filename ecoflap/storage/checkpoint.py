@@ -14,6 +14,7 @@ from ecoflap.storage.bitmask.convert import rewrite
 from ecoflap.storage.bitmask.forms import DENSE
 from ecoflap.storage.disk_space import writing
 from ecoflap.storage.file_names import CHECKPOINT, MASKS, WEIGHTS_FILE
+from ecoflap.storage.files import remove
 from ecoflap.storage.masks import PackedMasks, Rows, save_masks
 from ecoflap.storage.saved_places import saved_places
 
@@ -40,7 +41,7 @@ def save_checkpoint(
     """
     final, partial = run_folder / CHECKPOINT, run_folder / f"{CHECKPOINT}.partial"
     write_checkpoint(model, masks, partial, form)
-    shutil.rmtree(final, ignore_errors=True)
+    remove(final)
     partial.rename(final)
     return CHECKPOINT
 

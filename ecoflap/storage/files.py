@@ -78,6 +78,14 @@ def discard(folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    """Delete a file, a folder as far as that is possible, or a link, but not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def rename(source: Path, target: Path) -> bool:
     """Rename a folder; False if another job was faster: the target exists already, or the source is gone."""
     try:

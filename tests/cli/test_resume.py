@@ -30,7 +30,7 @@ from ecoflap.run import pipeline
 from ecoflap.run.folder import claimed
 from ecoflap.storage.cache import code
 from ecoflap.storage.file_names import LEASE
-from ecoflap.storage.results import Result, environment
+from ecoflap.storage.results import Result, environment, verify
 from tests.abandoned import abandoned
 from tests.cli.conftest import composed
 
@@ -174,6 +174,21 @@ def test_another_config_is_refused_and_can_replace(run: Run, text_run: list[str]
     assert Result.read(tmp_path / "run" / "result.json").config["sparsity"] == 0.6
     run([*text_run, "sparsity=0.5", "resume=false"])
     assert Result.read(tmp_path / "run" / "result.json").config["sparsity"] == 0.5
+
+
+def test_a_checkpoint_that_was_moved_to_another_disk_is_replaced_by_a_new_one(
+    run: Run, text_run: list[str], tmp_path: Path
+) -> None:
+    """With a link in its place; the old one stays where it is."""
+    run([*text_run, "model.save=true"])
+    folder, disk = tmp_path / "run", tmp_path / "disk"
+    before = weights(folder)
+    disk.mkdir()
+    (folder / "checkpoint").rename(disk / "checkpoint")
+    (folder / "checkpoint").symlink_to(disk / "checkpoint")
+    run([*text_run, "model.save=true", "sparsity=0.5", "resume=false"])
+    assert verify(folder) == []
+    assert weights(disk) == before != weights(folder)
 
 
 def test_two_runs_never_share_a_folder(text_run: list[str], tmp_path: Path) -> None:
