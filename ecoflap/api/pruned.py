@@ -17,7 +17,9 @@ from ecoflap.models.loading.hub import checkpoint_folder, from_hub, require_fold
 from ecoflap.models.loading.pretrained_weights import load_weights
 from ecoflap.models.loading.skeleton import class_as_cut, skeleton
 from ecoflap.models.sparse.sparsify import sparsify_if_possible
+from ecoflap.storage.bitmask.encoding import same_bits
 from ecoflap.storage.saved_model import WEIGHTS, open_checkpoint, refuse_adapter
+from ecoflap.storage.tensor_files import TensorFiles
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -141,6 +143,7 @@ def _fill(module: nn.Module, folder: Path, device: str | None) -> None:
         with open_checkpoint(folder) as checkpoint:
             shapes = checkpoint.shapes()
             _check_fits(folder, own, shapes, module)
+            _check_tied(folder, own, checkpoint, module)
             if device is not None:
                 module.to(device if device == "meta" else resolve_device(device))
             for name in shapes:
@@ -172,3 +175,19 @@ def _check_fits(folder: Path, own: dict[str, Tensor], shapes: dict[str, Tensor],
     filled = {id(own[name]) for name in shapes}
     if missing := [name for name, tensor in own.items() if id(tensor) not in filled]:
         raise UserError(f"{what}: it has no {missing[0]}; give the model that was saved")
+
+
+def _check_tied(folder: Path, own: dict[str, Tensor], checkpoint: TensorFiles, module: nn.Module) -> None:
+    """Refuse a checkpoint with two values for what is one tensor of the module.
+
+    Raises:
+        UserError: if there is one.
+    """
+    first: dict[int, str] = {}
+    for name in checkpoint.shapes():
+        other = first.setdefault(id(own[name]), name)
+        if other != name and not same_bits(checkpoint.read(other), checkpoint.read(name)):
+            raise UserError(
+                f"{folder} does not fit {type(module).__name__}: {other} and {name} are two weights there and"
+                " one here; build the module with two"
+            )

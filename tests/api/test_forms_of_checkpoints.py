@@ -17,6 +17,7 @@ from torch import nn
 import ecoflap
 from ecoflap.errors import UserError
 from ecoflap.models.core.units import cut_all, find_units
+from ecoflap.storage.bitmask.convert import convert
 from ecoflap.storage.bitmask.reader import BitmaskCheckpoint
 from ecoflap.storage.results import Result, verify
 from ecoflap.storage.saved_model import open_checkpoint
@@ -199,8 +200,6 @@ def test_the_weights_are_where_they_were_decoded(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("form", ["dense", *SPARSE])
 def test_into_a_model_that_transformers_does_not_build(form: str, tmp_path: Path) -> None:
-    from ecoflap.storage.bitmask.convert import convert
-
     make = lambda: nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Linear(64, 64, bias=False))
     torch.manual_seed(0)
     module = make()
@@ -220,6 +219,33 @@ def test_into_a_model_that_transformers_does_not_build(form: str, tmp_path: Path
     ):
         with pytest.raises(ecoflap.UserError, match=message):
             ecoflap.load_pruned(tmp_path / "out", wrong)
+
+
+@pytest.mark.parametrize("form", ["dense", *SPARSE])
+def test_two_weights_are_not_loaded_into_one(form: str, tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def __init__(self, tied: bool) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+            if tied:
+                self.second.weight = self.first.weight
+
+    two, one = Model(tied=False), Model(tied=True)
+    before = one.first.weight.clone()
+    dense = tmp_path / "dense"
+    dense.mkdir()
+    for equal in (False, True):
+        if equal:
+            two.second.weight.data = two.first.weight.data.clone()
+        save_file(two.state_dict(), dense / "model.safetensors")
+        convert(dense, tmp_path / str(equal), form)
+    with pytest.raises(
+        UserError, match=r"first\.weight and second\.weight are two weights there and one here"
+    ):
+        ecoflap.load_pruned(tmp_path / "False", one)
+    assert torch.equal(one.first.weight, before)
+    ecoflap.load_pruned(tmp_path / "True", one)
+    check_same(one, two)
 
 
 def test_a_form_replaces_the_one_before(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ecoflap.errors import UserError, require_choice
-from ecoflap.storage.bitmask.encoding import bits_of
+from ecoflap.storage.bitmask.encoding import same_bits
 from ecoflap.storage.bitmask.forms import CODED, DENSE, FORMS
-from ecoflap.storage.bitmask.index import digest, shard_name, write_index
+from ecoflap.storage.bitmask.index import shard_name, write_index
 from ecoflap.storage.bitmask.shards import ShardReader, found_shard, is_coded, write_shard
 from ecoflap.storage.disk_space import writing
 from ecoflap.storage.file_names import WEIGHTS_FILE, WEIGHTS_INDEX
@@ -185,7 +185,7 @@ def _is_written(path: Path, names: Sequence[str], source: TensorFiles, coded: bo
         return (
             list(entries) == names
             and is_coded(path) == coded
-            and all(_equal(shard.tensor(name), source.read(name)) for name in names)
+            and all(same_bits(shard.tensor(name), source.read(name)) for name in names)
         )
     except (OSError, ValueError):
         return False
@@ -197,13 +197,7 @@ def _is_written_dense(path: Path, names: Sequence[str], source: TensorFiles) -> 
         stored = stored_tensors(path)
     except OSError:
         return False
-    return list(stored) == names and all(_equal(stored[name].read(), source.read(name)) for name in names)
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same to the bit."""
-    same_kind = one.dtype == other.dtype and one.shape == other.shape
-    return same_kind and digest(bits_of(one)) == digest(bits_of(other))
+    return list(stored) == names and all(same_bits(stored[name].read(), source.read(name)) for name in names)
 
 
 def _write_dense(path: Path, shapes: Mapping[str, Tensor], source: TensorFiles) -> None:

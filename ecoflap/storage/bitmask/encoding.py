@@ -47,6 +47,12 @@ def bits_of(tensor: Tensor) -> NDArray[Any]:
     return bits
 
 
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors on the CPU have the same dtype, shape and bits."""
+    same_kind = one.dtype == other.dtype and one.shape == other.shape
+    return same_kind and np.array_equal(bits_of(one), bits_of(other))
+
+
 def encode(tensor: Tensor) -> Encoded:
     """The smallest encoding of a tensor; dense for vectors, and where zeros are too few to pay.
 
