@@ -87,19 +87,21 @@ def load_pruned(
         return skeleton(model_class, config)
     onto = {} if place.type == "cpu" else {"device_map": {"": place}}
     module = load_weights(model_class, path, None, {DTYPE_OPTION: "auto", **onto}).eval()
-    _restore_wide(module, Path(path))
+    _restore_rounded(module, Path(path))
     return module
 
 
-def _restore_wide(module: nn.Module, folder: Path) -> None:
-    """Read tensors again that are wider than the config's dtype, to which transformers casts all."""
+def _restore_rounded(module: nn.Module, folder: Path) -> None:
+    """Read tensors again that the config's dtype, to which transformers casts all, may not hold exactly."""
     if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
         return  # pickled, by others
     with open_checkpoint(folder) as checkpoint:
         stored, own = checkpoint.shapes(), _tensors(module)
         for name, in_file in _names_in_file(module, own).items():
             like, tensor = stored.get(in_file), own[name]
-            if like is not None and like.is_floating_point() and like.itemsize > tensor.itemsize:
+            if like is None or not like.is_floating_point() or like.dtype == tensor.dtype:
+                continue
+            if like.itemsize >= tensor.itemsize:  # wider, or the other one of the half precisions
                 tensor.data = checkpoint.read(in_file).to(tensor.device)
 
 

@@ -74,10 +74,13 @@ def test_a_model_of_several_dtypes_is_loaded_to_the_bit(form: str, tmp_path: Pat
     """Transformers casts all weights to the config's dtype as it loads them."""
     module = tied_llama(torch.bfloat16)
     module.model.norm.weight.data = 1 + torch.randn(module.config.hidden_size) / 3
+    up = module.model.layers[1].mlp.up_proj.weight
+    up.data = torch.randn(up.shape).half()
     ecoflap.save(ecoflap.load(module, llama().processor), tmp_path / "out", form=form)
     loaded = ecoflap.load_pruned(tmp_path / "out", device="cpu")
     check_same(loaded, module)
     assert loaded.model.norm.weight.dtype == torch.float32
+    assert loaded.model.layers[1].mlp.up_proj.weight.dtype == torch.float16
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
 
 
