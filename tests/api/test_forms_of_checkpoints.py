@@ -344,6 +344,16 @@ def test_a_result_whose_model_was_cast(tmp_path: Path) -> None:
         ecoflap.save(result, tmp_path / "out")
 
 
+def test_a_processor_that_can_not_be_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    module = llama().module
+    inputs = [{"input_ids": torch.randint(20, (4, 12))}]
+    result = ecoflap.prune(module, lambda text: {"input_ids": [1, 2]}, inputs, sparsity=0.5, score="none")
+    with caplog.at_level("WARNING", logger="ecoflap"):
+        ecoflap.save(result, tmp_path)
+    assert "the processor (function) has no save_pretrained; the model is saved without it" in caplog.text
+    assert verify(tmp_path) == []
+
+
 def test_a_generation_config_that_is_not_saved(tmp_path: Path) -> None:
     one = llama()
     model = ecoflap.load(one.module, one.processor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from ecoflap.models.core.wide_parts import DTYPE_OPTION, half_precision
 from ecoflap.models.offload.placement import Placement
 from ecoflap.storage.cache.code import function_hash
 from ecoflap.storage.stored_tensor import raw
+
+log = logging.getLogger(__name__)
 
 Loss = Callable[[nn.Module, Batch, int], Tensor]
 
@@ -212,8 +215,11 @@ class PrunableModel:
         if dtype is not None and module.dtype != dtype:  # it recorded that of the first weight
             setattr(module.config, DTYPE_OPTION, dtype)
             module.config.save_pretrained(folder)
-        if self.processor is not None:
+        if hasattr(self.processor, "save_pretrained"):
             self.processor.save_pretrained(folder)
+        elif self.processor is not None:
+            kind = type(self.processor).__name__
+            log.warning("the processor (%s) has no save_pretrained; the model is saved without it", kind)
 
 
 def _not_saved(module: Any, error: Exception) -> UserError:
