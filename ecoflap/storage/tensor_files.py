@@ -83,14 +83,14 @@ class SafetensorFiles:
 
         Raises:
             FileNotFoundError: if there is neither.
+            ValueError: if the index of shards is damaged.
         """
         self._folder = folder
         self._open: dict[str, Any] = {}
         self._stack = ExitStack()
         self._file_of: dict[str, str] = {}
         if not (folder / WEIGHTS_FILE).is_file():
-            index = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))
-            self._file_of = index["weight_map"]
+            self._file_of = _weight_map(folder / WEIGHTS_INDEX)
 
     def names(self) -> list[str]:
         """The names of all tensors, sorted."""
@@ -146,6 +146,23 @@ class SafetensorFiles:
             handle = safe_open(str(self._folder / file), framework="pt")
             self._open[file] = self._stack.enter_context(handle)
         return self._open[file]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """{tensor: its file} of an index of shards.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged.
+    """
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    found = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise ValueError(f"{index} does not say which file has which tensor (weight_map); copy it anew")
+    return found
 
 
 class LavisFile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -160,10 +161,17 @@ def test_the_dtype_of_a_model_is_that_of_most_of_its_numbers() -> None:
     assert usual_dtype([]) == ""
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": ["model.safetensors"]}'])
-def test_a_damaged_index_names_nothing(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": 5}}'])
+def test_a_damaged_index_names_nothing_and_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
     assert weight_bytes(tmp_path) == len(text)
+    said = r"index\.json does not say which file has which tensor \(weight_map\); copy it anew"
+    assert main(["convert", str(tmp_path), str(tmp_path.parent / "out"), "--to", "coded"]) == 2
+    assert re.search(said, capsys.readouterr().err)
+    with pytest.raises(ecoflap.UserError, match=said):
+        ecoflap.load_pruned(tmp_path, llama().module)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5])
