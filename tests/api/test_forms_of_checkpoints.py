@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers as hf
+from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import save_file
 from torch import nn
 
@@ -222,6 +224,25 @@ def test_into_a_model_that_transformers_does_not_build(form: str, tmp_path: Path
     ):
         with pytest.raises(ecoflap.UserError, match=message):
             ecoflap.load_pruned(tmp_path / "out", wrong)
+
+
+@pytest.mark.parametrize("form", ["dense", *SPARSE])
+def test_a_module_of_ones_own_that_saves_itself(form: str, tmp_path: Path) -> None:
+    class Own(nn.TransformerEncoder, PyTorchModelHubMixin):
+        def __init__(self) -> None:
+            layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
+            super().__init__(layer, 2, enable_nested_tensor=False)
+            self.config = SimpleNamespace(width=16, dtype="bfloat16")
+
+    def loss(module: nn.Module, batch: Any, copies: int = 1) -> torch.Tensor:
+        return (module(batch["inputs"]) - batch["inputs"]).square().mean(dim=(1, 2))
+
+    torch.manual_seed(0)
+    module, other = Own().to(torch.bfloat16), Own()
+    result = ecoflap.prune(ecoflap.load(module, loss=loss), pruner="magnitude", score="none", sparsity=0.5)
+    ecoflap.save(result, tmp_path / "out", form=form)
+    assert verify(tmp_path / "out") == []
+    check_same(ecoflap.load_pruned(tmp_path / "out", other), module)
 
 
 @pytest.mark.parametrize("form", ["dense", *SPARSE])

@@ -212,7 +212,7 @@ class PrunableModel:
                 " it is loaded, so the checkpoint would lack one; before pruning, give each place a copy of"
                 " its own, as copy.deepcopy of the module makes one"
             ) from error
-        if dtype is not None and module.dtype != dtype:  # it recorded that of the first weight
+        if dtype is not None and getattr(module, "dtype", dtype) != dtype:  # it has that of the first weight
             setattr(module.config, DTYPE_OPTION, dtype)
             module.config.save_pretrained(folder)
         if hasattr(self.processor, "save_pretrained"):
