@@ -92,11 +92,18 @@ def load_pruned(
 
 
 def _restore_rounded(module: nn.Module, folder: Path) -> None:
-    """Read tensors again that the config's dtype, to which transformers casts all, may not hold exactly."""
+    """Read tensors again that the config's dtype, to which transformers casts all, may not hold exactly.
+
+    Raises:
+        UserError: if a file holds tensors of other dtypes than are known here.
+    """
     if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
         return  # pickled, by others
     with open_checkpoint(folder) as checkpoint:
-        stored, own = checkpoint.shapes(), _tensors(module)
+        try:
+            stored, own = checkpoint.shapes(), _tensors(module)
+        except OSError as error:
+            raise UserError(f"{folder} can't be loaded bit for bit: {error}") from error
         for name, in_file in _names_in_file(module, own).items():
             like, tensor = stored.get(in_file), own[name]
             if like is None or not like.is_floating_point() or like.dtype == tensor.dtype:

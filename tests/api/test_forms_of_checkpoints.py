@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers as hf
 from huggingface_hub import PyTorchModelHubMixin
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import ecoflap
@@ -84,6 +84,21 @@ def test_a_model_of_several_dtypes_is_loaded_to_the_bit(form: str, tmp_path: Pat
     assert loaded.model.norm.weight.dtype == torch.float32
     assert loaded.model.layers[1].mlp.up_proj.weight.dtype == torch.float16
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
+def test_a_dtype_that_is_not_known_is_named(tmp_path: Path) -> None:
+    module = tied_llama(torch.float32)
+    module.save_pretrained(tmp_path)
+    file, angles = tmp_path / "model.safetensors", torch.ones(3, dtype=torch.complex64)
+    try:
+        save_file({**load_file(file), "angles": angles}, file, metadata={"format": "pt"})
+    except KeyError:
+        pytest.skip("this release of safetensors has no complex numbers")
+    for into in (None, module):
+        with pytest.raises(
+            UserError, match=r"can't be loaded.*: model\.safetensors .* dtype C64; known are F64"
+        ):
+            ecoflap.load_pruned(tmp_path, into, device="cpu")
 
 
 def test_a_pickled_checkpoint_of_others_is_loaded(tmp_path: Path) -> None:
