@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ecoflap.blocks.block_call import BlockCall
 from ecoflap.blocks.capture import Flow
+from ecoflap.blocks.containers import version_of
 from ecoflap.blocks.drifts import Readings
 from ecoflap.blocks.input_statistics import counted_inputs
 from ecoflap.blocks.residual_streams import inputs_noted
@@ -81,11 +82,17 @@ class DenseTwin:
         """
         stream, found = self.streams[number], Readings({}, {})
         call, raw, sources = stream.call(self._index), dict[nn.Module, Tensor](), self.sources
+        last: tuple[Tensor, int, Tensor] | None = None  # an input, its version and the copy of what counts
 
         def note(layer: Layer, inputs: Tensor) -> None:
-            found.inputs[layer] = counted_inputs(layer, inputs, counted, call.tensors)
+            nonlocal last
+            if last is None or last[0] is not inputs or last[1] != version_of(inputs):
+                read = counted_inputs(layer, inputs, counted, call.tensors)
+                last = inputs, version_of(inputs), read.clone()  # the block may write into it
+            found.inputs[layer] = last[2]
             if (source := sources.get(layer)) is not None and source in raw:
-                found.residuals[layer] = counted_inputs(layer, raw[source], counted, call.tensors)
+                residual = counted_inputs(layer, raw[source], counted, call.tensors)
+                found.residuals[layer] = residual.clone()
 
         watched = [layer for layer in self.block.layers if layer not in self._dense and not layer.is_routed]
         noted = (layer.before_calls(partial(note, layer)) for layer in watched)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.blocks.block_call import first_tensor
+from ecoflap.blocks.containers import version_of
 from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.towers import Block
@@ -34,7 +35,7 @@ class ResidualStreams:
     def __init__(self, block: Block) -> None:
         self.block = block
         self.read_by: dict[Layer, nn.Module] = {}
-        self._read: list[tuple[nn.Module, Tensor]] = []  # in the order of calls
+        self._read: list[tuple[nn.Module, Tensor, int]] = []  # with the tensor's version, in call order
         self._written: list[tuple[Layer, Tensor, int]] = []  # outputs, and how many tensors were read before
 
     @contextmanager
@@ -49,29 +50,34 @@ class ResidualStreams:
         with (
             hooks(wrote),
             module.register_forward_hook(self._ended),
-            inputs_noted(module.modules(), lambda one, tensor: self._read.append((one, tensor))),
+            inputs_noted(module.modules(), self._note),
         ):
             yield
         self._match()
+
+    def _note(self, module: nn.Module, tensor: Tensor) -> None:
+        self._read.append((module, tensor, version_of(tensor)))
 
     def _wrote(self, layer: Layer, _: nn.Module, __: Any, output: Any) -> None:
         if isinstance(output, Tensor):
             self._written.append((layer, output, len(self._read)))
 
     def _ended(self, module: nn.Module, _: Any, output: Any) -> None:
-        self._read.append((module, first_tensor(output)))
+        self._note(module, first_tensor(output))
 
     @torch.no_grad()
     def _match(self) -> None:
         """Find the streams of all outputs, and forget the tensors."""
-        calls = Counter(module for module, _ in self._read)
+        calls = Counter(module for module, _, _ in self._read)
         for layer, output, before in self._written:
             if not output.any():  # it could be added to anything
                 continue
-            later = [_rows_of(tensor) for _, tensor in self._read[before:] if _alike(tensor, output)]
-            for module, stream in self._read[:before]:
+            later = [_rows_of(tensor) for _, tensor, _ in self._read[before:] if _alike(tensor, output)]
+            for module, stream, version in self._read[:before]:
                 # The block itself reads once, and puts out once.
                 if calls[module] > (2 if module is self.block.module else 1) or not _alike(stream, output):
+                    continue
+                if version_of(stream) != version:  # written to since the module has read it
                     continue
                 total = _rows_of(stream) + _rows_of(output)
                 if any(torch.equal(total, tensor) for tensor in later):

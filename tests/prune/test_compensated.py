@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from ecoflap.prune.report import BlockReport
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from tests import experts, handing, tiny, unchained
+from tests.stack import stack
 
 from . import reference
 from .test_families import EVERY_TOWER, PRUNERS, assert_batch_size_changes_nothing, uneven, uniform
@@ -341,6 +343,32 @@ def test_blocks_that_hand_each_other_more_than_hidden_states(way: str) -> None:
         prune(model, handing.samples((5, 5, 5)), ADMM(), uneven(model), size, propagate="compensated")
     for layer, other in zip(*(model.layers for model in models), strict=True):
         torch.testing.assert_close(layer.weight, other.weight, rtol=1e-3, atol=1e-4)
+
+
+class Doubling(nn.Module):
+    """A block that doubles what its first layer has read."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        read = hidden.tanh()
+        output = self.first(read)
+        read = read.mul_(2) if self.in_place else read * 2
+        return hidden + self.second(read + output).tanh()
+
+
+@pytest.mark.any_release
+def test_what_a_block_writes_into_an_input_later_changes_nothing() -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows = tuple({"x": torch.randn(20, 8, generator=generator)} for _ in range(3))
+    models = [stack(*[partial(Doubling, in_place)] * 2) for in_place in (False, True)]
+    for model in models:
+        prune(model, CalibrationSet("rows", rows), ADMM(), uniform(model), 2, propagate="compensated")
+    for layer, other in zip(*(model.layers for model in models), strict=True):
+        torch.testing.assert_close(layer.weight, other.weight)
 
 
 @pytest.mark.parametrize("pruner", [Wanda(), Magnitude(), Wanda(refine="swaps")])
