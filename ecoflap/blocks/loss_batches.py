@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ecoflap.console.telemetry import errors_suppressed
-from ecoflap.data.batch import Sample
+from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.calibration_set import CalibrationSet, split, stack
 from ecoflap.models.core.forward_modes import block_by_block_in_float32, quiet_forward
 from ecoflap.models.core.losses import IGNORED
@@ -140,7 +140,7 @@ def _padding_keeps_losses(model: PrunableModel, samples: Sequence[Sample]) -> bo
     rounding = torch.finfo(next(model.module.parameters()).dtype).eps
     with quiet_forward(model.module):
         with errors_suppressed(), block_by_block_in_float32(model):
-            return _same_losses(model, [_widened(sample) for sample in samples], exact)
+            return _same_losses(model, [widened(sample) for sample in samples], exact)
         return _same_losses(model, samples, max(exact, 2 * rounding))
 
 
@@ -150,6 +150,7 @@ def _same_losses(model: PrunableModel, samples: Sequence[Sample], tolerance: flo
     return torch.allclose(model.loss(padded(samples)), alone, rtol=tolerance, atol=tolerance)
 
 
-def _widened(sample: Sample) -> Sample:
-    """A sample whose numbers, such as those of a picture, are in fp32."""
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in sample.items()}
+def widened(inputs: Batch) -> dict[str, Tensor]:
+    """Inputs for a model that is held in fp32: half-precision numbers, such as a picture's, become fp32."""
+    half = (torch.float16, torch.bfloat16)
+    return {name: tensor.float() if tensor.dtype in half else tensor for name, tensor in inputs.items()}

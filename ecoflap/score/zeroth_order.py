@@ -37,7 +37,7 @@ from typing_extensions import override
 
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.loss_batches import Kind, loss_batches, sample_kind
+from ecoflap.blocks.loss_batches import Kind, loss_batches, sample_kind, widened
 from ecoflap.blocks.repeatable import repeatable_modules
 from ecoflap.blocks.suffix import SuffixRunner
 from ecoflap.console.progress import track
@@ -132,14 +132,14 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
         averages = {layer.name: Average() for layer in model.layers}
         estimate = self._differentiate if self.probe == "derivative" else self._probe
         with quiet_forward(model.module), in_float32(model.module):
-            batches = loss_batches(model, calibration.take(self.samples), self.batch_size)
+            samples = calibration.take(self.samples)
+            batches = list(map(widened, loss_batches(model, samples, self.batch_size)))
             for layer, index, draw, value in estimate(model, batches, seed):
                 where = f"{layer.name} (batch {index}, draw {draw})"
                 averages[layer.name].add(value, samples_in(batches[index]), where, index)
         combine(averages)
         zero_independent(averages)
-        samples = min(self.samples, len(calibration))
-        details = {**self.identity(), "samples": samples, "batches": len(batches), "seed": seed}
+        details = {**self.identity(), "samples": len(samples), "batches": len(batches), "seed": seed}
         return collect(self.name, averages, details)
 
     def _differentiate(self, model: PrunableModel, batches: Sequence[Batch], seed: int) -> Iterator[Estimate]:

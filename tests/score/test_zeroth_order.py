@@ -289,6 +289,20 @@ def test_half_precision_weights_are_probed_in_fp32(family: str, dtype: torch.dty
     assert half == pytest.approx(ZerothOrder()(model, calibration, 0).importance, rel=1e-6)
 
 
+@pytest.mark.parametrize("probe", ["layer", "derivative"])
+def test_half_precision_inputs_become_fp32_with_the_weights(probe: str) -> None:
+    """Of a loss that gives the model its inputs as they are."""
+    model, scorer = tiny.build("torch_encoder"), ZerothOrder(probe=probe)
+    model.module.bfloat16()
+    rows = [
+        {name: one.bfloat16() for name, one in row.items()} for row in tiny.samples("torch_encoder").samples
+    ]
+    half = scorer(model, CalibrationSet("half", tuple(rows)), 0).importance
+    model.module.float()
+    wide = CalibrationSet("wide", tuple({name: one.float() for name, one in row.items()} for row in rows))
+    assert half == scorer(model, wide, 0).importance
+
+
 def slopes_by_autograd(
     model: PrunableModel, calibration: CalibrationSet, scorer: ZerothOrder, seed: int
 ) -> dict[str, float]:
