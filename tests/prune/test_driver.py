@@ -24,6 +24,7 @@ from ecoflap.prune.inputs import require_capture
 from ecoflap.prune.magnitude import Magnitude
 from ecoflap.prune.protocol import LayerPruner, Pruned
 from ecoflap.prune.report import BlockReport
+from ecoflap.prune.ria import RIA
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from tests import tiny
@@ -162,6 +163,25 @@ def test_output_that_overflows_names_the_block() -> None:
         model.module.blocks[1].down.bias[3] = math.inf
     with pytest.raises(NumericalError, match=r"the output of blocks\.1 is not finite after pruning"):
         prune(model, data(), Wanda(), uniform(model), 2)
+
+
+@pytest.mark.parametrize("propagate", ["pruned", "layer", "dense"])
+@pytest.mark.parametrize("pruner", [Wanda(), RIA(), SparseGPT()])
+def test_inputs_that_overflow_name_the_layer_also_where_the_block_saturates(
+    pruner: LayerPruner, propagate: str
+) -> None:
+    class Saturated(Mlp):
+        def forward(self, hidden: Tensor) -> Tensor:
+            return hidden + self.down(self.up(hidden * 1e5).tanh())
+
+    model = stack(lambda: Mlp(6), lambda: Saturated(6))
+    model.module.half()
+    with pytest.raises(NumericalError, match=r"^blocks\.1\.up\.weight: .*(not finite|NaN or infinite)"):
+        prune(model, halves(data()), pruner, uniform(model), 2, propagate=propagate)
+
+
+def halves(calibration: CalibrationSet) -> CalibrationSet:
+    return CalibrationSet("half", tuple({"x": sample["x"].half()} for sample in calibration.samples))
 
 
 def test_raised_damping_is_logged(caplog: pytest.LogCaptureFixture) -> None:
