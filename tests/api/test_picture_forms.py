@@ -175,7 +175,12 @@ def test_pictures_with_labels() -> None:
     assert ecoflap.calibrate(model, single).fingerprint() == wanted.fingerprint()
     refused(model, [{"image": picture(0), "label": "circle"}], "'circle'", "label2id")
     for label in (-1, 5):
-        refused(model, [{"image": picture(0), "label": label}], f"example 0 of the data has the label {label},", "5 classes")
+        refused(
+            model,
+            [{"image": picture(0), "label": label}],
+            f"example 0 of the data has the label {label},",
+            "5 classes",
+        )
         held = {"pixel_values": pixels, "labels": torch.full((5,), label, dtype=torch.int32)}
         refused(model, [held], f"labels of the data hold numbers from {label} ", "5 classes")
 
