@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from ecoflap.blocks.statistics import Statistic
 
+WIDE = 4  # bytes of an fp32 number
 Passes = Literal["blocks", "forward", "backward"]
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ecoflap.blocks.footprint import WIDE
 from ecoflap.models.core.layers import Layer
-from ecoflap.models.core.prunable import PrunableModel
-
-WIDE = 4  # bytes of an fp32 number, in which weights are held, trained and built
 
 
 @dataclass(frozen=True)
@@ -38,11 +36,6 @@ class TrainingFootprint:
     def held(self) -> int:
         """Bytes of weights, gradients and moments."""
         return self.weights + 3 * WIDE * self.trained
-
-
-def parameter_count(model: PrunableModel) -> int:
-    """All numbers of a model's parameters, pruned or not."""
-    return sum(parameter.numel() for parameter in model.module.parameters())
 
 
 def masked_sizes(layers: list[Layer], sparsity: float) -> tuple[int, int]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from typing_extensions import override
 
-from ecoflap.finetune.footprint import WIDE, TrainingFootprint, masked_sizes, parameter_count
+from ecoflap.blocks.footprint import WIDE
+from ecoflap.finetune.footprint import TrainingFootprint, masked_sizes
 from ecoflap.finetune.job import Job
 from ecoflap.finetune.masked_parameters import masked_parameters
 from ecoflap.finetune.options import FullOptions
@@ -27,6 +28,6 @@ class Full(FullOptions, Supervised):
     @override
     def footprint(self, model: PrunableModel, sparsity: float) -> TrainingFootprint:
         """Kept values, masks, the matrices that are built of both, and all other weights."""
-        (masked, kept), every = masked_sizes(model.layers, sparsity), parameter_count(model)
+        (masked, kept), every = masked_sizes(model.layers, sparsity), model.parameter_count()
         found = self.of_schedule(model, WIDE * (every + kept) + masked, every - masked + kept)
         return replace(found, less_weights=("finetune=lora", *found.less_weights))

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from typing_extensions import override
 
+from ecoflap.blocks.footprint import WIDE
 from ecoflap.errors import UserError, require_positive
-from ecoflap.finetune.footprint import WIDE, TrainingFootprint, masked_sizes, parameter_count
+from ecoflap.finetune.footprint import TrainingFootprint, masked_sizes
 from ecoflap.finetune.job import Job
 from ecoflap.finetune.options import LoraOptions
 from ecoflap.finetune.training import Supervised
@@ -69,7 +70,7 @@ class Lora(LoraOptions, Supervised):
         """All weights, the masks, and each pruned weight with its update added."""
         masked, _ = masked_sizes(model.layers, sparsity)
         trained = sum(self.rank * sum(layer.shape) for layer in model.layers)
-        return self.of_schedule(model, WIDE * (parameter_count(model) + masked + trained) + masked, trained)
+        return self.of_schedule(model, WIDE * (model.parameter_count() + masked + trained) + masked, trained)
 
     @override
     @contextmanager

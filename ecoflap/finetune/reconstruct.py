@@ -27,10 +27,11 @@ from torch.nn.functional import mse_loss
 from typing_extensions import override
 
 from ecoflap.blocks.capture import Flow
+from ecoflap.blocks.footprint import WIDE
 from ecoflap.blocks.stream import Stream
 from ecoflap.console.progress import track
 from ecoflap.errors import NumericalError, UserError, require_positive
-from ecoflap.finetune.footprint import WIDE, TrainingFootprint, masked_sizes, parameter_count
+from ecoflap.finetune.footprint import TrainingFootprint, masked_sizes
 from ecoflap.finetune.job import Job, Point, Training
 from ecoflap.finetune.masked_parameters import masked_parameters
 from ecoflap.finetune.options import ReconstructOptions
@@ -56,7 +57,7 @@ class Reconstruct(ReconstructOptions, Finetuner):
         """Two models, dense and pruned; of one block, a copy, and what is trained and built of it."""
         sizes = [masked_sizes(list(block.layers), sparsity) for block in model.blocks if block.layers]
         masked, kept = max(sizes)
-        weights = WIDE * (2 * parameter_count(model) + 2 * masked + kept) + masked
+        weights = WIDE * (2 * model.parameter_count() + 2 * masked + kept) + masked
         return TrainingFootprint(weights, kept, float32=True, by_block=True, less_weights=("finetune=lora",))
 
     @override

@@ -75,6 +75,15 @@ def block_by_block_in_float32(model: PrunableModel) -> Iterator[None]:
 
 
 @contextmanager
+def all_gradients(module: nn.Module) -> Iterator[None]:
+    """Run a module as ``quiet_forward`` does, but with gradients of all weights, as a training needs them."""
+    with quiet_forward(module), torch.enable_grad():
+        for parameter in module.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        yield
+
+
+@contextmanager
 def full_precision() -> Iterator[None]:
     """Multiply fp32 matrices in fp32 in this context, not in TF32 or bf16, whatever the process has set.
 

@@ -11,12 +11,12 @@ from dataclasses import replace
 
 import torch
 
-from ecoflap.blocks.footprint import Footprint
+from ecoflap.blocks.footprint import WIDE, Footprint
 from ecoflap.console.telemetry import free_memory
 from ecoflap.finetune.footprint import TrainingFootprint
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.placement import AT_A_TIME, Planned, block_bytes, bytes_outside
-from ecoflap.run.steps.sample_cost import WIDE, SampleCost
+from ecoflap.run.steps.sample_cost import SampleCost
 from ecoflap.run.steps.workload import Need, Workload
 from ecoflap.score.pass_size import SATURATION
 
@@ -105,7 +105,7 @@ def _training_need(
     weights = footprint.held
     if footprint.sharded:  # the model is complete in fp32 before and after the training
         weights = max(weights_in_use(model, WIDE), -(-weights // work.devices))
-    need = Need("finetune", weights, 0, 0, less_weights=footprint.less_weights)
+    need = Need("finetune", weights, 0, 0, wide=True, less_weights=footprint.less_weights)
     if footprint.by_block:
         batch = min(work.batch_size, samples)
         return replace(need, states=2 * samples * cost.states, work=3 * batch * cost.block)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from ecoflap.blocks.footprint import WIDE
 from ecoflap.console.tables import table
 from ecoflap.console.telemetry import free_memory
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.placement import AT_A_TIME
 from ecoflap.run.show import said_before
 from ecoflap.run.steps.memory import weights_in_use
-from ecoflap.run.steps.sample_cost import WIDE
 from ecoflap.run.steps.workload import Need
 
 log = logging.getLogger(__name__)
@@ -75,10 +75,9 @@ def what_helps(need: Need, kind: str, half: bool = False, on_cpu: bool = False) 
 
 def _smaller_weights(need: Need, half: bool) -> list[str]:
     """What makes the weights of a step smaller."""
-    if need.step == "finetune":
-        return list(need.less_weights)
     if need.wide:
-        return ["score=first_order, which needs no fp32 copy"] if need.step == "score" else []
+        fewer = ["score=first_order, which needs no fp32 copy"] if need.step == "score" else []
+        return [*fewer, *need.less_weights]
     return [] if half else ["model.dtype=bfloat16"]
 
 

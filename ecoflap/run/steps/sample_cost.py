@@ -14,15 +14,14 @@ from torch import Tensor, nn
 
 from ecoflap.blocks.block_call import extract_hidden, first_tensor
 from ecoflap.blocks.bypass import bypassing, without_head
+from ecoflap.blocks.footprint import WIDE
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet, stack
-from ecoflap.models.core.forward_modes import quiet_forward
+from ecoflap.models.core.forward_modes import all_gradients, quiet_forward
 from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block
 from ecoflap.score.pass_size import LiveBytes
-
-WIDE = 4  # bytes of an fp32 number
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,7 @@ def sample_cost(model: PrunableModel, calibration: CalibrationSet, stores: bool 
 
 def _stored(model: PrunableModel, batch: Batch) -> int:
     """The most bytes alive in a forward pass that stores what a backward pass through all weights needs."""
-    with quiet_forward(model.module), LiveBytes() as live, torch.enable_grad():
-        for parameter in model.module.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())
+    with all_gradients(model.module), LiveBytes() as live:
         model.loss(batch)
     return live.peak
 

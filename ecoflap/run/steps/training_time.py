@@ -11,7 +11,7 @@ from ecoflap.data.batch import Sample
 from ecoflap.finetune.learner import Learner
 from ecoflap.finetune.protocol import Finetuner
 from ecoflap.finetune.training_set import Collator
-from ecoflap.models.core.forward_modes import in_float32, quiet_forward
+from ecoflap.models.core.forward_modes import all_gradients, in_float32
 from ecoflap.models.core.prunable import PrunableModel
 
 FEW = 2
@@ -60,12 +60,9 @@ def _pass(model: PrunableModel, samples: Sequence[Sample], precise: bool) -> flo
     learner, batch, module = Learner(model), Collator(model)(samples), model.module
     with (
         in_float32(module),
-        quiet_forward(module),
-        torch.enable_grad(),
+        all_gradients(module),
         torch.autocast(model.device.type, torch.bfloat16, enabled=not precise),
     ):
-        for parameter in module.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())
         started = time.perf_counter()
         loss = learner(**batch)
         loss.backward()
