@@ -14,7 +14,7 @@ from ecoflap.api.inputs import samples_of
 from ecoflap.api.parts import names, part
 from ecoflap.api.paths import refuse_path
 from ecoflap.api.readable import check_given
-from ecoflap.api.unchanged import unchanged
+from ecoflap.api.unchanged import default_cpu, unchanged
 from ecoflap.data.batch import Sample
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.conversation import Conversation
@@ -97,7 +97,7 @@ def calibrate(
         taken = data if samples is None else data.take(Amount(samples).samples)
         check_given(model, taken)
         return taken
-    with unchanged(model.module, model.processor):
+    with unchanged(model.module, model.processor), default_cpu():
         if isinstance(data, str) and data not in (known := names("calibration")):
             refuse_path(data, known)
         if isinstance(data, str) or hasattr(data, "check_model"):

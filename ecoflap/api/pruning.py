@@ -16,7 +16,7 @@ from ecoflap.api.method import choose_method
 from ecoflap.api.parts import named
 from ecoflap.api.pruning_call import PruningCall
 from ecoflap.api.result import PruneResult
-from ecoflap.api.unchanged import unchanged
+from ecoflap.api.unchanged import default_cpu, unchanged
 from ecoflap.blocks.choices import PROPAGATE, TOKENS
 from ecoflap.errors import UserError, require_choice, require_count, require_seed
 from ecoflap.models.core.prunable import PrunableModel
@@ -83,7 +83,8 @@ def prune(
     """
     _check_model(model)
     module = model.module if isinstance(model, PrunableModel) else model
-    with unchanged(module, processor if processor is not None else getattr(model, "processor", None)):
+    own = processor if processor is not None else getattr(model, "processor", None)
+    with unchanged(module, own), default_cpu():
         if not isinstance(model, PrunableModel):
             model = load(model, processor)
         elif processor is not None:

@@ -15,7 +15,7 @@ from ecoflap.api.given import requested_sparsity, require
 from ecoflap.api.parts import named, part, refuse_options
 from ecoflap.api.readable import check_given
 from ecoflap.api.result import PruneResult
-from ecoflap.api.unchanged import unchanged
+from ecoflap.api.unchanged import default_cpu, unchanged
 from ecoflap.blocks.choices import TOKENS
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError, require_choice, require_count, require_seed
@@ -64,7 +64,7 @@ def score(
         raise UserError(
             f"score={chosen} measures nothing; leave the step out: ecoflap.allocate(model, None, ...)"
         )
-    with unchanged(model.module):
+    with unchanged(model.module), default_cpu():
         model.reopen()
         return scorer(model, data, seed)
 
@@ -129,7 +129,7 @@ def allocate(
     require_choice("tokens", tokens, TOKENS)
     seed = require_seed(seed)
     context = Context(chosen_pruner, data, batch_size, seed, tokens)
-    with unchanged(model.module):
+    with unchanged(model.module), default_cpu():
         model.reopen()
         return checked_allocation(allocator, model, scores, target, context)
 
@@ -158,11 +158,14 @@ def evaluate(
     require(loaded, PrunableModel, "ecoflap.load or ecoflap.prune")
     with unchanged(loaded.module, loaded.processor), torch.no_grad():
         if isinstance(task, str):
-            found = {name: one.load(loaded)(loaded) for name, one in _tasks(loaded, task, options).items()}
+            tasks = _tasks(loaded, task, options)
+            with default_cpu():
+                found = {name: one.load(loaded)(loaded) for name, one in tasks.items()}
             return next(iter(found.values())) if len(found) == 1 else _joined(found)
         refuse_options("task", task, options)
         if hasattr(task, "load"):
-            return task.load(loaded)(loaded)
+            with default_cpu():
+                return task.load(loaded)(loaded)
         loaded.module.eval()
         value = task(loaded.module)
     name = getattr(task, "__name__", type(task).__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -62,6 +62,14 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
             weight.grad = gradient
         if side is not None:
             tokenizer.padding_side = side
+
+
+def default_cpu() -> AbstractContextManager[Any]:
+    """Make the CPU the default device of new tensors, whatever ``torch.set_default_device`` has set.
+
+    Samples are read and random numbers are drawn there.
+    """
+    return nullcontext() if torch.empty(0).device.type == "cpu" else torch.device("cpu")
 
 
 @contextmanager
