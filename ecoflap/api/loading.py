@@ -107,6 +107,7 @@ def _prepare(
     refuse_wrapped(module)
     refuse_compiled(module)
     _refuse_spread(module)
+    _refuse_quantised(module)
     _refuse_sparse(module)
     if kind in MAPPINGS:
         _refuse_other_kind(module, kind)
@@ -190,10 +191,10 @@ def _check_processor(module: nn.Module, processor: Any) -> None:
 
 
 def _refuse_spread(module: nn.Module) -> None:
-    """Refuse a model whose weights are quantised, or not all on one device.
+    """Refuse a model whose weights are not all on one device.
 
     Raises:
-        UserError: if they are.
+        UserError: if they aren't.
     """
     devices = sorted({str(parameter.device) for parameter in module.parameters()})
     if len(devices) != 1 or "meta" in devices:
@@ -201,11 +202,30 @@ def _refuse_spread(module: nn.Module) -> None:
             f"the weights of {type(module).__name__} are on {', '.join(devices) or 'no device'}, and one that"
             " holds them all is needed; load the model without device_map"
         )
+
+
+def _refuse_quantised(module: nn.Module) -> None:
+    """Refuse a model with weights that are quantised or sharded.
+
+    Raises:
+        UserError: if there are any.
+    """
     if getattr(module, "is_quantized", False):
         raise UserError(
             f"the weights of {type(module).__name__} are quantised, and pruning needs them as plain numbers;"
             " load the model without quantization_config"
         )
+    for name, parameter in module.named_parameters():
+        dtype = parameter.dtype
+        narrow = dtype.is_floating_point and parameter.element_size() == 1
+        matrix = parameter.dim() > 1 and "weight" in name.rsplit(".", 1)[-1]
+        integers = matrix and not (dtype.is_floating_point or dtype.is_complex)
+        if hasattr(parameter, "__tensor_flatten__") or narrow or integers:
+            kind = type(parameter.data).__name__
+            raise UserError(
+                f"{name} is a {kind} of {dtype}, and pruning needs plain floating-point numbers of"
+                " at least 16 bits; prune the model before it is quantised or sharded"
+            )
 
 
 def _loader(path: str, kind: str | None, options: dict[str, Any]) -> Any:

@@ -133,6 +133,29 @@ def test_what_cannot_be_taken_is_refused(tmp_path: Path) -> None:
     refused("BertForMaskedLM", "known kind", model=bert, processor=word_tokenizer())
 
 
+class Packed(torch.Tensor):
+    """A tensor that stands for others, as quantised and sharded weights do."""
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return [], None
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("Tensor of torch.int8", lambda weight: (weight * 100).to(torch.int8)),
+        ("Tensor of torch.uint8", lambda weight: torch.zeros(weight.numel() // 2, 1, dtype=torch.uint8)),
+        ("Tensor of torch.float8_e4m3fn", lambda weight: weight.to(torch.float8_e4m3fn)),
+        ("Packed of torch.float32", lambda weight: weight.as_subclass(Packed)),
+    ],
+)
+def test_quantised_and_sharded_weights_are_refused(kind: str, change: Any) -> None:
+    module = llama().module
+    layer = module.model.layers[0].mlp.up_proj
+    layer.weight = torch.nn.Parameter(change(layer.weight.detach()), requires_grad=False)
+    refused(f"model.layers.0.mlp.up_proj.weight is a {kind}", "before it is quantised", model=module)
+
+
 def prune_refused(*words: str, **options: Any) -> None:
     one = llama()
     before = {name: tensor.clone() for name, tensor in one.module.state_dict().items()}
