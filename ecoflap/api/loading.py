@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ecoflap.api.parts import built, named, names
-from ecoflap.api.wrapped import refuse_compiled, refuse_wrapped
+from ecoflap.api.wrapped import refuse_compiled, refuse_quantised, refuse_wrapped
 from ecoflap.errors import UserError, require_choice
 from ecoflap.models.core.prunable import Loss, PrunableModel
 from ecoflap.models.core.towers import Selection
@@ -107,7 +107,7 @@ def _prepare(
     refuse_wrapped(module)
     refuse_compiled(module)
     _refuse_spread(module)
-    _refuse_quantised(module)
+    refuse_quantised(module)
     _refuse_sparse(module)
     if kind in MAPPINGS:
         _refuse_other_kind(module, kind)
@@ -202,30 +202,6 @@ def _refuse_spread(module: nn.Module) -> None:
             f"the weights of {type(module).__name__} are on {', '.join(devices) or 'no device'}, and one that"
             " holds them all is needed; load the model without device_map"
         )
-
-
-def _refuse_quantised(module: nn.Module) -> None:
-    """Refuse a model with weights that are quantised or sharded.
-
-    Raises:
-        UserError: if there are any.
-    """
-    if getattr(module, "is_quantized", False):
-        raise UserError(
-            f"the weights of {type(module).__name__} are quantised, and pruning needs them as plain numbers;"
-            " load the model without quantization_config"
-        )
-    for name, parameter in module.named_parameters():
-        dtype = parameter.dtype
-        narrow = dtype.is_floating_point and parameter.element_size() == 1
-        matrix = parameter.dim() > 1 and "weight" in name.rsplit(".", 1)[-1]
-        integers = matrix and not (dtype.is_floating_point or dtype.is_complex)
-        if hasattr(parameter, "__tensor_flatten__") or narrow or integers:
-            kind = type(parameter.data).__name__
-            raise UserError(
-                f"{name} is a {kind} of {dtype}, and pruning needs plain floating-point numbers of"
-                " at least 16 bits; prune the model before it is quantised or sharded"
-            )
 
 
 def _loader(path: str, kind: str | None, options: dict[str, Any]) -> Any:

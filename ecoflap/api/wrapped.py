@@ -59,6 +59,30 @@ def refuse_compiled(module: nn.Module) -> None:
             )
 
 
+def refuse_quantised(module: nn.Module) -> None:
+    """Refuse a model with weights that are quantised or sharded.
+
+    Raises:
+        UserError: if there are any.
+    """
+    if getattr(module, "is_quantized", False):
+        raise UserError(
+            f"the weights of {type(module).__name__} are quantised, and pruning needs them as plain numbers;"
+            " load the model without quantization_config"
+        )
+    for name, parameter in module.named_parameters():
+        dtype = parameter.dtype
+        narrow = dtype.is_floating_point and parameter.element_size() == 1
+        matrix = parameter.dim() > 1 and "weight" in name.rsplit(".", 1)[-1]
+        integers = matrix and not (dtype.is_floating_point or dtype.is_complex)
+        if hasattr(parameter, "__tensor_flatten__") or narrow or integers:
+            kind = type(parameter.data).__name__
+            raise UserError(
+                f"{name} is a {kind} of {dtype}, and pruning needs plain floating-point numbers of"
+                " at least 16 bits; prune the model before it is quantised or sharded"
+            )
+
+
 def _refuse_adapter(name: str, child: nn.Module) -> None:
     """Refuse a layer that an adapter of peft's wraps, which would be pruned and saved beside its weight.
 
