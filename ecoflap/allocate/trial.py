@@ -30,9 +30,10 @@ from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block
 from ecoflap.ops import Keep
-from ecoflap.prune.layers import by_statistic, solve_layers
+from ecoflap.prune.layers import by_statistic
 from ecoflap.prune.protocol import LayerPruner
 from ecoflap.prune.row_shards import operations, splits_solves
+from ecoflap.prune.solve import solve_layers
 from ecoflap.score.scores import LAYER
 
 
