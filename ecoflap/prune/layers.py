@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -166,7 +165,7 @@ def _piece(
     """What becomes of rows of a layer with weights [rows, cols], as its dtype holds them.
 
     Raises:
-        NumericalError: if a weight, or what the layer reads, is not finite.
+        NumericalError: if a weight is not finite.
     """
     dtype = layer.weight.dtype
     stored = pruned.weight.to(dtype)
@@ -183,11 +182,6 @@ def _piece(
     if statistic is not None and not statistic.assumed:
         error = statistic.output_energy(stored.float() - dense.float())
         energies = (statistic.output_energy(dense), error)
-        if not all(map(math.isfinite, energies)) and not statistic.sum.isfinite().all():
-            raise NumericalError(
-                f"{layer.name}: what it reads on the calibration samples is not finite, or too large to be"
-                " squared; use model.dtype=float32 or bfloat16"
-            )
     zeroed = int((pruned.mask.to(stored.device) & (stored == 0) & (dense != 0)).sum())
     return Piece(pruned.mask.cpu(), energies, pruned.note, zeroed)
 

@@ -115,3 +115,14 @@ def test_what_a_pruner_cannot_compute_names_the_layer() -> None:
         trial.groups[0].dense[0][0, 0] = torch.nan
         with pytest.raises(NumericalError, match=re.escape(model.layers[0].name)):
             trial.prune(WaterFilling()(model, None, 0.5).keep)
+
+
+@pytest.mark.parametrize("pruner", [Wanda(), SparseGPT()])
+def test_inputs_that_overflowed_are_refused_at_the_first_trial(pruner: LayerPruner) -> None:
+    model = tiny.build("llama")
+    with trial_pruner(model, context("llama", pruner)) as trial:
+        statistic = trial.groups[1].statistic
+        assert statistic is not None
+        statistic.sum.view(-1)[0] = torch.inf
+        with pytest.raises(NumericalError, match=rf"^{trial.groups[1].layers[0].name}: .*float32"):
+            trial.prune(WaterFilling()(model, None, 0.5).keep)
