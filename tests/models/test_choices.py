@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
 import ecoflap
+from ecoflap.data.example import Example
 from ecoflap.errors import UserError
 from ecoflap.models.families.language.choices import common_prefix
 
@@ -84,6 +85,29 @@ def test_an_encoder_decoder_compares_the_letters(around: str, start: list[int]) 
         logits = model.module(input_ids=read, decoder_input_ids=written).logits
         torch.testing.assert_close(row, logits[0, -1].log_softmax(dim=-1)[ids], rtol=1e-4, atol=1e-5)
         assert len(set(row.tolist())) == 4
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not hasattr(hf, "T5GemmaConfig"), reason="a newer model")
+@pytest.mark.parametrize("around", ["<s> $A", "<s> $A </s>"])
+def test_an_encoder_decoder_made_of_decoders_writes_behind_its_start_token(around: str) -> None:
+    """Its tokenizer begins each text with the token that the decoder starts with, and may not end it."""
+    words = tokenizer(around)
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+    tokens = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": 1}
+    half = {"vocab_size": len(words), "hidden_size": 16, "intermediate_size": 24, **sizes, **tokens}
+    config = hf.T5GemmaConfig(encoder=dict(half), decoder=dict(half))
+    model: Any = ecoflap.load(hf.T5GemmaForConditionalGeneration(config).eval(), words)
+    ids = words.convert_tokens_to_ids(list(LETTERS))
+    for text, row in zip(TEXTS, model.interface.choose(model, TEXTS, LETTERS), strict=True):
+        read, written = torch.tensor([words(text)["input_ids"]]), torch.tensor([[words.bos_token_id]])
+        logits = model.module(input_ids=read, decoder_input_ids=written).logits
+        torch.testing.assert_close(row, logits[0, -1].log_softmax(dim=-1)[ids], rtol=1e-4, atol=1e-5)
+    sample = model.interface.encode(Example("Why?", "Yes."))
+    said = words("Yes.", add_special_tokens=False)["input_ids"]
+    assert sample["input_ids"].tolist() == words("Why?")["input_ids"]
+    assert sample["labels"].tolist() == [*said, words.eos_token_id]
 
 
 @needs_llama

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import transformers as hf
 
 from ecoflap.data.conversation import Conversation, Turn
 from ecoflap.data.example import Example, Generation
+from ecoflap.models.families.vlm.interface import VlmInterface
 from tests.models.test_choices import llama, tokenizer
 
 pytestmark = pytest.mark.skipif(not hasattr(hf, "LlamaConfig"), reason="a newer model")
@@ -53,3 +55,16 @@ def test_an_end_in_the_text_itself_is_kept() -> None:
     read = llama(words).interface.tokens("Why?</s>")
     assert read == begun(words, "<s> $A </s>", "Why?</s>")
     assert read[-1] == words.eos_token_id
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_a_decoder_of_its_own_writes_behind_its_start_token(around: str) -> None:
+    """That of an encoder-decoder which reads pictures, such as T5Gemma 2."""
+    words = tokenizer(around)
+    decoder = SimpleNamespace(bos_token_id=words.bos_token_id)
+    module = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=True, decoder=decoder))
+    interface = VlmInterface(module, SimpleNamespace(tokenizer=words), "{}")
+    sample = interface._answered({"input_ids": torch.tensor([[1]])}, "Why?", "Yes.", None)
+    said = words("Yes.", add_special_tokens=False)["input_ids"]
+    ends = max(1, around.count("</s>"))
+    assert sample["labels"].tolist() == [[*said, *[words.eos_token_id] * ends]]

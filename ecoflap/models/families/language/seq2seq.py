@@ -15,6 +15,7 @@ from ecoflap.data.example import Example, Generation
 from ecoflap.models.core.losses import find_loss, token_loss
 from ecoflap.models.core.prompts import decoded
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.targets import start_token, target_tokens
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.choices import common_prefix
 from ecoflap.models.families.language.options import Seq2SeqOptions
@@ -30,15 +31,13 @@ def continuation_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tenso
 class Seq2SeqInterface:
     """Texts with their continuations."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, module: Any, tokenizer: Any) -> None:
+        self.module, self.tokenizer = module, tokenizer
 
     def encode(self, example: Example) -> Sample:
         """Tokens of text and target."""
-        text, target = (
-            self.tokenizer(part, return_tensors="pt")["input_ids"][0]
-            for part in (example.text, example.target)
-        )
+        text = self.tokenizer(example.text, return_tensors="pt")["input_ids"][0]
+        target = torch.tensor(target_tokens(self.module, self.tokenizer, example.target))
         return {"input_ids": text, "attention_mask": torch.ones_like(text), "labels": target}
 
     def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
@@ -63,9 +62,9 @@ class Seq2SeqInterface:
         """
         module: Any = model.module
         inputs = self.tokenizer(list(texts), padding=True, return_tensors="pt").to(model.device)
-        rows = [self.tokenizer(choice)["input_ids"] for choice in choices]
+        rows = [target_tokens(self.module, self.tokenizer, choice) for choice in choices]
         common, apart = common_prefix(self.tokenizer, rows, choices)
-        start = torch.tensor([[module.config.decoder_start_token_id, *common]], device=model.device)
+        start = torch.tensor([[start_token(module), *common]], device=model.device)
         logits = module(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
@@ -93,5 +92,5 @@ class Seq2Seq(Seq2SeqOptions, Pretrained):
             UserError: if there is no such loss or tower.
         """
         loss = find_loss(self.loss, {"continuation": continuation_loss})
-        interface = Seq2SeqInterface(processor) if processor is not None else None
+        interface = Seq2SeqInterface(module, processor) if processor is not None else None
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)

@@ -16,6 +16,7 @@ from ecoflap.models.core.chats import answer_tokens, templated
 from ecoflap.models.core.pictures import load_image
 from ecoflap.models.core.prompts import decoded, generated_tokens
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.targets import target_tokens
 from ecoflap.models.families.vlm.chat import around_answer, chat_prompt
 from ecoflap.models.families.vlm.processor_inputs import ProcessorInputs, with_answer, writes_after_prompt
 
@@ -174,7 +175,7 @@ class VlmInterface:
         self._require_text(target, "an answer")
         tokenizer = self.processor.tokenizer
         if not writes_after_prompt(self.module):
-            return {**question, "labels": tokenizer(target, return_tensors="pt")["input_ids"]}
+            return {**question, "labels": torch.tensor([target_tokens(self.module, tokenizer, target)])}
         last = tokenizer.eos_token_id if self.end is None else self.end
         before = "\n" if self._is_paligemma else text
         answer = torch.tensor([answer_tokens(tokenizer, before, target, last, opening)])
