@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from ecoflap.data.example import has_one_place
 from ecoflap.errors import UserError
 
 
@@ -30,7 +31,7 @@ def check_templates(templates: list[str], option: str, names: Collection[str] = 
         names: names of sets of templates, such as ``openai``.
 
     Raises:
-        UserError: if a template has no place for the name, or there are no templates.
+        UserError: if a template has no place for the name or other braces, or there are no templates.
     """
     if not templates:
         raise UserError(
@@ -38,5 +39,7 @@ def check_templates(templates: list[str], option: str, names: Collection[str] = 
             " allowed, is the set's own"
         )
     for template in templates:
-        if template not in names and template.count("{}") != 1:
-            raise UserError(f"{option}={template!r} must hold {{}} once, where the name goes")
+        if template not in names and not has_one_place(template):
+            raise UserError(
+                f"{option}={template!r} must hold {{}} once, where the name goes, and no other braces"
+            )

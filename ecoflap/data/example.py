@@ -41,6 +41,12 @@ class Example:
         return self.text if self.bare else prompt.format(self.text)
 
 
+def has_one_place(template: str) -> bool:
+    """Whether a template holds ``{}`` once, and no other braces, in which ``format`` looks for names."""
+    rest = template.replace("{}", "")
+    return template.count("{}") == 1 and "{" not in rest and "}" not in rest
+
+
 @dataclass(frozen=True)
 class Generation:
     """How answers are generated.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ecoflap.data.example import has_one_place
 from ecoflap.errors import UserError
 
 
@@ -16,9 +17,10 @@ def check_prompt(prompt: str) -> None:
     Raises:
         UserError: if ``{}`` does not occur once, or there are other braces.
     """
-    rest = prompt.replace("{}", "")
-    if prompt.count("{}") != 1 or "{" in rest or "}" in rest:
-        raise UserError(f"model.prompt={prompt!r} must hold {{}} once, where the question goes")
+    if not has_one_place(prompt):
+        raise UserError(
+            f"model.prompt={prompt!r} must hold {{}} once, where the question goes, and no other braces"
+        )
 
 
 def generated_tokens(tokens: Tensor, prompt: Tensor) -> Tensor:

@@ -281,6 +281,7 @@ def test_rounds_over_the_classes() -> None:
     [
         (lambda path: task(path, limit=49).load(model(Towers())), r"task\.limit=49: there are 48 pictures"),
         (lambda path: task(path, templates=["cloth"]), r"task\.templates='cloth' must hold \{\} once"),
+        (lambda path: task(path, templates=["a {big} {}"]), r"'a \{big\} \{\}' must hold .* no other braces"),
         (lambda path: task(path, dataset="dtdd"), r"task\.dataset=dtdd is not known; did you mean dtd"),
         (lambda path: task(path).load(model(None)), "task=dtd needs a model that embeds"),
         (lambda path: task(path).load(model(Ordered())), "task=dtd: the model has no class 'black circle'"),
