@@ -5,6 +5,7 @@ pruning and saving.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,8 +104,6 @@ open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed"
 @pytest.fixture(scope="session")
 def clip_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A small architecture that open_clip learns to know, and a checkpoint of it."""
-    import json
-
     folder = tmp_path_factory.mktemp("open_clip")
     vision = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
     text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -135,6 +134,22 @@ def test_open_clip_from_a_file(clip_file: tuple[str, Path], tmp_path: Path, loss
     assert unchanged == (loss == "classification")
     task = EasyClassification(limit=30).load(again)
     assert task(again) == task(model)
+
+
+def test_architectures_of_the_same_weights_are_told_apart(clip_file: tuple[str, Path]) -> None:
+    """By what cached values belong to: they have other activations, as ViT-B-32 and ViT-B-32-quickgelu."""
+    name, file = clip_file
+    settings = json.loads(file.with_suffix(".json").read_text())
+    file.with_name("tiny-quick.json").write_text(json.dumps({**settings, "quick_gelu": True}))
+    open_clip.add_model_config(file.with_name("tiny-quick.json"))
+    models = [OpenClip(one, str(file)).load(CPU, Selection()) for one in (name, "tiny-quick", name)]
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        usual, quick, again = (model.module.encode_image(pixels) for model in models)
+    assert not torch.allclose(usual, quick, atol=1e-4)
+    assert usual.equal(again)
+    assert models[0].fingerprint() != models[1].fingerprint()
+    assert models[0].fingerprint() == models[2].fingerprint()
 
 
 def test_classification_is_at_the_true_temperature(clip_file: tuple[str, Path]) -> None:

@@ -14,13 +14,25 @@ from torch import nn
 from typing_extensions import override
 
 from ecoflap.errors import UserError
+from ecoflap.models.core.preparation import ADDRESS
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.storage.file_names import WEIGHTS_FILE
 
 
 @dataclass(frozen=True)
 class SavesStateDict(PrunableModel):
-    """A model that is saved as one safetensors file with the names of its state dict."""
+    """A model that is saved as one safetensors file with the names of its state dict.
+
+    Attributes:
+        architecture: the name or the settings by which its library builds it, as its module has no config.
+    """
+
+    architecture: Any = None
+
+    @override
+    def _settings(self) -> list[Any]:
+        """The architecture, and the module tree with the activations that the library has chosen for it."""
+        return [self.architecture, ADDRESS.sub("", repr(self.module))]
 
     @override
     def save(self, folder: Path) -> None:

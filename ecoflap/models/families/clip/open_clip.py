@@ -105,7 +105,7 @@ class OpenClip(OpenClipOptions):
             self.towers or _towers(module),
             interface,
         )
-        return SavesStateDict(**vars(model))
+        return SavesStateDict(**vars(model), architecture=open_clip.get_model_config(self.architecture))
 
 
 def _towers(module: Any) -> dict[str, str]:

@@ -69,9 +69,8 @@ class Torchvision(TorchvisionOptions):
         check_fits(shape, dtype, device)
         module, tag = self._read(models)
         interface = TorchvisionInterface(Pixels(tag.transforms()), tag.meta["categories"])
-        return SavesStateDict(
-            **vars(prunable(self.name, module.to(device, dtype), None, loss, selection, towers, interface))
-        )
+        model = prunable(self.name, module.to(device, dtype), None, loss, selection, towers, interface)
+        return SavesStateDict(**vars(model), architecture=self.architecture)
 
     def _read(self, models: Any) -> tuple[nn.Module, Any]:
         """The model, and the tag that its transform and class names come from.
