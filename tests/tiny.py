@@ -372,8 +372,10 @@ def build(
             ) in module.parameters():  # away from 0 and 1, where biases, norms, queries and positions start
                 parameter.add_(0.1 * torch.randn_like(parameter))
     interface: Any = None
-    if family in (*DUAL, *OPEN_CLIP):
-        interface = (DualInterface if family in DUAL else OpenClipInterface)(None, None, 0, False)  # type: ignore[arg-type]
+    if family in DUAL:
+        interface = DualInterface(None, None, 0, False)  # type: ignore[arg-type]
+    elif family in OPEN_CLIP:
+        interface = OpenClipInterface(None, None, False)  # type: ignore[arg-type]
     paths = {"vision": "encoder.layers"} if family == "torchvision_vit" else None
     return prunable(
         family,

@@ -8,6 +8,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -161,6 +162,51 @@ def test_classification_is_at_the_true_temperature(clip_file: tuple[str, Path]) 
         model.loss(batch), torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
     )
     assert float(model.module.logit_scale.exp()) > 10
+
+
+WORDS = ["<s>", "<pad>", "</s>", "a", "photo", "of", "red", "blue", "square", "zebra"]
+TEXT_TOWERS: dict[str, dict[str, Any]] = {
+    "siglip": {"no_causal_mask": True, "pool_type": "last", "proj_bias": True},
+    "worldwide": {"pool_type": "eos", "eos_id": 2},
+    "roberta": {"hf_pooler_type": "mean_pooler"},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tower", TEXT_TOWERS)
+def test_texts_by_a_tokenizer_of_transformers(tower: str, tmp_path: Path) -> None:
+    """They are padded as the tokenizer does it, whatever the number of the end token is."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, RobertaConfig
+
+    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, "<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **tokens).save_pretrained(tmp_path)
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 20}
+    size = {"vocab_size": len(WORDS), "hidden_size": 16, "intermediate_size": 24}
+    RobertaConfig(**size, **layers, pad_token_id=1).save_pretrained(tmp_path)
+    text = {"context_length": 8, "vocab_size": len(WORDS), "width": 16, "heads": 2, "layers": 2}
+    text |= {"hf_tokenizer_name": str(tmp_path), **TEXT_TOWERS[tower]}
+    text |= {"hf_model_name": str(tmp_path)} if tower == "roberta" else {}
+    vision = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
+    file = tmp_path / f"tiny-{tower}.json"
+    settings = {"embed_dim": 16, "custom_text": True, "vision_cfg": vision, "text_cfg": text}
+    file.write_text(json.dumps(settings))
+    open_clip.add_model_config(file)
+    torch.manual_seed(0)
+    state = open_clip.create_model(file.stem, pretrained_hf=False).state_dict()
+    save_file(state, file.with_suffix(".safetensors"))
+    model = OpenClip(file.stem, str(file.with_suffix(".safetensors"))).load(CPU, Selection(["vision"]))
+    texts = ["a photo of a zebra square", "red", "a blue square"]
+    read = open_clip.get_tokenizer(file.stem)(texts)
+    expected = torch.nn.functional.normalize(model.module.encode_text(read), dim=-1)
+    torch.testing.assert_close(model.interface.embed_texts(model, texts), expected, rtol=1e-4, atol=1e-5)
+    alone = torch.cat([model.interface.embed_texts(model, [one]) for one in texts])
+    torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-5)
+    counted = [int(sample["attention_mask"].sum()) for sample in model.interface._tokens(texts)]
+    assert counted == ([8, 8, 8] if tower == "siglip" else [7, 2, 4])
 
 
 def test_open_clip_refusals(clip_file: tuple[str, Path]) -> None:

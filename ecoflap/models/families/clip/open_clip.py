@@ -32,9 +32,24 @@ from ecoflap.storage.installation import install_extra
 class OpenClipInterface(DualInterface):
     """Pictures and captions of an open_clip model.
 
-    Its tokenizer pads texts with zeros after the end token, which have no effect, as the text tower is
-    causal.
+    CLIP's own tokenizer pads texts with zeros after the end token, which have no effect, as the text tower is
+    causal. One of transformers, such as SigLIP's, pads them to the length that the tower reads, and a tower
+    without any mask reads the padding as well.
     """
+
+    def __init__(
+        self, pixels: Pixels, tokenizer: Any, classification: bool, ignored: int | None = None
+    ) -> None:
+        """Take the parts.
+
+        Args:
+            pixels: reads the pictures.
+            tokenizer: of open_clip.
+            classification: whether the loss is classification.
+            ignored: the padding of a tokenizer of transformers that has no effect; None if all of it has.
+        """
+        super().__init__(pixels, tokenizer, 0, classification)
+        self.ignored, self.is_clips = ignored, _wrapped(tokenizer) is None
 
     @override
     def image_features(self, module: Any, pixels: Tensor) -> Tensor:
@@ -42,20 +57,35 @@ class OpenClipInterface(DualInterface):
 
     @override
     def text_features(self, module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        missing = module.context_length - input_ids.shape[1]
+        missing = module.context_length - input_ids.shape[1] if self.is_clips else 0
         ids, mask = (torch.nn.functional.pad(tensor, (0, missing)) for tensor in (input_ids, attention_mask))
         with counting(mask):
             return normalize(module.encode_text(ids), dim=-1)
 
     @override
     def _tokens(self, texts: Sequence[str]) -> list[Sample]:
-        """Tokens of each text up to the end token, which has the highest number."""
+        """Tokens of each text; CLIP's up to the end token, which has the highest number."""
         rows = self.tokenizer(list(texts))
+        if not self.is_clips:
+            real = torch.ones_like(rows) if self.ignored is None else (rows != self.ignored).long()
+            return [{"input_ids": row, "attention_mask": mask} for row, mask in zip(rows, real, strict=True)]
         ends = (rows.argmax(dim=-1) + 1).tolist()
         return [
             {"input_ids": row[:end], "attention_mask": torch.ones(end, dtype=torch.long)}
             for row, end in zip(rows, ends, strict=True)
         ]
+
+
+def _wrapped(tokenizer: Any) -> Any:
+    """The tokenizer of transformers in one of open_clip; None of CLIP's own."""
+    return getattr(tokenizer, "tokenizer", None)
+
+
+def _ignored_padding(module: Any, tokenizer: Any) -> int | None:
+    """The padding of a tokenizer of transformers, if the text tower is one of transformers or causal."""
+    tower = getattr(module, "text", module)
+    ignores = hasattr(tower, "config") or getattr(tower, "attn_mask", None) is not None
+    return _wrapped(tokenizer).pad_token_id if ignores and _wrapped(tokenizer) is not None else None
 
 
 @dataclass(frozen=True)
@@ -78,7 +108,7 @@ class OpenClip(OpenClipOptions):
             )
         with torch.device("meta"), silenced(logging.WARNING):  # it would warn that no weights are loaded
             shape = open_clip.create_model(
-                self.architecture, pretrained=None, load_weights=False, device="meta"
+                self.architecture, pretrained=None, load_weights=False, pretrained_hf=False, device="meta"
             )
         if device.type == "meta":
             return prunable(
@@ -92,8 +122,14 @@ class OpenClip(OpenClipOptions):
             module, _, transform = from_hub(
                 lambda: open_clip.create_model_and_transforms(self.architecture, pretrained=source), source
             )
+            tokenizer = from_hub(
+                lambda: open_clip.get_tokenizer(self.architecture), self.architecture, "the tokenizer of "
+            )
         interface = OpenClipInterface(
-            Pixels(transform), open_clip.get_tokenizer(self.architecture), 0, self.loss == "classification"
+            Pixels(transform),
+            tokenizer,
+            self.loss == "classification",
+            _ignored_padding(module, tokenizer),
         )
         module.to(device, dtype)
         model = prunable(
