@@ -36,6 +36,11 @@ class Example:
         """The paths of its pictures."""
         return [image for image in (self.image, self.second_image) if image]
 
+    @property
+    def caption(self) -> str:
+        """What the model writes, with the beginning that it reads, if there is one."""
+        return f"{self.text} {self.target}".strip() if self.bare else self.target
+
     def worded(self, prompt: str) -> str:
         """The text in a model's prompt, which has one ``{}`` for it."""
         return self.text if self.bare else prompt.format(self.text)

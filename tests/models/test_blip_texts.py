@@ -213,3 +213,17 @@ def test_larger_pictures() -> None:
         ),
     ):
         load("vqa", encoder_token=None, image_size=60)
+
+
+def test_a_caption_that_is_cut_is_read_whole() -> None:
+    """As ``calibration=cc3m`` cuts it, for models that write on from its beginning."""
+    (whole,) = read_pictures("test")[:1]
+    begun, rest = whole.target.split()
+    cut = Example(begun, rest, whole.image, bare=True)
+    pairs, captions = load("retrieval", encoder_token=ENC).interface, load("caption").interface
+    assert pairs.encode(cut)["input_ids"].equal(pairs.encode(whole)["input_ids"])
+    sample, expected = captions.encode(cut), captions.encode(whole)
+    assert sample["input_ids"].equal(expected["input_ids"])
+    words = captions.processor.tokenizer
+    targets = [tokens["labels"][tokens["labels"] != -100] for tokens in (sample, expected)]
+    assert [words.decode(each, skip_special_tokens=True) for each in targets] == [rest, whole.target]

@@ -151,15 +151,16 @@ class CaptionInterface:
         self.pixels = Pixels.of(processor.image_processor)
 
     def encode(self, example: Example) -> Sample:
-        """Encode picture, prompt and caption; the prompt is not a target."""
-        text = f"{self.prompt} {example.target}"
+        """Encode picture, prompt and caption; the prompt and what begins the caption are not targets."""
+        begun = f"{self.prompt} {example.text}".strip() if example.bare else self.prompt
+        text = f"{self.prompt} {example.caption}"
         tokens = self.processor.tokenizer(
             text, truncation=True, max_length=LONGEST_CAPTION, return_tensors="pt"
         )
         input_ids = tokens["input_ids"][0].clone()
         input_ids[0] = self.module.config.text_config.bos_token_id
         labels = input_ids.clone()
-        labels[: len(self.processor.tokenizer(self.prompt)["input_ids"]) - 1] = IGNORED
+        labels[: len(self.processor.tokenizer(begun)["input_ids"]) - 1] = IGNORED
         written = {"input_ids": input_ids, "attention_mask": tokens["attention_mask"][0], "labels": labels}
         return {"pixel_values": self.pixels([example.image])[0], **written}
 

@@ -81,7 +81,7 @@ class DualInterface(DualFeatures):
         pixels = self.pixels([example.image])[0]
         if self.classification:
             return {"pixel_values": pixels, "labels": torch.tensor(example.label)}
-        return {"pixel_values": pixels, **self._tokens([example.target])[0]}
+        return {"pixel_values": pixels, **self._tokens([example.caption])[0]}
 
     def _tokens(self, texts: Sequence[str]) -> list[Sample]:
         """Tokens of each text, truncated to the tower's length."""
