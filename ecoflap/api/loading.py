@@ -126,7 +126,7 @@ def _prepare(
                 f"{type(module).__name__} needs its processor to be scored: call ecoflap.load(model,"
                 " processor) or ecoflap.prune(model, processor, ...)"
             )
-        if processor is not None:
+        if processor is not None and option != "image_classifier":
             _check_processor(module, processor)
         found: PrunableModel = loader.from_module(module, processor, selection)
         return replace(found, name=type(module).__name__)

@@ -117,3 +117,24 @@ def test_a_class_of_language_models_that_reads_pictures_is_given_pictures() -> N
     assert "pixel_values" in ecoflap.calibrate(model, rows).samples[0]
     alone = hf.Gemma3ForCausalLM(module.config.text_config)
     assert isinstance(ecoflap.load(alone, processor.tokenizer).interface, LanguageInterface)
+
+
+TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+needs_siglip2 = pytest.mark.skipif(not hasattr(hf, "Siglip2ForImageClassification"), reason="a newer model")
+
+
+@needs_siglip2
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
+@torch.no_grad()
+def test_a_classifier_of_a_vision_tower_takes_its_image_processor(kind: str) -> None:
+    size = {"height": 8, "width": 8}
+    tower = {**TOWER, "image_size": 8, "patch_size": 4}
+    config = getattr(hf, f"{kind}Config")(vision_config=tower, num_labels=5)
+    module = getattr(hf, f"{kind}ForImageClassification")(config).eval()
+    more = {"crop_size": size} if kind == "CLIP" else {}
+    processor = getattr(hf, f"{kind}ImageProcessor")(size=size, **more)
+    model = ecoflap.load(module, processor)
+    found = ecoflap.calibrate(model, [{"image": picture(0), "label": 3}], samples=1)
+    pixels = processor(images=picture(0).convert("RGB"), return_tensors="pt")["pixel_values"]
+    expected = module(pixel_values=pixels, labels=torch.tensor([3])).loss
+    torch.testing.assert_close(model.loss(found.batches(1)[0])[0], expected)
