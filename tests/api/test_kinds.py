@@ -138,3 +138,11 @@ def test_a_classifier_of_a_vision_tower_takes_its_image_processor(kind: str) -> 
     pixels = processor(images=picture(0).convert("RGB"), return_tensors="pt")["pixel_values"]
     expected = module(pixel_values=pixels, labels=torch.tensor([3])).loss
     torch.testing.assert_close(model.loss(found.batches(1)[0])[0], expected)
+
+
+@needs_siglip2
+def test_a_classifier_that_reads_more_than_pixels_is_refused() -> None:
+    config = hf.Siglip2Config(vision_config={**TOWER, "num_patches": 16, "patch_size": 4}, num_labels=5)
+    processor = hf.Siglip2ImageProcessor(patch_size=4, max_num_patches=16)
+    with pytest.raises(UserError, match="makes pixel_attention_mask, pixel_values, spatial_shapes of a"):
+        ecoflap.load(hf.Siglip2ForImageClassification(config), processor)

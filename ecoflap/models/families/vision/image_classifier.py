@@ -61,6 +61,22 @@ class ClassifierInterface:
         return model.module(pixel_values=pixels.to(next(model.module.parameters()))).logits.float().cpu()
 
 
+def require_pixels_alone(name: str, image_processor: Any) -> None:
+    """Refuse a model that reads more of a picture than its pixels, judging by what its processor makes.
+
+    Raises:
+        UserError: if it does, as Siglip2 reads the shape of a picture, or ImageGPT its colours as tokens.
+    """
+    from PIL import Image
+
+    made = sorted(image_processor(images=Image.new("RGB", (64, 64)), return_tensors="pt"))
+    if made != ["pixel_values"]:
+        raise UserError(
+            f"{name}: the image processor makes {', '.join(made)} of a picture, and a classifier is given"
+            " pixel_values alone; choose another model"
+        )
+
+
 @dataclass(frozen=True)
 class ImageClassifier(ImageClassifierOptions, Pretrained):
     """An image classifier."""
@@ -72,11 +88,12 @@ class ImageClassifier(ImageClassifierOptions, Pretrained):
         """Wrap a transformers model in memory and its image processor, which may be None.
 
         Raises:
-            UserError: if there is no such loss or tower.
+            UserError: if there is no such loss or tower, or the model reads more than pixels.
         """
         loss = find_loss(self.loss, {"classification": classification_loss})
         interface: Any = None
         if processor is not None:
+            require_pixels_alone(self.name, processor)
             names = getattr(getattr(module, "config", None), "id2label", {})
             interface = ClassifierInterface(Pixels.of(processor), [names[index] for index in sorted(names)])
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)
