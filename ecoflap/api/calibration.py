@@ -24,7 +24,7 @@ from ecoflap.data.files.columns import example
 from ecoflap.data.files.fitting import chosen, fitting, labels_in, require_reader, require_target
 from ecoflap.data.files.labels import names_of_labels
 from ecoflap.data.sources import picture_sources
-from ecoflap.data.text.bos import bos_token
+from ecoflap.data.text.bos import first_tokens
 from ecoflap.data.text.calibration import Text
 from ecoflap.data.text.prefix import GivenText, PrefixText
 from ecoflap.data.text.reading import tokenize, windows
@@ -173,14 +173,14 @@ def _windows(model: PrunableModel, data: Data, amount: Amount, seed: int) -> Cal
     longest = amount.sequence_length or window_tokens(model, Text.sequence_length)
     texts = texts_of(data, MOST_BYTES * longest * amount.samples)
     tokens = tokenize(model.processor, Text.separator.join(texts))
-    bos = bos_token(model.processor, "calibration.bos", Text.bos)
-    length = amount.sequence_length or min(longest, len(tokens) + (bos is not None))
+    first = first_tokens(model.processor, "calibration.bos", Text.bos)
+    length = amount.sequence_length or min(longest, len(first) + len(tokens))
     if length < 2:
         raise UserError(f"the texts have {len(tokens)} tokens, and a loss is over the next one; give more")
     if length < longest:
         log.warning("the texts have only %d tokens, less than one window of %d", len(tokens), longest)
     require_length(model, length, f"sequence_length={length}")
-    rows = windows(tokens, length, "calibration", bos=bos)
+    rows = windows(tokens, length, "calibration", first=first)
     chosen = rows[draw(len(rows), amount.samples, seed)]
     return CalibrationSet(NAME, tuple({"input_ids": row} for row in chosen))
 

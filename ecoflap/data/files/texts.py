@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
-from ecoflap.data.text.bos import bos_token
+from ecoflap.data.text.bos import first_tokens
 from ecoflap.data.text.calibration import Text
 from ecoflap.data.text.prefix import GivenText
 from ecoflap.data.text.reading import tokenize, windows
@@ -45,8 +45,8 @@ def of_texts(
         return GivenText(name=name, samples=count, given=text, given_sources=sources).load(model, seed)
     require_length(model, sequence_length, f"calibration.sequence_length={sequence_length}")
     tokens = tokenize(model.processor, Text.separator.join(read))
-    bos = bos_token(model.processor, "calibration.bos", Text.bos)
-    rows = windows(tokens, sequence_length, "calibration", bos=bos)
+    first = first_tokens(model.processor, "calibration.bos", Text.bos)
+    rows = windows(tokens, sequence_length, "calibration", first=first)
     chosen = rows[draw(len(rows), samples or len(rows), seed)]
     return CalibrationSet(name, tuple({"input_ids": row} for row in chosen), sources)
 

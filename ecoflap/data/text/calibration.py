@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.sources import token_sources
-from ecoflap.data.text.bos import begin, bos_token, opening
+from ecoflap.data.text.bos import begin, first_tokens, opening, own_tokens
 from ecoflap.data.text.checks import require_language_model, require_readable, require_tokenizer
 from ecoflap.data.text.generated import check_generated, require_generates, with_generated
 from ecoflap.data.text.options import BOS, DocumentsOptions, TextOptions, TokenFileOptions
@@ -69,9 +69,9 @@ class Text(TextOptions, TextSource):
 
     def draw(self, tokenizer: Any, seed: int) -> Sequence[Tensor]:
         """The windows of the text, each [tokens]."""
-        token = bos_token(tokenizer, "calibration.bos", self.bos)
+        first = first_tokens(tokenizer, "calibration.bos", self.bos)
         tokens = tokenize(tokenizer, self.read_text("calibration"), opening(tokenizer, self.bos))
-        rows = windows(tokens, self.sequence_length, "calibration", bos=token)
+        rows = windows(tokens, self.sequence_length, "calibration", first=first)
         return list(rows[draw(len(rows), self.samples - self.generated, seed)])
 
 
@@ -88,14 +88,15 @@ class Documents(DocumentsOptions, Text):
     def draw(self, tokenizer: Any, seed: int) -> Sequence[Tensor]:
         """The windows, each [tokens]: first documents are drawn, then a window of each."""
         documents = self.read_documents("calibration")
-        token = bos_token(tokenizer, "calibration.bos", self.bos)
-        opened, length = opening(tokenizer, self.bos), self.sequence_length - (token is not None)
+        first = first_tokens(tokenizer, "calibration.bos", self.bos)
+        opened = opening(tokenizer, self.bos)
+        length = own_tokens(self.sequence_length, first, "calibration")
         place, rows = random.Random(seed), list[Tensor]()
         for index in draw(len(documents), len(documents), seed):
             tokens = tokenize(tokenizer, documents[index], opened)
             if len(tokens) > length:
                 start = place.randint(0, len(tokens) - length)
-                rows.append(begin(tokens[None, start : start + length], token)[0])
+                rows.append(begin(tokens[None, start : start + length], first)[0])
             if len(rows) == self.samples - self.generated:
                 break
         if not rows:

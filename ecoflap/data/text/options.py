@@ -50,8 +50,9 @@ class TextOptions(TextSourceOptions):
         sequence_length: tokens per window.
         generated: how many of the samples the dense model generates itself, each after an eighth of a drawn
             one; 0 for none.
-        bos: whether a window begins with the token that begins texts: auto (as the tokenizer does it), true
-            or false (the text, or each document, does so before windows are cut, as in papers on LLaMA).
+        bos: whether a window begins with the tokens that begin texts: auto (as the tokenizer does it), true
+            (with its BOS token where it puts none) or false (the text, or each document, does so before
+            windows are cut, as in papers on LLaMA).
         name: what logs and result files call it.
     """
 
@@ -130,8 +131,9 @@ class TextPerplexityOptions(TextSourceOptions):
         stride: tokens between the starts of two windows; only the last ``stride`` tokens of a window count,
             of the first window all but its first token. A smaller stride gives each token more context and
             takes more windows. Null: windows don't overlap.
-        bos: whether a window begins with the token that begins texts: auto (as the tokenizer does it), true
-            or false (the text as a whole does so before windows are cut, as in papers on LLaMA).
+        bos: whether a window begins with the tokens that begin texts: auto (as the tokenizer does it), true
+            (with its BOS token where it puts none) or false (the text as a whole does so before windows are
+            cut, as in papers on LLaMA). They are not scored.
         limit: number of windows, from the first; null for all.
         batch_size: windows per forward pass; changes nothing beyond rounding.
         name: what logs and result files call it.

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from typing_extensions import override
 
 from ecoflap.data.sources import token_sources
-from ecoflap.data.text.bos import bos_token, opening
+from ecoflap.data.text.bos import first_tokens, opening
 from ecoflap.data.text.checks import require_language_model, require_readable, require_tokenizer
 from ecoflap.data.text.options import BOS, TextPerplexityOptions, TokenPerplexityOptions
 from ecoflap.data.text.reading import check_characters, read_token_rows, tokenize, windows
@@ -85,8 +85,15 @@ class TextPerplexity(TextPerplexityOptions, TextSource):
             UserError: if the text is missing, or shorter than one window.
         """
         tokens = tokenize(tokenizer, self.read_text("task"), opening(tokenizer, self.bos))
-        bos = bos_token(tokenizer, "task.bos", self.bos)
-        return windows(tokens, self.sequence_length, "task", self.stride, bos)
+        return windows(tokens, self.sequence_length, "task", self.stride, self.first(tokenizer))
+
+    def first(self, tokenizer: Any) -> list[int]:
+        """The tokens that each window begins with.
+
+        Raises:
+            UserError: if the tokenizer has none, and some are asked for.
+        """
+        return first_tokens(tokenizer, "task.bos", self.bos)
 
     def load(self, model: PrunableModel) -> PerplexityEvaluation:
         """Read and tokenise the text.
@@ -96,8 +103,9 @@ class TextPerplexity(TextPerplexityOptions, TextSource):
                 this length.
         """
         self.check_model(model)
-        rows = first(self.rows(model.processor), self.limit)
-        return PerplexityEvaluation(rows, self.batch_size, self.stride, self.sources)
+        rows = limited(self.rows(model.processor), self.limit)
+        begun = len(self.first(model.processor))
+        return PerplexityEvaluation(rows, self.batch_size, self.stride, self.sources, begun)
 
 
 @dataclass(frozen=True)
@@ -136,10 +144,10 @@ class TokenPerplexity(TokenPerplexityOptions):
         self.check_model(model)
         rows = read_token_rows(self.path, self.key, "task")
         sources = token_sources(self.path, self.key, rows)
-        return PerplexityEvaluation(first(rows, self.limit), self.batch_size, sources=sources)
+        return PerplexityEvaluation(limited(rows, self.limit), self.batch_size, sources=sources)
 
 
-def first(rows: Tensor, limit: int | None) -> Tensor:
+def limited(rows: Tensor, limit: int | None) -> Tensor:
     """The first rows, [at most limit, tokens]; None for all. If there are fewer, a warning says so."""
     if limit is not None and limit > len(rows):
         log.warning("task.limit=%d was asked for and there are only %d rows", limit, len(rows))
@@ -156,12 +164,19 @@ class PerplexityEvaluation:
         stride: how many of a row's last tokens are scored, in all rows but the first; None for all but a
             row's first token.
         sources: the name of the text, see ``ecoflap.data.sources``.
+        begun: how many tokens before those of the text a row begins with; they are not scored.
     """
 
     rows: Tensor
     batch_size: int
     stride: int | None = None
     sources: frozenset[str] = frozenset()
+    begun: int = 0
+
+    @property
+    def unscored(self) -> int:
+        """How many of a row's first tokens are never scored: the very first one has nothing before it."""
+        return max(1, self.begun)
 
     def identity(self) -> dict[str, Any]:
         """Everything that the metrics depend on beside the model."""
@@ -179,7 +194,7 @@ class PerplexityEvaluation:
         batches = parts(range(len(self.rows)), self.batch_size)
         losses = prediction_log.run(batches, lambda places: self._losses(model, places).tolist())
         counted = [
-            self.rows.shape[1] - 1 if self.stride is None or place == 0 else self.stride
+            self.rows.shape[1] - self.unscored if self.stride is None or place == 0 else self.stride
             for place in range(len(losses))
         ]
         sums = [mean * tokens for mean, tokens in zip(losses, counted, strict=True)]
@@ -206,15 +221,17 @@ class PerplexityEvaluation:
         """The first tokens that are predicted in the first row, each with its loss in nats."""
         rows, module = self.rows[:1, :PASSAGE], model.module
         decode = getattr(model.processor, "decode", str)  # a model without a tokenizer reads ids from a file
-        words = [decode([token]) for token in rows[0, 1:].tolist()]
-        logits = module(input_ids=rows.to(model.device), use_cache=False).logits[0, :-1]
-        losses = cross_entropy(logits.float(), rows[0, 1:].to(logits.device), reduction="none")
+        scored = rows[0, self.unscored :]
+        words = [decode([token]) for token in scored.tolist()]
+        logits = module(input_ids=rows.to(model.device), use_cache=False).logits[0, self.unscored - 1 : -1]
+        losses = cross_entropy(logits.float(), scored.to(logits.device), reduction="none")
         return list(zip(words, losses.tolist(), strict=True))
 
     def _losses(self, model: PrunableModel, places: list[int]) -> Tensor:
         """Mean loss over the scored tokens of each row, [rows]; never that of ``model.loss``."""
         rows = self.rows[places]
         labels = rows.clone()
+        labels[:, : self.unscored] = IGNORED
         if self.stride is not None:
             labels[torch.tensor(places) > 0, : -self.stride] = IGNORED
         module: Any = model.module

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecoflap.data.text.bos import begin
+from ecoflap.data.text.bos import begin, own_tokens
 from ecoflap.errors import UserError, did_you_mean
 
 
@@ -20,7 +20,7 @@ def tokenize(tokenizer: Any, text: str, opening: Sequence[int] = ()) -> Tensor:
 
 
 def windows(
-    tokens: Tensor, length: int, option: str, stride: int | None = None, bos: int | None = None
+    tokens: Tensor, length: int, option: str, stride: int | None = None, first: Sequence[int] = ()
 ) -> Tensor:
     """Cut a text [tokens] into rows [rows, length]; the remainder is dropped.
 
@@ -29,19 +29,23 @@ def windows(
         length: tokens per row.
         option: the config group, for the message.
         stride: tokens between the starts of two rows; None for rows that do not overlap.
-        bos: the token that each row begins with, in addition to ``length - 1`` tokens of the text; None for
-            none.
+        first: the tokens that each row begins with; fewer of the text follow.
 
     Raises:
-        UserError: if the text is shorter than one row.
+        UserError: if the text is shorter than one row, or the stride longer than what a row has of it.
     """
-    own = length - (bos is not None)
+    own = own_tokens(length, first, option)
+    if stride is not None and stride > own:
+        raise UserError(
+            f"{option}.stride={stride} is more than the {own} tokens that a window of {length} has of the"
+            " text; choose no more"
+        )
     if len(tokens) < own:
         raise UserError(
             f"{option}.sequence_length={length} is more than the {len(tokens)} tokens of the text; give a"
             " longer text or a smaller length"
         )
-    return begin(tokens.unfold(0, own, stride or own), bos)
+    return begin(tokens.unfold(0, own, stride or own), first)
 
 
 def check_characters(texts: Iterable[str], length: int, option: str) -> None:

@@ -21,14 +21,14 @@ from tests import tiny
 BOS, WORDS = 1, [f"w{number}" for number in range(30)]
 
 
-def tokenizer(begins: bool, token: str | None = "<bos>", ends: bool = False) -> PreTrainedTokenizerFast:
-    """A word tokenizer that puts <bos> before a text, or </s> behind it, or neither."""
+def tokenizer(begins: bool | str, token: str | None = "<bos>", ends: bool = False) -> PreTrainedTokenizerFast:
+    """A word tokenizer that puts <bos>, or other tokens, before a text, or </s> behind it, or neither."""
+    first = begins if isinstance(begins, str) else "<bos> " * begins
     vocabulary = {word: index for index, word in enumerate(["<unk>", "<bos>", "</s>", *WORDS])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
-    template = f"{'<bos> ' if begins else ''}$A{' </s>' if ends else ''}"
     core.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[("<bos>", 1), ("</s>", 2)]
+        single=f"{first}$A{' </s>' if ends else ''}", special_tokens=[("<bos>", 1), ("</s>", 2)]
     )
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token=token)
 
@@ -125,6 +125,53 @@ def test_perplexity_is_of_the_text_behind_the_token(
         first = 1 if stride is None or start == 0 else 8 - stride
         losses += [-float(logits[place - 1, window[place]].detach()) for place in range(first, 8)]
     assert found["perplexity"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
+
+
+TWO = {"begins": "</s> <bos> ", "token": None}
+"""As GLM-4's tokenizer puts [gMASK] and <sop> before a text, and names neither its BOS token."""
+
+
+@pytest.mark.parametrize("choice", ["auto", "true"])
+@pytest.mark.parametrize("kind", [Text, Documents])
+def test_windows_begin_with_all_that_the_tokenizer_puts_before_a_text(
+    model: Callable[..., PrunableModel], path: str, kind: Any, choice: str
+) -> None:
+    drawn = kind(path=path, samples=3, sequence_length=8, bos=choice).load(model(**TWO), 0)
+    for sample in drawn.samples:
+        first, *words = sample["input_ids"].split([2, *[1] * 6])
+        assert first.tolist() == [2, BOS]
+        assert words == [3 + (words[0] - 3 + step) % 30 for step in range(6)]
+
+
+@pytest.mark.parametrize("stride", [None, 3, 6])
+def test_perplexity_is_of_the_text_alone(
+    model: Callable[..., PrunableModel], path: str, stride: int | None
+) -> None:
+    """The second of the tokens before it is predicted as well, and doesn't count."""
+    built = model(**TWO)
+    evaluation = TextPerplexity(path=path, sequence_length=8, stride=stride, batch_size=5).load(built)
+    text = built.processor(Path(path).read_text(), add_special_tokens=False)["input_ids"]
+    losses = []
+    for start in range(0, len(text) - 6 + 1, stride or 6):
+        window = torch.tensor([2, BOS, *text[start : start + 6]])
+        logits = built.module(window[None]).logits[0].log_softmax(dim=-1)
+        first = 2 if stride is None or start == 0 else 8 - stride
+        losses += [-float(logits[place - 1, window[place]].detach()) for place in range(first, 8)]
+    assert evaluation(built)["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    shown = evaluation._passage(built)
+    assert [word for word, _ in shown] == [built.processor.decode([token]) for token in text[:6]]
+    assert [loss for _, loss in shown] == pytest.approx(losses[:6], rel=1e-5)
+
+
+def test_windows_without_room_for_the_text(model: Callable[..., PrunableModel], path: str) -> None:
+    built = model(**TWO)
+    for part, group in ((Text, "calibration"), (Documents, "calibration"), (TextPerplexity, "task")):
+        with pytest.raises(
+            UserError, match=rf"{group}\.sequence_length=2 leaves no room behind the 2 tokens"
+        ):
+            part(path=path, sequence_length=2).load(built, *[0] * (group == "calibration"))
+    with pytest.raises(UserError, match=r"task\.stride=7 is more than the 6 tokens that a window of 8 has"):
+        TextPerplexity(path=path, sequence_length=8, stride=7).load(built)
 
 
 @pytest.mark.parametrize(
