@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from ecoflap.errors import NumericalError
 from ecoflap.models.core import prunable
+from ecoflap.models.core.attention import open_attention
 from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.losses import next_token_loss, token_loss
 from ecoflap.models.core.prunable import PrunableModel
@@ -159,6 +161,19 @@ def test_blocks_get_no_cache_under_quiet_forward(family: str) -> None:
     with quiet_forward(model.module), torch.no_grad():
         model.loss(tiny.samples(family).batches(8)[0])
     assert caches == []
+
+
+def test_fingerprint_of_a_module_without_a_config_sees_its_activations() -> None:
+    def built(activation: nn.Module) -> PrunableModel:
+        torch.manual_seed(0)
+        module = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2), "activation": activation})
+        return PrunableModel("own", module, (), (), (), lambda *_: torch.zeros(1))
+
+    relu, again, gelu = built(nn.ReLU()), built(nn.ReLU()), built(nn.GELU())
+    assert relu.fingerprint() == again.fingerprint()
+    assert relu.fingerprint() != gelu.fingerprint()
+    open_attention(again.module)
+    assert relu.fingerprint() == again.fingerprint()
 
 
 def test_fingerprint_sees_every_weight_and_nothing_else() -> None:

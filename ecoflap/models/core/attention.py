@@ -40,6 +40,10 @@ class Projection(nn.Module):
 class OpenAttention(nn.MultiheadAttention):
     """The same attention, computed so that every projection is called as a module."""
 
+    def _get_name(self) -> str:
+        """The name that is printed of it: the module is no other one than before."""
+        return nn.MultiheadAttention.__name__
+
     @property
     def projections(self) -> dict[str, Projection]:
         """The projection of each parameter: one if the weights are packed, else three."""

@@ -22,7 +22,7 @@ from ecoflap.models.core.attention import open_attention
 from ecoflap.models.core.expert_slices import ExpertSlice
 from ecoflap.models.core.experts import reopen
 from ecoflap.models.core.layers import Layer
-from ecoflap.models.core.preparation import preparation, values_of, without_origin
+from ecoflap.models.core.preparation import ADDRESS, preparation, values_of, without_origin
 from ecoflap.models.core.skipped import MATCHED, Skipped
 from ecoflap.models.core.towers import Block, Selection, Tower
 from ecoflap.models.core.wide_parts import DTYPE_OPTION, half_precision
@@ -186,9 +186,13 @@ class PrunableModel:
         return digest.hexdigest()
 
     def _settings(self) -> list[Any]:
-        """The module's settings beside its weights: epsilons, activations, rotary scaling and the like."""
+        """The module's settings beside its weights: epsilons, activations, rotary scaling and the like.
+
+        Of a module without a config, the tree of its modules tells some of them.
+        """
         configs = [getattr(self.module, name, None) for name in ("config", "generation_config")]
-        return [without_origin(values_of(config)) for config in configs if config is not None]
+        found = [without_origin(values_of(config)) for config in configs if config is not None]
+        return found or [ADDRESS.sub("", repr(self.module))]
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint that ``from_pretrained`` loads.

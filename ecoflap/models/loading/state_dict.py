@@ -14,7 +14,6 @@ from torch import nn
 from typing_extensions import override
 
 from ecoflap.errors import UserError
-from ecoflap.models.core.preparation import ADDRESS
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.storage.file_names import WEIGHTS_FILE
 
@@ -31,8 +30,8 @@ class SavesStateDict(PrunableModel):
 
     @override
     def _settings(self) -> list[Any]:
-        """The architecture, and the module tree with the activations that the library has chosen for it."""
-        return [self.architecture, ADDRESS.sub("", repr(self.module))]
+        """Those of the module and its architecture."""
+        return [*super()._settings(), self.architecture]
 
     @override
     def save(self, folder: Path) -> None:
