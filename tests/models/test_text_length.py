@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+import ecoflap
 from ecoflap.data.mmlu.reading import Question, prompt
 from ecoflap.data.mmlu.task import fitting_prompt
 from ecoflap.data.text.calibration import Text
 from ecoflap.data.text.perplexity import TextPerplexity
 from ecoflap.errors import UserError
 from ecoflap.models.core.text_length import at_most, most_tokens
+from ecoflap.run.config import package_file
 from tests import tiny
 
 SMALL = {
@@ -135,3 +137,20 @@ def test_questions_fit_into_the_positions() -> None:
     assert fitting_prompt(words, "s", shots, question, whole - 1) == prompt("s", shots[:4], question)
     assert at_most(tiny.build("gpt2"), 2048) == most_tokens(tiny.build("gpt2").module)
     assert at_most(tiny.build("t5"), 2048) == 2048
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("limit", [6, 10**30])
+def test_a_clip_cuts_texts_at_its_positions_and_at_its_tokenizers_limit(limit: int) -> None:
+    import transformers as hf
+
+    folder = package_file("mini/clip")
+    module: Any = hf.CLIPModel.from_pretrained(folder).float().eval()
+    processor = hf.CLIPProcessor.from_pretrained(folder)
+    processor.tokenizer.model_max_length = limit
+    model = ecoflap.load(module, processor)
+    text, most = "a photo of a red circle . " * 10, module.config.text_config.max_position_embeddings
+    ids = processor.tokenizer(text, truncation=True, max_length=min(limit, most), return_tensors="pt")
+    pooled = module.text_projection(module.text_model(**ids).pooler_output)
+    expected = torch.nn.functional.normalize(pooled, dim=-1)
+    torch.testing.assert_close(model.interface.embed_texts(model, [text]), expected)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from ecoflap.models.core.losses import class_loss, contrastive_loss, counting, f
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.positives import image_text_positives
 from ecoflap.models.core.prunable import Loss, PrunableModel
+from ecoflap.models.core.text_length import most_tokens
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.clip.options import ClipOptions
 from ecoflap.models.loading.loader import Pretrained, prunable
@@ -61,10 +62,10 @@ class DualInterface(DualFeatures):
     """Pictures and captions of a model with two towers, embedded by functions of the family.
 
     Attributes:
-        longest: most tokens of a text; None for the tokenizer's own limit.
+        longest: most tokens of a text; None for the tokenizer's own limit, if it has one.
     """
 
-    longest: ClassVar[int | None] = None
+    longest: int | None = None
 
     def __init__(self, pixels: Pixels, tokenizer: Any, pad_token_id: int, classification: bool) -> None:
         super().__init__(pad_token_id)
@@ -177,6 +178,8 @@ class Clip(ClipOptions, Pretrained):
                 tokenizer.pad_token_id,
                 self.loss == "classification",
             )
+            limits = (most_tokens(module), tokenizer.model_max_length)
+            interface.longest = min(limit for limit in limits if limit is not None)
         return prunable(
             self.name, module, processor, dual_loss(self.loss, interface), selection, self.towers, interface
         )
