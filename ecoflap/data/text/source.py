@@ -123,6 +123,13 @@ class TextSource(TextSourceOptions):
             raise UserError(
                 f"{option}.column={self.column}: {self.dataset} has {nearest(self.column, rows.column_names)}"
             )
+        kind, missing = rows.features[self.column], rows.data.column(self.column).null_count
+        if missing or getattr(kind, "dtype", None) not in ("string", "large_string"):
+            raise UserError(
+                f"{option}.column={self.column}: {self.dataset} ({which}) has {kind} there, and null in"
+                f" {missing} of {len(rows)} rows, where each needs a text; name another column, or read fewer"
+                f" rows with {option}.documents"
+            )
         texts: Sequence[str] = rows[self.column]
         return texts
 

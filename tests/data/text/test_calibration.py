@@ -178,6 +178,22 @@ def test_hub_is_asked_for_one_file_and_its_first_rows(monkeypatch: pytest.Monkey
     assert asked[-1][1]["data_files"] is None
 
 
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        (["a", None, "b"], r".*'string'.* there, and null in 1 of 3 rows"),
+        ([1, 2], r".*'int64'.* there, and null in 0 of 2 rows"),
+        ([["a"], ["b"]], r".*'string'.* there, and null in 0 of 2 rows"),
+    ],
+)
+def test_rows_of_the_hub_without_a_text(monkeypatch: pytest.MonkeyPatch, rows: list[Any], found: str) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({"text": rows}))
+    with pytest.raises(UserError, match=rf"task\.column=text: one/two \(test\) has {found}"):
+        TextSource(None, "one/two", None).read_text("task")
+    if rows[0] == "a":
+        assert TextSource(None, "one/two", None, documents=1).read_text("task") == "a"
+
+
 def test_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(*_: Any, **__: Any) -> None:
         raise ConnectionError
