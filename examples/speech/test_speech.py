@@ -87,6 +87,22 @@ def test_transcribes(model: PrunableModel) -> None:
 
 
 @torch.no_grad()
+def test_a_transcript_that_never_ends_fits_into_the_positions(
+    model: PrunableModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, written = model.processor.tokenizer, list[int]()
+    decode = words.batch_decode
+    monkeypatch.setattr(model.module.generation_config, "suppress_tokens", [words.eos_token_id])
+    monkeypatch.setattr(
+        words, "batch_decode", lambda tokens, **how: written.append(tokens.shape[1]) or decode(tokens, **how)
+    )
+    longest = SpeechTask(limit=1, max_new_tokens=447)
+    longest.load(model)(model)
+    assert written == [2 + 447]
+    with pytest.raises(UserError, match=r"task\.max_new_tokens=448 takes 449 tokens: .* positions for 448"):
+        SpeechTask(max_new_tokens=448).check_model(model)
+
+
 def test_loss_of_a_wrong_transcript_is_larger(model: PrunableModel) -> None:
     (utterance,) = spoken(True, 1, seed=0)
     samples = [

@@ -68,7 +68,8 @@ class Speech:
             UserError: if the model reads no speech, or writes no transcripts of that length.
         """
         require_speech_model(model, f"task={self.name}")
-        require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
+        most = self.max_new_tokens + 1  # the decoder reads two tokens before a transcript, and not its last
+        require_length(model, most, f"task.max_new_tokens={self.max_new_tokens} takes {most} tokens")
 
     def load(self, model: PrunableModel) -> SpeechEvaluation:
         """Read the recordings once, for the dense and the pruned model.
