@@ -108,7 +108,7 @@ class OpenClip(OpenClipOptions):
             )
         with torch.device("meta"), silenced(logging.WARNING):  # it would warn that no weights are loaded
             shape = open_clip.create_model(
-                self.architecture, pretrained=None, load_weights=False, pretrained_hf=False, device="meta"
+                self.architecture, pretrained=None, load_weights=False, pretrained_text=False, device="meta"
             )
         if device.type == "meta":
             return prunable(
