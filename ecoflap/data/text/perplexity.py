@@ -185,6 +185,7 @@ class PerplexityEvaluation:
             "rows": list(self.rows.shape),
             "tokens": hashlib.blake2b(self.rows.contiguous().numpy().data, digest_size=16).hexdigest(),
             "stride": self.stride,
+            "unscored": self.unscored,
         }
 
     @torch.no_grad()

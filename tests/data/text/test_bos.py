@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from ecoflap.data.text.calibration import Documents, Text
-from ecoflap.data.text.perplexity import TextPerplexity
+from ecoflap.data.text.perplexity import PerplexityEvaluation, TextPerplexity
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from tests import tiny
@@ -158,6 +158,8 @@ def test_perplexity_is_of_the_text_alone(
         first = 2 if stride is None or start == 0 else 8 - stride
         losses += [-float(logits[place - 1, window[place]].detach()) for place in range(first, 8)]
     assert evaluation(built)["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    scored = PerplexityEvaluation(evaluation.rows, 5, stride)  # the same rows, and all that is predicted
+    assert scored.identity() != evaluation.identity()
     shown = evaluation._passage(built)
     assert [word for word, _ in shown] == [built.processor.decode([token]) for token in text[:6]]
     assert [loss for _, loss in shown] == pytest.approx(losses[:6], rel=1e-5)
