@@ -39,7 +39,8 @@ class Kind(NamedTuple):
     sparsity: float
 
 
-Runs = dict[Kind, list[tuple[float, float, float]]]
+Runs = dict[tuple[Kind, tuple[str, ...]], list[tuple[float, float, float]]]
+"""Kind and tasks -> figures; runs on other tasks may differ in options that neither's kind names."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -92,7 +93,7 @@ def read(folder: Path, metric: str | None) -> Runs:
                 )
                 before = (run.result.metrics.get(state, {}).get(task, {}) for state in STATES[:2])
                 dense, pruned = (figures.get(name, math.nan) for figures in before)
-                found[kind].append((dense, pruned, finetuned[name]))
+                found[kind, section.tasks].append((dense, pruned, finetuned[name]))
     if not found:
         raise UserError(f"no {RESULT} of a fine-tuned model below {folder}, or none with that metric")
     return found
@@ -105,11 +106,11 @@ def markdown(runs: Runs) -> Iterator[str]:
     finite, and for a figure that is NaN or was not measured.
     """
     # A column of settings only where there are any.
-    columns = [name for name in Kind._fields if name != "settings" or any(kind.settings for kind in runs)]
+    columns = [name for name in Kind._fields if name != "settings" or any(kind.settings for kind, _ in runs)]
     yield markdown_row((*(name.replace("_", " ") for name in columns), "n", *STATES, "recovered"))
     yield markdown_row(["---"] * (len(columns) - 1) + ["---:"] * 6)
-    for kind in sorted(runs):
-        dense, pruned, finetuned = (list(column) for column in zip(*runs[kind], strict=True))
+    for (kind, _), some in sorted(runs.items()):
+        dense, pruned, finetuned = (list(column) for column in zip(*some, strict=True))
         names = [getattr(kind, name) for name in columns[:-1]]
         figures = map(_cell, (dense, pruned, finetuned))
         yield markdown_row(

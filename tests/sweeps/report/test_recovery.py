@@ -12,7 +12,7 @@ from ecoflap.storage.results import Result, sparsity_section
 from ecoflap.sweeps.report.recovery import main
 
 
-def write(folder: Path, seed: int, figures: dict[str, float], rate: float = 1e-3, task: str = "vqa") -> None:
+def write(folder: Path, seed: int, figures: dict[str, float], rate: float = 1e-3, *tasks: str) -> None:
     finetune = {"name": "full", "learning_rate": rate}
     config = {
         "model": {"name": "m"},
@@ -21,7 +21,10 @@ def write(folder: Path, seed: int, figures: dict[str, float], rate: float = 1e-3
         "finetune": finetune,
         "sparsity": 0.5,
     }
-    metrics = {state: {task: {"questions": 3.0, "accuracy": value}} for state, value in figures.items()}
+    metrics = {
+        state: {task: {"questions": 3.0, "accuracy": value} for task in tasks or ("vqa",)}
+        for state, value in figures.items()
+    }
     section = sparsity_section({}, 0.5, 10)
     folder.mkdir(parents=True, exist_ok=True)
     Result(
@@ -76,7 +79,7 @@ def test_only_seeds_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[s
     """Other options and other tasks have rows of their own, and of two equal runs the newer one counts."""
     write(tmp_path / "0", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": 70.0})
     write(tmp_path / "1", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": 80.0}, rate=1e-2)
-    write(tmp_path / "2", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": 75.0}, task="gqa")
+    write(tmp_path / "2", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": 75.0}, 1e-3, "gqa")
     assert main([str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(
@@ -93,3 +96,16 @@ def test_only_seeds_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "the newer one" in captured.err
     assert "| 85.00 |" in captured.out
     assert "| 70.00 |" not in captured.out
+
+
+def test_runs_on_other_tasks_are_not_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Options are named where they distinguish runs on the same tasks, so that others may differ in any."""
+    write(tmp_path / "0", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": 70.0})
+    write(tmp_path / "1", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": 80.0}, 1e-2, "vqa", "gqa")
+    assert main([str(tmp_path)]) == 0
+    rows = [line.strip("| ").split(" | ")[4:] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [(row[0], row[2], row[5]) for row in rows] == [
+        ("gqa/accuracy", "1", "80.00"),
+        ("vqa/accuracy", "1", "70.00"),
+        ("vqa/accuracy", "1", "80.00"),
+    ]
