@@ -31,11 +31,16 @@ Cells = dict[Method, dict[float, Cell]]
 
 
 def statistics(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation; None for the latter if there is only one value."""
+    """Mean and sample standard deviation; None for the latter if there is only one value.
+
+    Perplexities may be so large that their squares overflow.
+    """
     mean = math.nan if {math.inf, -math.inf} <= set(values) else fmean(values)
     if len(values) < 2:
         return mean, None
-    return mean, (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+    if not math.isfinite(mean):
+        return mean, math.nan
+    return mean, math.hypot(*(value - mean for value in values)) / math.sqrt(len(values) - 1)
 
 
 def pruned(cell: Cell) -> list[float]:

@@ -307,3 +307,12 @@ def test_models_across_counts_verdicts_and_shows_each_model_in_a_column(
         "| er | 78.55 (+8.05 ± 0.64) | 48.55 (+8.05 ± 0.64) ▼ |  | 2.5 |",
         "| owl | 71.00 (+0.5 ± 6.4) | 41.00 (+0.5 ± 6.4) | 49.00 (-1) | 0.5 |",
     ]
+
+
+def test_perplexities_whose_squares_overflow_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, [1e200, 2e200, 3e200], metric="perplexity")
+    write(tmp_path, [5e200, 7e200, 9e200], "er", metric="perplexity")
+    (row,) = table(tmp_path, capsys)
+    assert row[6:10] == ["2.000e+200", "7.000e+200", "+5e+200 ± 2.5e+200", "worse"]
