@@ -10,22 +10,27 @@ from statistics import fmean
 from ecoflap.storage.markdown import markdown_row
 from ecoflap.sweeps.report.cells import statistics
 from ecoflap.sweeps.report.methods import Method, overrides
-from ecoflap.sweeps.report.pairs import BETTER, WORSE, Pairs
+from ecoflap.sweeps.report.pairs import BETTER, WORSE, Pairs, metric_names
 from ecoflap.sweeps.report.settings import is_path, settings_of, shown
 from ecoflap.sweeps.report.table import figure
 
-Group = dict[str, dict[str, Pairs]]
-"""Allocation -> model and metric -> its pairs, under one pruner at one sparsity."""
+Column = tuple[str, int]
+"""The model and the metric, and the place of their table: one of other runs may have the same name."""
+Group = dict[str, dict[Column, Pairs]]
+"""Allocation -> column -> its pairs, under one pruner at one sparsity."""
 
 
 def markdown(found: Sequence[Pairs]) -> Iterator[str]:
     """The lines of the summary and of the tables, with empty lines between them."""
+    names = metric_names(found)
+    places = {key: place for place, key in enumerate(names)}
     by_pruner = _by_pruner(sorted(found, key=lambda one: one.method.order))
     yield from _summary(by_pruner)
     for pruner, some in by_pruner.items():
         groups: dict[float, Group] = defaultdict(lambda: defaultdict(dict))
         for pairs in some:
-            column = f"{pairs.table.model} {pairs.table.metric}"
+            key = id(pairs.table)
+            column = f"{pairs.table.model} {names[key]}", places[key]
             groups[pairs.sparsity][pairs.method.coarse][column] = pairs
         for sparsity, group in sorted(groups.items()):
             yield ""
@@ -78,17 +83,21 @@ def _in_order(by_coarse: Mapping[str, Iterable[Pairs]]) -> list[str]:
 
 
 def _table(title: str, group: Group) -> Iterator[str]:
-    """Uniform, then the allocations as in the summary: each mean, and its difference to uniform."""
+    """Uniform, then the allocations as in the summary: each mean, and its difference to uniform.
+
+    Of pairs with fewer or more seeds, uniform's mean is that of the most.
+    """
     columns = sorted({column for row in group.values() for column in row})
-    some = {column: pairs for row in group.values() for column, pairs in row.items()}
-    yield markdown_row([title, *columns, "coarse seconds"])
+    cells = (cell for row in group.values() for cell in row.items())
+    some = dict(sorted(cells, key=lambda cell: len(cell[1].uniform)))
+    yield markdown_row([title, *(name for name, _ in columns), "coarse seconds"])
     yield markdown_row(["---"] + ["---:"] * (len(columns) + 1))
     yield markdown_row(["uniform", *(figure(statistics(some[column].uniform)[0]) for column in columns), ""])
     for coarse in _in_order({coarse: row.values() for coarse, row in group.items()}):
         row = group[coarse]
         seconds = max((pairs.seconds for pairs in row.values() if pairs.seconds is not None), default=None)
-        cells = (_cell(row[column]) if column in row else "" for column in columns)
-        yield markdown_row([coarse, *cells, "" if seconds is None else f"{seconds:.3g}"])
+        shown = (_cell(row[column]) if column in row else "" for column in columns)
+        yield markdown_row([coarse, *shown, "" if seconds is None else f"{seconds:.3g}"])
 
 
 def _cell(pairs: Pairs) -> str:

@@ -15,7 +15,7 @@ from ecoflap.storage.markdown import markdown_row
 from ecoflap.sweeps.report import models_across
 from ecoflap.sweeps.report.cells import statistics
 from ecoflap.sweeps.report.metrics import make_tables
-from ecoflap.sweeps.report.pairs import Pairs, paired
+from ecoflap.sweeps.report.pairs import Pairs, metric_names, paired
 from ecoflap.sweeps.report.runs import read_runs
 from ecoflap.sweeps.report.sections import make_sections
 from ecoflap.sweeps.report.table import figure
@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def markdown(found: Sequence[Pairs]) -> Iterator[str]:
     """The lines of a GitHub table: a row for each model, metric, sparsity and method."""
+    names = metric_names(found)
     columns = ["model", "metric", "sparsity", "pruner", "allocation", "n", "uniform", "mean", "difference"]
     yield markdown_row([*columns, "verdict", "coarse seconds"])
     yield markdown_row(["---"] * 5 + ["---:"] * 4 + ["---", "---:"])
@@ -58,7 +59,7 @@ def markdown(found: Sequence[Pairs]) -> Iterator[str]:
         yield markdown_row(
             [
                 pairs.table.model,
-                pairs.table.metric,
+                names[id(pairs.table)],
                 f"{pairs.sparsity:g}",
                 pairs.method.pruner,
                 pairs.method.coarse,

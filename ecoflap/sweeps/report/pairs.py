@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -98,6 +99,18 @@ def paired(tables: Sequence[MetricTable]) -> Iterator[Pairs]:
                         [seeds[seed].pruned for seed in shared],
                         _coarse_seconds(by_method[method]),
                     )
+
+
+def metric_names(found: Iterable[Pairs]) -> dict[int, str]:
+    """{id of a table: its metric, with the task where several tasks of its model have that metric}."""
+    tables = {id(pairs.table): pairs.table for pairs in found}
+    tasks: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for table in tables.values():
+        tasks[table.model, table.metric].add(table.task)
+    return {
+        key: table.name if len(tasks[table.model, table.metric]) > 1 else table.metric
+        for key, table in tables.items()
+    }
 
 
 def _coarse_seconds(runs: Iterable[Run]) -> float | None:

@@ -33,10 +33,12 @@ def write(
     rate: float = 1e-5,
     model: str = "m",
     mask: str = "row",
+    other: float | None = None,
 ) -> None:
     """One run per seed; each draws other calibration samples, and from each path.
 
     Args:
+        other: what the same metric of a second task is above each figure; None if there is one task.
         tuned: what fine-tuning adds to each figure; None if there was none.
         rate: the learning rate of fine-tuning, in the config even where there was none.
     """
@@ -45,6 +47,8 @@ def write(
         place = folder / "_".join(map(str, settings))
         place.mkdir(parents=True)
         metrics = {"pruned": {"vqa": {metric: figure}}}
+        if other is not None:
+            metrics["pruned"]["gqa"] = {metric: figure + other}
         if tuned is not None:
             metrics["finetuned"] = {"vqa": {metric: figure + tuned}}
         Result(
@@ -307,6 +311,32 @@ def test_models_across_counts_verdicts_and_shows_each_model_in_a_column(
         "| er | 78.55 (+8.05 ± 0.64) | 48.55 (+8.05 ± 0.64) ▼ |  | 2.5 |",
         "| owl | 71.00 (+0.5 ± 6.4) | 41.00 (+0.5 ± 6.4) | 49.00 (-1) | 0.5 |",
     ]
+
+
+def test_two_tasks_with_one_metric_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for coarse, figures in (("none", [70.0]), ("er", [75.0])):
+        write(tmp_path, figures, coarse, model="a", other=-20.0 if coarse == "er" else 0.0)
+        write(tmp_path, figures, coarse, model="b")
+    assert [row[:2] for row in table(tmp_path, capsys)] == [
+        ["a", "gqa/accuracy"],
+        ["a", "vqa/accuracy"],
+        ["b", "accuracy"],
+    ]
+    assert main([str(tmp_path), "--models-across"]) == 0
+    assert capsys.readouterr().out.splitlines()[-4:] == [
+        "| wanda at 0.5 | a gqa/accuracy | a vqa/accuracy | b accuracy | coarse seconds |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| uniform | 70.00 | 70.00 | 70.00 |  |",
+        "| er | 55.00 (-15) | 75.00 (+5) | 75.00 (+5) | 1 |",
+    ]
+
+
+def test_the_row_of_uniform_has_the_most_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, [60.0, 70.0, 80.0])
+    write(tmp_path, [61.0, 71.0, 81.0], "er")
+    write(tmp_path, [60.0], "owl")
+    assert main([str(tmp_path), "--models-across"]) == 0
+    assert "| uniform | 70.00 |  |" in capsys.readouterr().out
 
 
 def test_perplexities_whose_squares_overflow_are_shown(
