@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -102,7 +103,15 @@ def _command(recorded: Mapping[str, Any], folder: Path, is_sweep: bool) -> list[
     given = [one for one in recorded["overrides"] if one.lstrip("+").partition("=")[0] not in left_out]
     folders = [f"--config-dir={config_dir}" for config_dir in recorded["config_dirs"]]
     mode = ["-m"] if is_sweep else []
-    return [sys.executable, *_program(), *mode, *folders, *given, f"{place}={folder.resolve()}"]
+    return [sys.executable, *_program(), *mode, *folders, *given, _option(place, folder.resolve())]
+
+
+def _option(key: str, folder: Path) -> str:
+    """An option whose value is a folder, quoted where Hydra reads some of its characters as syntax."""
+    if re.fullmatch(r"[\w./-]+", str(folder), re.ASCII):
+        return f"{key}={folder}"
+    escaped = str(folder).replace('"', '\\"')
+    return f'{key}="{escaped}"'
 
 
 def _program() -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from ecoflap.run.folder import Status, claimed, finished
@@ -238,6 +239,21 @@ def test_finished_jobs_are_left_alone_however_they_were_asked_for(
     )
     assert rerun.rerun(tmp_path) == 0
     assert started[0][2:] == ["-m", "seed=0,1", "+hydra.sweep.dirs=x", f"hydra.sweep.dir={tmp_path}"]
+
+
+@pytest.mark.parametrize("name", ["a b", "a,b", "josé", "sweep (old)", 'a "b"', "a#1=2"])
+def test_a_folder_of_any_name_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    recorded = {"overrides": ["seed=0,1"], "config_dirs": [], "config_name": "config", "cwd": str(tmp_path)}
+    write_json(tmp_path / name / "jobs.json", {"launcher": "none", "command": recorded, "jobs": []})
+    started: list[list[str]] = []
+    monkeypatch.setattr(
+        rerun.subprocess, "run", lambda command, **_: started.append(command) or Namespace(returncode=0)
+    )
+    assert rerun.rerun(tmp_path / name) == 0
+    place = OverridesParser.create().parse_override(started[0][-1])
+    assert (place.key_or_group, place.value()) == ("hydra.sweep.dir", str(tmp_path / name))
 
 
 def test_options_that_refer_to_others_stay_as_they_were_typed(
