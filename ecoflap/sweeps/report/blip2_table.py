@@ -55,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         "folders", type=Path, nargs="+", help=f"folders of runs or sweeps; every {RESULT} below them is read"
     )
     folders: list[Path] = parser.parse_args(arguments).folders
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        return complain(f"no table: {missing[0]} is not a folder: give the folders of finished sweeps")
     try:
         rows = collect(sorted(path for folder in folders for path in find_records(folder)))
     except ValueError as error:
