@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from ecoflap.sweeps.report.baselines import uniform_beside
 from ecoflap.sweeps.report.cells import statistics
@@ -30,7 +31,7 @@ class Pairs:
         sparsity: the target.
         uniform: the uniform allocation's figures, seed by seed.
         figures: the method's, in the same order of seeds.
-        seconds: the most that a run's coarse stage took; None if all read it from the cache.
+        seconds: the most that a run's coarse stage took; None if all read some of it from the cache.
     """
 
     table: MetricTable
@@ -114,7 +115,12 @@ def metric_names(found: Iterable[Pairs]) -> dict[int, str]:
 
 
 def _coarse_seconds(runs: Iterable[Run]) -> float | None:
-    """The most seconds that the coarse stage took in a run that did not read it from the cache."""
+    """The most seconds that the coarse stage took in a run that read nothing of it from the cache."""
     coarse = ([cost for step, cost in run.result.steps.items() if step in COARSE_STEPS] for run in runs)
-    computed = (costs for costs in coarse if not any(cost["cached"] for cost in costs))
+    computed = (costs for costs in coarse if not any(map(_read, costs)))
     return max((sum(float(cost["seconds"]) for cost in costs) for costs in computed), default=None)
+
+
+def _read(cost: Mapping[str, Any]) -> bool:
+    """Whether a step read something from the cache, whose seconds are not among its own."""
+    return bool(cost["cached"] or cost.get("recalled"))

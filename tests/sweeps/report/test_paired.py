@@ -26,6 +26,7 @@ def write(
     metric: str = "accuracy",
     seconds: float = 1.0,
     cached: bool = False,
+    recalled: int = 0,
     samples: int = 128,
     propagate: str = "pruned",
     path: str | None = None,
@@ -69,7 +70,14 @@ def write(
             data={} if path is None else {"calibration": {"fingerprint": f"{path} {seed}"}},
             metrics=metrics,
             sparsity=sparsity_section({}, sparsity, 10, coarse=coarse),
-            steps={"allocate": {"seconds": seconds, "peak_memory_bytes": 0, "cached": cached}},
+            steps={
+                "allocate": {
+                    "seconds": seconds,
+                    "peak_memory_bytes": 0,
+                    "cached": cached,
+                    "recalled": recalled,
+                }
+            },
         ).write(place / RESULT)
 
 
@@ -202,6 +210,19 @@ def test_one_seed_has_no_interval_and_a_cached_stage_no_cost(
     (row,) = table(tmp_path, capsys)
     assert row[8:10] == ["+5", "one seed"]
     assert row[10:] in ([], [""])
+
+
+def test_a_stage_that_was_cached_in_part_is_no_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its seconds leave out those of what was read, as after a stop."""
+    write(tmp_path, [70.0])
+    write(tmp_path, [75.0], "evopress", recalled=3, seconds=12.0)
+    (row,) = table(tmp_path, capsys)
+    assert row[10:] in ([], [""])
+    write(tmp_path, [65.0], "evopress", sparsity=0.6, seconds=9.0)
+    (row,) = table(tmp_path, capsys)
+    assert row[10] == "9"
 
 
 @pytest.mark.parametrize(
