@@ -92,9 +92,13 @@ def _no_such_key(line: str, key: str, parent: str, name: str, node: Any, choices
         return f"{line}: {parent} is a single value and has no {name}; write {parent}=VALUE"
     if name in known:  # an option of the class that its file does not list
         return f"{line}: {key} has its default and is not listed; add it with a plus: +{line.lstrip('~')}"
+    if tasks := [one for one, part in (node.get("tasks") or {}).items() if name in keys(part)]:
+        theirs = (f"{parent}.tasks.{one}.{name}" for one in tasks)
+        return f"{line}: the options of a suite are those of its tasks: {' or '.join(theirs)}"
     where = f"{parent} has no option {name!r}" if parent else f"there is no option {name!r}"
     if owners := choices.with_option(parent, name):
-        where = f"{parent}={node.get('name')} has no option {name!r}"
+        suite = f"[{','.join(map(str, node.get('tasks', ())))}]"  # which has no name
+        where = f"{parent}={node.get('name') or suite} has no option {name!r}"
         more = f" or {len(owners) - FEW} others" if len(owners) > FEW else ""
         return f"{line}: {where}; choose one that has it: {parent}={' or '.join(owners[:FEW])}{more}"
     listing = f"{typed_command()} --cfg all --package {parent} lists them"

@@ -133,6 +133,11 @@ KEYS: list[Case] = [
             "calibration=c4 or c4_no_bos or ptb or text or token_file",
         ),
     ),
+    Case(
+        ("model=clip_mini", "task=easy_suite", "task.mean=accuracy"),
+        ("task=[easy_classification,easy_retrieval] has no option 'mean'", "suite"),
+    ),
+    Case(("model=t5_mini", "task=[quiz]", "task.limit=3"), ("those of its tasks: task.tasks.quiz.limit",)),
     Case(("model=t5_mini", "model.prompt=x"), ("choose one that has it: model=", "others")),
     Case(("tracking.mode=online",), ("tracking.mode=online", "has no options", "tracking=OPTION")),
     Case(("runtime.ofload=disk",), ("no option 'ofload'", "did you mean offload?")),
