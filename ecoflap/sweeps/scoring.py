@@ -32,7 +32,8 @@ def scoring_jobs(context: HydraContext, config: DictConfig, jobs: Sequence[Job])
         scores = _scores(context, config, job)
         if scores is not None and scores not in found:
             subdir = f"hydra.sweep.subdir=scores/{len(found)}"
-            overrides = [*job.overrides, "steps=[calibrate,score]", "tracking=none", subdir]
+            kept = [one for one in job.overrides if not one.lstrip("+~").startswith("tracking.")]
+            overrides = [*kept, "steps=[calibrate,score]", "tracking=none", subdir]
             found[scores] = Job(-1 - len(found), overrides)
     return list(found.values())
 

@@ -16,6 +16,7 @@ from ecoflap.sweeps.scoring import scoring_jobs
 
 pytestmark = pytest.mark.long
 
+NOTHING = "ecoflap.console.tracking.Nothing"
 LEAST = ["model=t5_mini", "device=cpu", "tracking=none"]
 
 
@@ -26,6 +27,8 @@ def scoring(folder: Path, *jobs: list[str]) -> list[list[str]]:
     context, shared = HydraContext(loader, None), [*LEAST, f"hydra.sweep.dir={folder}"]  # type: ignore[arg-type]
     config = loader.load_configuration("config", shared, RunMode.MULTIRUN)
     found = scoring_jobs(context, config, [Job(place, [*shared, *own]) for place, own in enumerate(jobs)])
+    for job in found:
+        assert loader.load_sweep_config(config, job.overrides).tracking == {"_target_": NOTHING}
     assert [job.number for job in found] == [-1 - place for place in range(len(found))]
     ending = [[*job.overrides[-3:-1], job.overrides[-1]] for job in found]
     assert ending == [
@@ -76,3 +79,9 @@ def test_jobs_share_scores_that_are_the_same(tmp_path: Path) -> None:
     )
     written_out = ["allocation=water_filling", "score=first_order", "seed=0", "batch_size=3"]
     assert scoring(tmp_path, first, same, ["score=none"], other, written_out) == [first, other]
+
+
+def test_a_scoring_job_is_not_tracked_however_the_sweep_is(tmp_path: Path) -> None:
+    """Nothing has none of the options of W&B."""
+    tracked = ["tracking=wandb", "tracking.mode=offline", "tracking.tags=[a]", "score=local"]
+    assert scoring(tmp_path, tracked) == [["tracking=wandb", "score=local"]]
