@@ -11,7 +11,8 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,22 @@ _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 def find_records(folder: Path) -> list[Path]:
-    """Every record of a run in or below a folder; the copy beside a run's saved model is not one of them."""
-    found = set(Path(folder).rglob(RESULT))
+    """Every record of a run in or below a folder; the copy beside a run's saved model is not one of them.
+
+    A run or a sweep that was moved elsewhere is found by a link to it.
+    """
+    linked = {path.resolve(): path for path in sorted(_behind_links(Path(folder)))}
+    inside = {path.resolve(): path for path in Path(folder).rglob(RESULT)}
+    found = set((linked | inside).values())
     copies = {path.parent / CHECKPOINT / RESULT for path in found}
     return sorted(found - copies)
+
+
+def _behind_links(folder: Path) -> Iterator[Path]:
+    """The records in folders that links below a folder lead to, and in the folders of these."""
+    for place, names, _ in os.walk(folder):
+        for link in (path for name in names if (path := Path(place, name)).is_symlink()):
+            yield from (*link.glob(RESULT), *link.glob(f"*/{RESULT}"))
 
 
 def find_copies(results: Mapping[Path, Result]) -> dict[Path, Path]:

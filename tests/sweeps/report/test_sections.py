@@ -300,3 +300,15 @@ def test_the_code_beside_a_task_is_part_of_its_data(tmp_path: Path) -> None:
     names = [one.model for one in make_sections(read_runs(tmp_path))]
     assert len(set(names)) == 3
     assert "tiny (vqa inputs d7ccbf)" in names
+
+
+def test_runs_and_sweeps_that_were_moved_are_found_by_their_links(tmp_path: Path) -> None:
+    """And each run once, whatever else links to it."""
+    for name in ("sweep/0", "sweep/1", "disk/2", "disk/more/3", "disk/more/4"):
+        write_run(tmp_path, name, 70.0, seed=int(name[-1]))
+    sweep = tmp_path / "sweep"
+    links = {"2": "disk/2", "more": "disk/more", "latest": "sweep/1", "3": "disk/more/3", "gone": "disk/5"}
+    for name, target in links.items():
+        (sweep / name).symlink_to(tmp_path / target)
+    assert sorted(run.seed for run in read_runs(sweep)) == [0, 1, 2, 3, 4]
+    assert {"0", "1", "2"} < {run.name for run in read_runs(sweep)}
