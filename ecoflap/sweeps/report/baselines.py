@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.metrics import MetricTable
 from ecoflap.sweeps.report.runs import SWEEP, Run
-from ecoflap.sweeps.report.settings import AXES, is_path, settings_of, shown
+from ecoflap.sweeps.report.settings import AXES, is_class, is_path, settings_of, shown
 
 OF_COARSE = ("score.", "allocation.")
 
@@ -16,8 +16,8 @@ def uniform_beside(method: Method, table: MetricTable) -> Method | None:
     """The uniform allocation that was run as the method was; None for itself, or if there is none.
 
     Nothing may differ but score and allocation, and ``propagate``, which ``auto`` chooses by the allocation;
-    one with the same ``propagate`` comes before others. Only keys that both have are compared. Paths may
-    differ, but not the calibration samples that each seed drew.
+    one with the same ``propagate`` comes before others. Only keys that both have are compared, and the
+    classes of parts. Paths may differ, but not the calibration samples that each seed drew.
     """
     if method.score in ("none", "global"):
         return None
@@ -29,7 +29,8 @@ def uniform_beside(method: Method, table: MetricTable) -> Method | None:
         if (one.score, one.pruner, one.sweep, runs[one][0].finetuner) != like:
             return False
         others = _others(runs[one][0])
-        alike = all(others[key] == own[key] for key in others.keys() & own.keys())
+        keys = (others.keys() & own.keys()) | set(filter(is_class, others.keys() | own.keys()))
+        alike = all(others.get(key) == own.get(key) for key in keys)
         return alike and _drew_the_same(runs[one], runs[method])
 
     found = list(filter(is_beside, table.cells))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ecoflap.sweeps.report.runs import SWEEP, Run, short_paths
-from ecoflap.sweeps.report.settings import AXES, is_path, number_first, settings_of, shown
+from ecoflap.sweeps.report.settings import AXES, is_class, is_path, number_first, settings_of, shown
 
 # The keys that are usually swept come first: of two that vary together only the first is part of the name.
 ORDER = ("score", "allocation", "pruner", "towers", "skip_layers", "calibration", "task", "model")
@@ -127,7 +127,12 @@ def _split(
     return result
 
 
-def _rank(key: str) -> tuple[int, bool, str]:
-    """Sort key of config keys: by group, a group's name before its options."""
+def _rank(key: str) -> tuple[int, bool, bool, str]:
+    """Sort key of config keys: by group, a group's name before its options, and its class behind them."""
     group = key.partition(".")[0]
-    return (ORDER.index(group) if group in ORDER else len(ORDER)), not key.endswith(".name"), key
+    return (
+        (ORDER.index(group) if group in ORDER else len(ORDER)),
+        not key.endswith(".name"),
+        is_class(key),
+        key,
+    )

@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from ecoflap.storage.cache.code import PACKAGE
 from ecoflap.storage.results.identity import VOLATILE, is_path_key, leaves
 from ecoflap.sweeps.report.runs import Run
 
@@ -53,12 +54,21 @@ def settings_of(run: Run) -> dict[str, Any]:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values that determine what a run measures, by dotted key."""
+    """The values that determine what a run measures, by dotted key.
+
+    Parts of this package go by their names, and others by their classes too, as they may share a name.
+    """
     return {
         key: value
         for key, value in leaves(config, prefix)
-        if key.rpartition(".")[2] != "_target_" and not any(f"{key}.".startswith(f"{one}.") for one in BESIDE)
+        if not (is_class(key) and str(value).startswith(f"{PACKAGE}."))
+        and not any(f"{key}.".startswith(f"{one}.") for one in BESIDE)
     }
+
+
+def is_class(key: str) -> bool:
+    """Whether a config key is that of a part's class."""
+    return key.rpartition(".")[2] == "_target_"
 
 
 def is_path(key: str, value: Any) -> bool:

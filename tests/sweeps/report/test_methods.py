@@ -11,7 +11,9 @@ from ecoflap.storage.installation import PACKAGE
 from ecoflap.storage.results import sparsity_section
 from ecoflap.storage.sharing.card import model_card
 from ecoflap.sweeps.report.methods import Method, name_methods
+from ecoflap.sweeps.report.metrics import make_tables
 from ecoflap.sweeps.report.model_names import name_models
+from ecoflap.sweeps.report.pairs import paired
 from ecoflap.sweeps.report.runs import Run, read_runs
 from ecoflap.sweeps.report.sections import make_sections
 from ecoflap.sweeps.report.settings import fixed_and_varying
@@ -109,6 +111,22 @@ def test_only_methods_that_need_a_key_name_it(tmp_path: Path) -> None:
         "wanda, zeroth order, score.eps=0.2",
         "wanda, uniform",
     ]
+
+
+def test_a_class_from_outside_is_told_from_one_of_the_same_name(tmp_path: Path) -> None:
+    """By its options, if it has others, and else by itself; classes of the package go by their names."""
+    own, moved = {"pruner___target_": "mine.Variant"}, {"pruner___target_": "ecoflap.prune.moved.Wanda"}
+    stock, variant = "wanda, zeroth order, pruner._target_=null", "pruner._target_=mine.Variant"
+    assert labels(tmp_path / "a", {}, own, moved) == [stock, f"wanda, zeroth order, {variant}", stock]
+    with_option = labels(tmp_path / "b", {}, {**own, "pruner__scale": 2})
+    assert with_option == [f"wanda, zeroth order, pruner.scale={scale}" for scale in ("null", "2")]
+    uniform = {"score__name": "none"}
+    write_run(tmp_path / "c", "0", 70.0, **uniform)
+    write_run(tmp_path / "c", "1", 71.0, **own)
+    assert not list(paired(make_tables(make_sections(read_runs(tmp_path / "c")))))
+    write_run(tmp_path / "c", "2", 72.0, **uniform, **own)
+    (pairs,) = paired(make_tables(make_sections(read_runs(tmp_path / "c"))))
+    assert pairs.differences == [-1.0]
 
 
 def test_a_global_pruner_has_no_coarse_stage(tmp_path: Path) -> None:
