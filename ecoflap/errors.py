@@ -194,6 +194,14 @@ def typed_command() -> str:
     return "python -m ecoflap run" if program.parts[-2:] == ("ecoflap", "__main__.py") else "ecoflap run"
 
 
+def folder_option(key: str, folder: Path) -> str:
+    """An option whose value is a folder, quoted where Hydra reads some of its characters as syntax."""
+    if re.fullmatch(r"[\w./-]+", str(folder), re.ASCII):
+        return f"{key}={folder}"
+    escaped = str(folder).replace('"', '\\"')
+    return f'{key}="{escaped}"'
+
+
 def wrong_type(key: str, value: object, kind: str, example: object = None) -> str:
     """A message about a value of another type than the option has.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hydra.core.utils import filter_overrides
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from ecoflap.errors import folder_option
 from ecoflap.storage.file_names import HYDRA, JOBS
 from ecoflap.storage.files import read_json, replacing
 
@@ -77,9 +79,10 @@ def how_to_resume(changed: bool = False) -> str:
     """
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
-        return f"to resume: ecoflap status {hydra.sweep.dir} --rerun-failed"
+        return f"to resume: ecoflap status {shlex.quote(str(hydra.sweep.dir))} --rerun-failed"
     change = "change that and " if changed else ""
-    return f"to resume, {change}repeat the command with hydra.run.dir={hydra.runtime.output_dir}"
+    place = shlex.quote(folder_option("hydra.run.dir", Path(hydra.runtime.output_dir)))
+    return f"to resume, {change}repeat the command with {place}"
 
 
 def given_options() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -117,14 +118,16 @@ def test_a_refused_run_leaves_the_records_of_another_alone(text_run: list[str], 
 def test_a_run_goes_on_once_the_option_that_stopped_it_is_changed(
     text_run: list[str], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "out"
+    folder = tmp_path / "a folder, of one's own"
     trained = ["steps=[calibrate,allocate,prune,finetune,evaluate]", "finetune.steps=4", "finetune.clip=1e30"]
-    given = [*text_run, *trained, f"hydra.run.dir={folder}"]
-    stopped = forked.main([*given, "finetune.learning_rate=1e30"], tmp_path)
+    given = [*text_run, *trained]
+    stopped = forked.main([*given, f'hydra.run.dir="{folder}"', "finetune.learning_rate=1e30"], tmp_path)
     assert stopped.returncode == 2
     assert "finetune.learning_rate" in stopped.stderr
-    assert f"to resume, change that and repeat the command with hydra.run.dir={folder}" in stopped.stderr
-    assert forked.main([*given, "finetune.learning_rate=1e-5"], tmp_path).returncode == 0
+    _, found, place = stopped.stderr.partition("to resume, change that and repeat the command with ")
+    assert found
+    (option,) = shlex.split(place.splitlines()[0])
+    assert forked.main([*given, option, "finetune.learning_rate=1e-5"], tmp_path).returncode == 0
     assert (folder / "result.json").exists()
 
 
