@@ -196,7 +196,8 @@ class EasyRetrieval(EasyRetrievalOptions, PictureTask):
             return found
         rows, columns = self._closest(scores)
         pairs = parts(list(zip(rows, columns, strict=True)), self.batch_size)
-        logits = prediction_log.run(
+        of_pairs = PredictionLog(prediction_log.file, [prediction_log.key, columns])
+        logits = of_pairs.run(
             pairs,
             lambda part: interface.match(
                 model, [paths[row] for row, _ in part], [captions[c] for _, c in part]

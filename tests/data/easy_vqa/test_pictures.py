@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from ecoflap.data.easy_vqa.task import EasyVqa, EasyVqaEvaluation
 from ecoflap.data.example import Example, Generation
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
+from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 
 LABELS = {picture.image: picture.label for picture in read_pictures("test")}
@@ -106,6 +108,19 @@ def test_retrieval_looks_again_at_the_best() -> None:
     assert found["text_recall_1"] == pytest.approx(100 - WRONG)
     assert found["text_recall_1_match"] == found["image_recall_1_match"] == 100
     assert "text_recall_1_match" not in EasyRetrieval(rerank=0).load(finds)(finds)
+
+
+def test_logged_matches_of_other_pairs_are_not_taken(tmp_path: Path) -> None:
+    """Another machine may round similarities to other closest captions, and resumes the log."""
+
+    class Others(Retriever):
+        def embed_images(self, model: PrunableModel, paths: Sequence[str]) -> Tensor:
+            return super().embed_images(model, paths).roll(1, dims=1)
+
+    task, log = EasyRetrieval(rerank=2), PredictionLog(tmp_path / "predictions.jsonl", "a")
+    first, second = model(Retriever()), model(Others())
+    task.load(first)(first, log)
+    assert task.load(second)(second, log) == task.load(second)(second)
 
 
 def test_several_queries_per_picture() -> None:
