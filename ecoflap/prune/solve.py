@@ -41,11 +41,6 @@ def solve_layers(
         NumericalError: if the pruner can't compute with the weights or the inputs.
         UserError: if it returns a weight or a mask of another form.
     """
-    if statistic is not None and not statistic.sum.isfinite().all():
-        raise NumericalError(
-            f"{layers[0].name}: what it reads on the calibration samples is not finite, or too large to be"
-            " squared; use model.dtype=float32 or bfloat16"
-        )
     factors = [None if row_weights is None else row_weights.get(layer.name) for layer in layers]
     given = [_scaled(weight, factor) for weight, factor in zip(dense, factors, strict=True)]
     try:
@@ -58,6 +53,11 @@ def solve_layers(
         finite = [bool(torch.isfinite(weight).all()) for weight in dense]
         culprit = layers[0] if all(finite) else layers[finite.index(False)]
         raise NumericalError(f"{culprit.name}: {error}") from error
+    if statistic is not None and not statistic.sum.isfinite().all():
+        raise NumericalError(
+            f"{layers[0].name}: what it reads on the calibration samples is not finite, or too large to be"
+            " squared; use model.dtype=float32 or bfloat16"
+        )
     for layer, weight, one in zip(layers, dense, pruned, strict=True):
         _check_form(layer, weight, one, pruner)
     return [

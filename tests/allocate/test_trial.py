@@ -15,6 +15,7 @@ from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
 from ecoflap.prune.magnitude import Magnitude
 from ecoflap.prune.protocol import LayerPruner, Pruned
+from ecoflap.prune.ria import RIA
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from tests import tiny
@@ -117,7 +118,7 @@ def test_what_a_pruner_cannot_compute_names_the_layer() -> None:
             trial.prune(WaterFilling()(model, None, 0.5).keep)
 
 
-@pytest.mark.parametrize("pruner", [Wanda(), SparseGPT()])
+@pytest.mark.parametrize("pruner", [Wanda(), RIA()])
 def test_inputs_that_overflowed_are_refused_at_the_first_trial(pruner: LayerPruner) -> None:
     model = tiny.build("llama")
     with trial_pruner(model, context("llama", pruner)) as trial:
