@@ -23,8 +23,9 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         UserError: if there is no such device.
     """
+    # torch 2.6 for CUDA raises an error where there is none.
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator or torch.device("cpu")
     try:
         device = torch.device(name)
@@ -37,8 +38,7 @@ def resolve_device(name: str) -> torch.device:
         if device.type == "meta":
             raise RuntimeError("it holds no weights")
         torch.empty(0, device=device)
-        accelerator_type = getattr(torch.accelerator.current_accelerator(), "type", None)
-        if device.index is not None and device.type == accelerator_type:
+        if device.index is not None and accelerator is not None and device.type == accelerator.type:
             torch.accelerator.set_device_index(device.index)  # whose memory is reported, for example
         return device
     except (RuntimeError, AssertionError) as error:
