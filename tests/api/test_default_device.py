@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,15 +15,6 @@ from ecoflap.models.core.prunable import PrunableModel
 from tests import tiny
 
 
-@contextmanager
-def default_device(device: str) -> Iterator[None]:
-    torch.set_default_device(device)
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-
-
 def on_both(step: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
     """What a step finds with each default device, for the same model and the same data."""
     torch.manual_seed(0)
@@ -32,7 +22,7 @@ def on_both(step: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
     found = []
     for device in ("cpu", "meta"):
         given = copy.deepcopy(module)
-        with default_device(device):
+        with torch.device(device):  # as torch.set_default_device, for this context
             found.append(step(given, data))
     return found[0], found[1]
 
