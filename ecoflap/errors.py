@@ -194,12 +194,19 @@ def typed_command() -> str:
     return "python -m ecoflap run" if program.parts[-2:] == ("ecoflap", "__main__.py") else "ecoflap run"
 
 
-def folder_option(key: str, folder: Path) -> str:
-    """An option whose value is a folder, quoted where Hydra reads some of its characters as syntax."""
-    if re.fullmatch(r"[\w./-]+", str(folder), re.ASCII):
-        return f"{key}={folder}"
-    escaped = str(folder).replace('"', '\\"')
+def text_option(key: str, value: str) -> str:
+    """An option whose value is one text, quoted so that Hydra reads none of its characters as syntax.
+
+    In quotes, Hydra takes a backslash for itself unless a quote or the end is behind it.
+    """
+    escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), value)
     return f'{key}="{escaped}"'
+
+
+def path_option(key: str, path: object) -> str:
+    """An option whose value is a path, quoted where Hydra reads some of its characters as syntax."""
+    plain = re.fullmatch(r"[\w./-]+", str(path), re.ASCII)
+    return f"{key}={path}" if plain else text_option(key, str(path))
 
 
 def wrong_type(key: str, value: object, kind: str, example: object = None) -> str:

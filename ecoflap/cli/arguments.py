@@ -16,7 +16,7 @@ from hydra._internal.utils import get_args_parser
 from ecoflap.cli.choices import Choices, searched
 from ecoflap.cli.presets import with_presets
 from ecoflap.cli.recipe import without_recipe
-from ecoflap.errors import UserError, did_you_mean, typed_command
+from ecoflap.errors import UserError, did_you_mean, text_option, typed_command
 from ecoflap.run.config import METHODS, RunConfig
 from ecoflap.run.import_path import beside, extend_import_path
 
@@ -247,5 +247,4 @@ def _no_value(argument: str, before: str, after: str) -> str:
 def quoted(override: str) -> str:
     """Quote an option whose value has special characters, for Hydra and around that for the shell."""
     key, _, value = override.partition("=")
-    inner = value.replace("\\", "\\\\").replace('"', '\\"')
-    return shlex.quote(f'{key}="{inner}"')
+    return shlex.quote(text_option(key, value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -12,7 +13,7 @@ from hydra.errors import HydraException, MissingConfigException
 from ecoflap.cli.arguments import KNOWN, PLACES, parsed, quoted
 from ecoflap.cli.choices import Choices, not_utf8
 from ecoflap.cli.wrong_value import kind_of, values_of, wrong_value
-from ecoflap.errors import FEW, did_you_mean, written
+from ecoflap.errors import FEW, did_you_mean, path_option, written
 from ecoflap.run import refusals
 from ecoflap.run.config import METHODS
 
@@ -125,8 +126,7 @@ def _unknown_choice(override: Override, choices: Choices) -> str | None:
         if (group, asked) == ("allocation", "uniform"):
             return f"{start}the same sparsity everywhere is score=none allocation=water_filling"
         if group == "model" and asked and ("/" in asked or Path(asked).is_dir()):
-            path = f"model.path={asked}"
-            path = quoted(path) if re.search(r"[^\w./~-]", asked) else path
+            path = shlex.quote(path_option("model.path", asked))
             return f"{start}load the path with model=causal_lm {path}, or model=vlm"
         return start + did_you_mean(asked, options, f"conf/{group} has them")
     return None

@@ -12,7 +12,7 @@ from hydra.core.utils import filter_overrides
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ecoflap.errors import folder_option
+from ecoflap.errors import path_option
 from ecoflap.storage.file_names import HYDRA, JOBS
 from ecoflap.storage.files import read_json, replacing
 
@@ -81,7 +81,7 @@ def how_to_resume(changed: bool = False) -> str:
     if hydra.mode == RunMode.MULTIRUN:
         return f"to resume: ecoflap status {shlex.quote(str(hydra.sweep.dir))} --rerun-failed"
     change = "change that and " if changed else ""
-    place = shlex.quote(folder_option("hydra.run.dir", Path(hydra.runtime.output_dir)))
+    place = shlex.quote(path_option("hydra.run.dir", hydra.runtime.output_dir))
     return f"to resume, {change}repeat the command with {place}"
 
 

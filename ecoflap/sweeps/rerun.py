@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecoflap.errors import UserError, folder_option
+from ecoflap.errors import UserError, path_option
 from ecoflap.storage.file_names import HYDRA, JOBS
 from ecoflap.storage.files import read_json
 from ecoflap.storage.installation import checkout
@@ -91,7 +91,7 @@ def _recorded(folder: Path, is_sweep: bool) -> dict[str, Any]:
     if recorded["config_name"] != DEFAULT:
         raise UserError(
             f"{folder} was started from a recipe (--config FILE); give the same command again, with"
-            f" {shlex.quote(folder_option('hydra.run.dir', folder))}"
+            f" {shlex.quote(path_option('hydra.run.dir', folder))}"
         )
     return recorded
 
@@ -103,7 +103,7 @@ def _command(recorded: Mapping[str, Any], folder: Path, is_sweep: bool) -> list[
     given = [one for one in recorded["overrides"] if one.lstrip("+").partition("=")[0] not in left_out]
     folders = [f"--config-dir={config_dir}" for config_dir in recorded["config_dirs"]]
     mode = ["-m"] if is_sweep else []
-    return [sys.executable, *_program(), *mode, *folders, *given, folder_option(place, folder.resolve())]
+    return [sys.executable, *_program(), *mode, *folders, *given, path_option(place, folder.resolve())]
 
 
 def _program() -> list[str]:
