@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,18 +33,14 @@ def find_records(folder: Path) -> list[Path]:
 
     A run or a sweep that was moved elsewhere is found by a link to it.
     """
-    linked = {path.resolve(): path for path in sorted(_behind_links(Path(folder)))}
-    inside = {path.resolve(): path for path in Path(folder).rglob(RESULT)}
-    found = set((linked | inside).values())
+    inside, linked = list[Path](), list[Path]()
+    for place, folders, files in os.walk(folder):
+        inside += [Path(place, RESULT)] if RESULT in files else []
+        for link in (path for name in folders if (path := Path(place, name)).is_symlink()):
+            linked += [*link.glob(RESULT), *link.glob(f"*/{RESULT}")]
+    found = set({path.resolve(): path for path in (*sorted(linked), *sorted(inside))}.values())
     copies = {path.parent / CHECKPOINT / RESULT for path in found}
     return sorted(found - copies)
-
-
-def _behind_links(folder: Path) -> Iterator[Path]:
-    """The records in folders that links below a folder lead to, and in the folders of these."""
-    for place, names, _ in os.walk(folder):
-        for link in (path for name in names if (path := Path(place, name)).is_symlink()):
-            yield from (*link.glob(RESULT), *link.glob(f"*/{RESULT}"))
 
 
 def find_copies(results: Mapping[Path, Result]) -> dict[Path, Path]:
