@@ -11,6 +11,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from ecoflap.errors import UserError
 from ecoflap.models.core.layers import is_linear
+from ecoflap.models.loading.quantised import is_matrix
 
 
 def refuse_wrapped(module: nn.Module) -> None:
@@ -73,8 +74,8 @@ def refuse_quantised(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         dtype = parameter.dtype
         narrow = dtype.is_floating_point and parameter.element_size() == 1
-        matrix = parameter.dim() > 1 and "weight" in name.rsplit(".", 1)[-1]
-        integers = matrix and not (dtype.is_floating_point or dtype.is_complex)
+        whole = not (dtype.is_floating_point or dtype.is_complex)
+        integers = whole and is_matrix(name, parameter.dim())
         if hasattr(parameter, "__tensor_flatten__") or narrow or integers:
             kind = type(parameter.data).__name__
             raise UserError(

@@ -128,9 +128,14 @@ def _scale_names(name: str) -> tuple[str, ...]:
 
 def _quantised_weights(tensors: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, entry in tensors.items():
-        matrix = len(entry["shape"]) > 1 and "weight" in name.rsplit(".", 1)[-1]
-        if entry["dtype"].startswith(NARROW_FLOATS) or (entry["dtype"] in INTEGERS and matrix):
+        integers = entry["dtype"] in INTEGERS and is_matrix(name, len(entry["shape"]))
+        if entry["dtype"].startswith(NARROW_FLOATS) or integers:
             yield name, entry["dtype"]
+
+
+def is_matrix(name: str, dimensions: int) -> bool:
+    """Whether a parameter is a weight matrix, in which integers stand for other numbers."""
+    return dimensions > 1 and "weight" in name.rsplit(".", 1)[-1]
 
 
 def _dequantises(method: str) -> bool:
