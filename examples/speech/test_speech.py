@@ -103,6 +103,7 @@ def test_a_transcript_that_never_ends_fits_into_the_positions(
         SpeechTask(max_new_tokens=448).check_model(model)
 
 
+@torch.no_grad()
 def test_loss_of_a_wrong_transcript_is_larger(model: PrunableModel) -> None:
     (utterance,) = spoken(True, 1, seed=0)
     samples = [
