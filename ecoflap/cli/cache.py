@@ -40,8 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         return complain(f"there is no cache at {options.cache}; --cache FOLDER names another")
     if (other := foreign(options.cache)) is not None:
         return complain(
-            f"{options.cache} is not a cache: {other} is not an entry of one; --cache FOLDER names the cache,"
-            f" such as {CACHE}"
+            f"{options.cache} is not a cache: no cache has {other}; --cache FOLDER names the folder of all"
+            f" stages, such as {CACHE}"
         )
     if options.command == "gc":
         if options.max_size is None:

@@ -42,6 +42,18 @@ def test_ls_and_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "2 damaged" in shown
 
 
+@pytest.mark.parametrize("command", ["ls", "verify", "gc"])
+@pytest.mark.parametrize("below", [1, 2])
+def test_a_folder_inside_a_cache_is_not_one(
+    command: str, below: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (entry,) = fill(tmp_path, 1)
+    inside, found = {1: (entry.parent, entry), 2: (entry, entry / "meta.json")}[below]
+    assert main([command, "--cache", str(inside), "--max-size", "0"]) == 2
+    assert f"{inside} is not a cache: no cache has {found}" in capsys.readouterr().err
+    assert entry.is_dir()
+
+
 def test_gc_lets_go_of_the_damaged_then_of_the_longest_unused(tmp_path: Path) -> None:
     paths = fill(tmp_path, 4)
     (paths[3] / "value.json").write_text("")

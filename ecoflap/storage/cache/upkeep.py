@@ -15,8 +15,6 @@ from ecoflap.storage.cache.entries import AS_JSON, AS_TENSORS, META, check_entry
 from ecoflap.storage.files import TEMPORARY, discard
 
 ABANDONED = 3600.0  # seconds after which a temporary file or a lease belongs to a dead process
-
-
 KEY_HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -42,11 +40,10 @@ class EntryInfo:
 
 
 def foreign(root: Path) -> Path | None:
-    """The first folder that can't be an entry where a store has entries, such as a run; None if all can."""
-    for path in sorted(root.glob("*/*")):
-        if path.is_dir() and not path.name.startswith(TEMPORARY) and not KEY_HASH.fullmatch(path.name):
-            return path
-    return None
+    """The first path that no store has: a folder that is no entry, or an entry outside a stage's folder."""
+    outside = [path for path in root.glob("*") if path.name == META or KEY_HASH.fullmatch(path.name)]
+    folders = [path for path in root.glob("*/*") if path.is_dir() and not path.name.startswith(TEMPORARY)]
+    return min([*outside, *(path for path in folders if not KEY_HASH.fullmatch(path.name))], default=None)
 
 
 def entries(root: Path) -> Iterator[EntryInfo]:
