@@ -76,12 +76,13 @@ def _unreadable(argument: str) -> str:
     opening = value[:1]
     if opening in OPENS and value.count(opening) != value.count(close := OPENS[opening]):
         return f"{argument}: the {opening} is not closed, or closed twice; write as many {close} as {opening}"
-    special = f"characters that are special to Hydra ({_special(value)})"
+    special = f"characters that Hydra takes only in quotes ({_special(value)})"
     return f"{argument}: {value!r} contains {special}; quote it twice: {quoted(argument)}"
 
 
 def _special(value: str) -> str:
-    return " ".join(dict.fromkeys(one for one in value if one in "=,[]{}()'\"$:\\")) or "spaces"
+    """The characters of a value that Hydra reads as syntax, or takes only in quotes."""
+    return " ".join(dict.fromkeys(re.findall(r"[^\w\s/+.%*@?|-]", value, re.ASCII))) or "spaces"
 
 
 def _wrong_sweep(override: Override, multirun: bool) -> str | None:

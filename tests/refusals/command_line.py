@@ -56,6 +56,8 @@ SYNTAX: list[Case] = [
     Case(("model.path='a",), ("model.path='a", "quote it twice")),
     Case(("model.path=a'b",), ("a'b", "quote it twice")),
     Case(('model.path=a"b',), ('a"b', "quote it twice")),
+    Case(("model.path=café=1",), ("only in quotes (é =)", """'model.path="café=1"'""")),
+    Case(("model.path=日本",), ("only in quotes (日 本)", """'model.path="日本"'""")),
     Case(("model.path=${",), ("${", "quote it twice")),
     Case(("model.path=~/model",), ("~/model", """'model.path="~/model"'""")),
     Case(("model.path=a,b",), ("model.path=a,b has several values", "add -m", """'model.path="a,b"'""")),
