@@ -62,6 +62,7 @@ class Lora(LoraOptions, Supervised):
     @override
     def check_model(self, model: PrunableModel) -> None:
         """Refuse a model with a layer that can't get an update, by placing empty ones for a moment."""
+        super().check_model(model)
         with self._placed(model.module, model.layers):
             pass
 

@@ -22,6 +22,21 @@ from ecoflap.models.core.routers import routers
 from ecoflap.models.core.towers import Block
 
 
+def require_sharding() -> None:
+    """Refuse a torch whose FSDP does not reduce the gradients of weights that a process did not use.
+
+    Raises:
+        UserError: if the installed one doesn't.
+    """
+    from torch.distributed import fsdp
+
+    if not hasattr(getattr(fsdp, "FSDPModule", None), "set_reduce_scatter_unused_params"):
+        raise UserError(
+            f"finetune.shard=true needs a newer torch than {torch.__version__}, such as 2.13; install it, or"
+            " set the option to false"
+        )
+
+
 @contextmanager
 def sharded(module: nn.Module, blocks: Sequence[Block]) -> Iterator[None]:
     """Shard a module over the processes of the run in a context; afterwards, it is whole in each again.
@@ -31,17 +46,9 @@ def sharded(module: nn.Module, blocks: Sequence[Block]) -> Iterator[None]:
     Args:
         module: what is called, with the same weights in all processes.
         blocks: the blocks in it, each of which is sharded on its own.
-
-    Raises:
-        UserError: if the installed torch can't shard.
     """
     from torch.distributed import fsdp
 
-    if not hasattr(getattr(fsdp, "FSDPModule", None), "set_reduce_scatter_unused_params"):
-        raise UserError(
-            f"finetune.shard=true needs a newer torch than {torch.__version__}, such as 2.13; install it, or"
-            " set the option to false"
-        )
     # fully_shard takes no scalars.
     scalars = [parameter for parameter in module.parameters() if parameter.ndim == 0]
     with vectors(module, [(scalar, torch.ones_like(scalar, dtype=torch.bool)) for scalar in scalars]):

@@ -30,7 +30,7 @@ from ecoflap.finetune.learner import Learner
 from ecoflap.finetune.masked_parameters import count_trained
 from ecoflap.finetune.protocol import Finetuner
 from ecoflap.finetune.schedule import Schedule
-from ecoflap.finetune.sharding import sharded
+from ecoflap.finetune.sharding import require_sharding, sharded
 from ecoflap.finetune.trainer import Curve, PrunedTrainer, to_point
 from ecoflap.finetune.training_set import Collator, Split, split_of
 from ecoflap.models.core.forward_modes import in_float32
@@ -51,6 +51,11 @@ class Supervised(Schedule, Finetuner):
     @abstractmethod
     def trainable(self, job: Job) -> AbstractContextManager[None]:
         """A context in which only the values to train require gradients; the model keeps them after it."""
+
+    @override
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse libraries that are too old for the training, before anything is pruned."""
+        require_libraries(self)
 
     def of_schedule(self, model: PrunableModel, weights: int, trained: int) -> TrainingFootprint:
         """A footprint with what the schedule says of it."""
@@ -79,6 +84,21 @@ class Supervised(Schedule, Finetuner):
         return Training(self.name, data, trained, curve)
 
 
+def require_libraries(schedule: Schedule) -> None:
+    """Refuse libraries that are too old for a training.
+
+    Raises:
+        UserError: if transformers has no such trainer, or torch can't shard over the processes of the run.
+    """
+    if not hasattr(TrainingArguments, "eval_strategy"):
+        raise UserError(
+            f"fine-tuning needs transformers 4.46 or newer, and {transformers.__version__} is installed here;"
+            " install a newer one"
+        )
+    if schedule.shard and size() > 1:
+        require_sharding()
+
+
 def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
     """Train what requires gradients, from the last checkpoint of the same training in the job's folder.
 
@@ -86,14 +106,10 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
         The curve, including the points before a resumption.
 
     Raises:
-        UserError: if the installed transformers is too old, or can't train on the model's device.
+        UserError: if the installed libraries are too old, or can't train on the model's device.
         NumericalError: if a loss is NaN or infinite.
     """
-    if not hasattr(TrainingArguments, "eval_strategy"):
-        raise UserError(
-            f"fine-tuning needs transformers 4.46 or newer, and {transformers.__version__} is installed here;"
-            " install a newer one"
-        )
+    require_libraries(schedule)
     model, shard = job.model, schedule.shard and size() > 1
     if schedule.loss is not None:
         model = replace(model, loss_function=find_loss(schedule.loss, {}))

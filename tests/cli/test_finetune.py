@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.fsdp import FSDPModule
 
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.finetune.full import Full
@@ -289,6 +290,22 @@ def test_what_cannot_be_is_refused_before_anything_is_computed(
         run([*training, "finetune.steps=1", *overrides])
     for word in words:
         assert word in str(refused.value)
+    assert {file.name for file in (tmp_path / "run").iterdir()} <= {"ecoflap.log", "status.json"}
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_old_libraries_are_refused_before_anything_is_computed(
+    training: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr("ecoflap.finetune.training.TrainingArguments", object)
+        with pytest.raises(UserError, match=r"needs transformers 4\.46 or newer"):
+            run([*training, f"finetune={method}"])
+    with monkeypatch.context() as older:
+        older.delattr(FSDPModule, "set_reduce_scatter_unused_params", raising=False)
+        older.setattr("ecoflap.finetune.training.size", lambda: 2)
+        with pytest.raises(UserError, match=r"finetune\.shard=true needs a newer torch"):
+            run([*training, f"finetune={method}", "finetune.shard=true"])
     assert {file.name for file in (tmp_path / "run").iterdir()} <= {"ecoflap.log", "status.json"}
 
 

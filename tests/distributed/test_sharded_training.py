@@ -17,10 +17,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ecoflap.storage.results.verification import verify
 from tests.cli.test_finetune import QUICK, close, curve, weights
+from tests.finetune.test_sharding import SHARDS
 
 from .test_main import main, started, succeed
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, SHARDS]
 
 
 def sharded(overrides: Sequence[str], folder: Path) -> dict[str, Any]:

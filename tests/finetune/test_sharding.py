@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from ecoflap.distributed.processes import rank
@@ -21,6 +22,10 @@ from tests import experts
 from tests.distributed.together import together
 from tests.finetune.test_masked_parameters import pruned
 from tests.tiny import COMPARING, build, samples
+
+SHARDS = pytest.mark.skipif(
+    not hasattr(FSDPModule, "set_reduce_scatter_unused_params"), reason="this torch is too old to shard"
+)
 
 # Tied weights, transposed ones, several towers, scalars, packed attentions, a weight read outside of its
 # block, towers that are not used to the end, shared experts.
@@ -71,6 +76,7 @@ def family_of(name: str) -> tuple[PrunableModel, dict[str, Tensor]]:
     return pruned(name, experts.build if name == "mixtral" else build)
 
 
+@SHARDS
 @pytest.mark.parametrize("family", CHOSEN)
 def test_shards_are_trained_like_whole_weights(family: str) -> None:
     model, masks = family_of(family)
@@ -112,6 +118,7 @@ class Routing(nn.Module):
         return output
 
 
+@SHARDS
 def test_processes_may_use_different_experts() -> None:
     inputs = torch.ones(1, 4)
 
