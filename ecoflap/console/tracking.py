@@ -108,6 +108,8 @@ class WandbTracker:
         Raises:
             UserError: if W&B is not installed or can't start.
         """
+        # W&B's telemetry may be shut down twice when a process ends, and would warn of it then.
+        logging.getLogger("opentelemetry").setLevel(logging.ERROR)
         # W&B quietly writes to the system's temporary folder when this one does not exist.
         Path(folder).mkdir(parents=True, exist_ok=True)
         try:

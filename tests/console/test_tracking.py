@@ -169,6 +169,13 @@ def test_disabled_mode_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert capfd.readouterr() == ("", "")
 
 
+def test_telemetry_of_wandb_warns_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It may be shut down twice when a process ends."""
+    track_a_run(tmp_path, failed=False)
+    logging.getLogger("opentelemetry.sdk.metrics").warning("shutdown can only be called once")
+    assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
+
+
 def test_a_folder_that_goes_is_not_offered_for_upload(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
