@@ -14,6 +14,7 @@ from typing import NoReturn
 from hydra._internal.utils import get_args_parser
 
 from ecoflap.cli.choices import Choices, searched
+from ecoflap.cli.hydra_parser import accepting_help_objects
 from ecoflap.cli.presets import with_presets
 from ecoflap.cli.recipe import without_recipe
 from ecoflap.errors import UserError, did_you_mean, text_option, typed_command
@@ -97,7 +98,8 @@ def parsed(arguments: list[str]) -> Namespace:
     def refuse(message: str) -> NoReturn:
         raise UserError(f"{message}; {typed_command()} --help lists what there is")
 
-    parser = get_args_parser()
+    with accepting_help_objects():
+        parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     flags, unknown = parser.parse_known_args(arguments)
     known = sorted(

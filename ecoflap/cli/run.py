@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ecoflap.cli.arguments import prepared
+from ecoflap.cli.hydra_parser import accepting_help_objects
 from ecoflap.cli.recipe import primary_config
 from ecoflap.cli.wrong import what_is_wrong
 from ecoflap.console.arguments import complain
@@ -49,7 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(wrapped(usage(flags), sys.stdout))
         else:
             place = {"config_path": str(conf_folder()), "config_name": primary_config()}
-            hydra.main(version_base="1.3", **place)(job)()
+            with accepting_help_objects():
+                hydra.main(version_base="1.3", **place)(job)()
     except BrokenPipeError:
         raise
     except Exception as error:
