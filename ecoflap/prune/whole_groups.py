@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from heapq import heapify, heappop, heappush
 
 from ecoflap.allocate.allocation import GROUPS, Allocation
 from ecoflap.errors import UserError
@@ -31,23 +32,30 @@ def in_whole_groups(allocation: Allocation, group: int) -> Allocation:
         for (name, share), keep in zip(wanted.items(), allocation.keep.values(), strict=True)
     }
     kept = sum(count * unit[name] for name, count in chosen.items())
+    # Heaps, as mixtures of experts have thousands of layers: (the key, the place among equal ones, the name).
+    lost = [
+        (wanted[name] - chosen[name], place, name) for place, name in enumerate(chosen) if chosen[name] > 1
+    ]
+    heapify(lost)
     while kept > budget:  # some layers were below one weight per group
-        lowered = max(
-            (name for name, count in chosen.items() if count > 1),
-            key=lambda name: chosen[name] - wanted[name],
-            default=None,
-        )
-        if lowered is None:
+        if not lost:
             raise UserError(
                 f"pruner.mask=n:{group} keeps at least one of every {group} weights of a layer, {kept:,}"
                 f" weights in all, and the allocation keeps {budget:,}; lower the sparsity"
             )
-        chosen[lowered] -= 1
-        kept -= unit[lowered]
-    while room := [name for name in chosen if chosen[name] < wanted[name] and kept + unit[name] <= budget]:
-        raised = min(room, key=lambda name: chosen[name] - wanted[name])
-        chosen[raised] += 1
-        kept += unit[raised]
+        least, place, name = heappop(lost)
+        chosen[name] -= 1
+        kept -= unit[name]
+        if chosen[name] > 1:
+            heappush(lost, (least + 1, place, name))
+    gained = [(chosen[name] - wanted[name], place, name) for place, name in enumerate(chosen)]
+    heapify(gained)
+    while gained and gained[0][0] < 0:
+        least, place, name = heappop(gained)
+        if kept + unit[name] <= budget:  # what has no room now will have none later
+            chosen[name] += 1
+            kept += unit[name]
+            heappush(gained, (least + 1, place, name))
     keep = {name: count * unit[name] for name, count in chosen.items()}
     total = allocation.total if keep == allocation.keep else GROUPS
     return replace(allocation, keep=keep, total=total)
