@@ -28,12 +28,12 @@ class ADMM(ADMMOptions, LayerPruner):
     solves_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 1 <= self.schedule <= self.iterations:
+        require_positive("pruner", self, "iterations", "schedule", "trial_iterations")
+        if self.schedule > self.iterations:
             raise UserError(
-                f"pruner.schedule={self.schedule} with pruner.iterations={self.iterations}: at least 1"
-                " iteration removes weights, and at most all of them do"
+                f"pruner.schedule={self.schedule} with pruner.iterations={self.iterations}: at most all"
+                " iterations remove weights"
             )
-        require_positive("pruner", self, "trial_iterations")
         finite = math.isfinite(self.damping) and math.isfinite(self.penalty)
         if not (finite and self.damping >= 0 and self.penalty > 0 and 1 <= self.relaxation < 2):
             raise UserError(

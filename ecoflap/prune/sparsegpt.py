@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +12,7 @@ from typing_extensions import override
 
 from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.statistics import Statistic
-from ecoflap.errors import UserError
+from ecoflap.errors import UserError, require_positive
 from ecoflap.ops import Keep, Part, Solution, sparsegpt_solve
 from ecoflap.prune.masks import MaskRule
 from ecoflap.prune.options import SparseGPTOptions
@@ -26,10 +27,10 @@ class SparseGPT(SparseGPTOptions, LayerPruner):
     solves_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.damping < 0 or self.block < 1:
+        require_positive("pruner", self, "block")
+        if not (math.isfinite(self.damping) and self.damping >= 0):
             raise UserError(
-                f"pruner.damping={self.damping}, pruner.block={self.block}: damping is at least 0 and block"
-                " at least 1 (published: 0.01 and 128)"
+                f"pruner.damping={self.damping} must be a finite number of at least 0 (published: 0.01)"
             )
         _ = self.rule
 

@@ -252,7 +252,9 @@ PARTS: list[Case] = [
     Case(("pruner=admm", "pruner.relaxation=2"), ("pruner.relaxation=2", "below 2")),
     Case(("pruner=admm", "pruner.schedule=30"), ("pruner.schedule=30 with pruner.iterations=",)),
     Case(("pruner=admm", "pruner.trial_iterations=0"), ("pruner.trial_iterations=0",)),
-    Case(("pruner=sparsegpt", "pruner.damping=-1"), ("pruner.damping=-1",)),
+    Case(("pruner=admm", "pruner.schedule=0"), ("pruner.schedule=0 must be at least 1",)),
+    Case(("pruner=sparsegpt", "pruner.damping=-1"), ("pruner.damping=-1", "at least 0")),
+    Case(("pruner=sparsegpt", "pruner.damping=nan"), ("pruner.damping=nan", "finite")),
     Case(
         ("pruner=global_magnitude", "score=none", "runtime.offload=cpu"),
         ("pruner=global_magnitude compares all weights at once", "runtime.offload=none"),
