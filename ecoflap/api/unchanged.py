@@ -29,7 +29,8 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
     """Restore what steps change of a model, even if they are interrupted; enable gradients meanwhile.
 
     A caller's autocast is off meanwhile, and so are products in TF32 or bf16, as statistics, gradients and
-    losses have the model's own precision.
+    losses have the model's own precision. Gradients of an earlier training are set aside, as a backward
+    pass would add to them.
 
     Restored are training modes, gradients, hooks, the classes and attributes of modules, their buffers that
     are in no checkpoint, the tokenizer's padding side, and the state of PyTorch's random numbers. Numbers of
@@ -45,6 +46,9 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
     side = getattr(tokenizer, "padding_side", None)
     accelerator = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
     try:
+        for weight, _, gradient in flags:
+            if gradient is not None:
+                weight.grad = None
         with (
             torch.random.fork_rng(devices=list(accelerator)),
             torch.inference_mode(False),

@@ -145,6 +145,26 @@ def test_steps_leave_nothing_behind(given: Given, tmp_path: Path) -> None:
     assert_equal(of_process(), before[1])
 
 
+def test_gradients_of_a_training_neither_count_nor_change() -> None:
+    """Those of the last step, which are still there where a loop clears them before the next one."""
+
+    def measured(module: nn.Module) -> tuple[Any, ...]:
+        model = ecoflap.load(module, one.processor)
+        data = ecoflap.calibrate(model, one.data, samples=4)
+        steps = ecoflap.InContext(samples=2, steps=1)
+        scores = [ecoflap.score(model, data, name, samples=4) for name in ("first_order", "zeroth_order")]
+        allocation = ecoflap.allocate(model, sparsity=0.5, method=steps, data=data)
+        return (*(found.importance for found in scores), allocation.keep, allocation.details)
+
+    one = llama()
+    wanted, tokens = measured(one.module), one.inputs()["input_ids"]
+    one.module(input_ids=tokens, labels=tokens).loss.backward()
+    gradients = {name: p.grad.clone() for name, p in one.module.named_parameters()}
+    assert measured(one.module) == wanted
+    for name, parameter in one.module.named_parameters():
+        assert torch.equal(parameter.grad, gradients[name]), name
+
+
 def list_of(rows: list[Any]) -> Any:
     return rows if isinstance(rows[0], str) else {name: [row[name] for row in rows] for name in rows[0]}
 
