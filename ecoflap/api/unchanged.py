@@ -22,6 +22,8 @@ HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+STEPS = "_post_accumulate_grad_hooks"
+"""Of a parameter: what runs when its gradient is complete."""
 
 
 @contextmanager
@@ -30,7 +32,8 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
 
     A caller's autocast is off meanwhile, and so are products in TF32 or bf16, as statistics, gradients and
     losses have the model's own precision. Gradients of an earlier training are set aside, as a backward
-    pass would add to them.
+    pass would add to them, and so are hooks that run when a gradient is complete, in which an optimizer may
+    step.
 
     Restored are training modes, gradients, hooks, the classes and attributes of modules, their buffers that
     are in no checkpoint, the tokenizer's padding side, and the state of PyTorch's random numbers. Numbers of
@@ -44,11 +47,14 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
     flags = [(weight, weight.requires_grad, weight.grad) for weight in weights]
     tokenizer = getattr(processor, "tokenizer", processor)
     side = getattr(tokenizer, "padding_side", None)
+    steps = [(found, dict(found)) for weight in weights if (found := getattr(weight, STEPS, None))]
     accelerator = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
     try:
         for weight, _, gradient in flags:
             if gradient is not None:
                 weight.grad = None
+        for found, _ in steps:
+            found.clear()
         with (
             torch.random.fork_rng(devices=list(accelerator)),
             torch.inference_mode(False),
@@ -64,6 +70,8 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
             if weight.requires_grad != needed:  # else it may not even be set, in weights of inference mode
                 weight.requires_grad_(needed)
             weight.grad = gradient
+        for found, hooks in steps:
+            found.update(hooks)
         if side is not None:
             tokenizer.padding_side = side
 

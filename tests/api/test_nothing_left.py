@@ -156,11 +156,17 @@ def test_gradients_of_a_training_neither_count_nor_change() -> None:
         allocation = ecoflap.allocate(model, sparsity=0.5, method=steps, data=data)
         return (*(found.importance for found in scores), allocation.keep, allocation.details)
 
+    def step(parameter: torch.nn.Parameter) -> None:
+        """As an optimizer that steps in the backward pass."""
+        parameter.data.mul_(0.5)
+
     one = llama()
     wanted, tokens = measured(one.module), one.inputs()["input_ids"]
     one.module(input_ids=tokens, labels=tokens).loss.backward()
     gradients = {name: p.grad.clone() for name, p in one.module.named_parameters()}
+    hooks = [p.register_post_accumulate_grad_hook(step) for p in one.module.parameters()]
     assert measured(one.module) == wanted
+    assert all(hook.id in hook.hooks_dict_ref() for hook in hooks)
     for name, parameter in one.module.named_parameters():
         assert torch.equal(parameter.grad, gradients[name]), name
 
