@@ -31,7 +31,8 @@ def check_propagate(choice: str, pruner: Pruner) -> None:
     if choice == "compensated" and not able:
         raise UserError(
             f"propagate=compensated changes the weights that stay, and pruner={pruner.name} leaves them as"
-            " they are; use pruner=admm or sparsegpt, or another value of propagate"
+            " they are; use pruner=admm or sparsegpt, pruner.repair=true (wanda, ria, magnitude), or another"
+            " value of propagate"
         )
 
 

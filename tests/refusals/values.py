@@ -49,7 +49,12 @@ RUN: list[Case] = [
     Case(("propagate=sparse",), ("propagate=sparse is not known", "auto, pruned, layer, compensated, dense")),
     Case(
         ("propagate=compensated", "pruner=wanda"),
-        ("propagate=compensated changes the weights that stay", "pruner=wanda leaves them", "pruner=admm"),
+        (
+            "propagate=compensated changes the weights that stay",
+            "pruner=wanda leaves them",
+            "pruner=admm",
+            "pruner.repair=true",
+        ),
     ),
     Case(("tokens=visual",), ("tokens=visual is not known", "all, text, answer, atv")),
     Case(("tokens=text", "pruner=global_magnitude"), ("tokens=text", "measures no inputs", "tokens=all")),
