@@ -37,9 +37,17 @@ def test_pruners_refuse_masks_that_they_do_not_know(pruner: type, mask: str) -> 
         pruner(mask=mask)
 
 
-@pytest.mark.parametrize("arguments", [{"damping": -0.1}, {"block": 0}])
-def test_sparsegpt_refuses_impossible_numbers(arguments: dict) -> None:
-    with pytest.raises(UserError, match="damping is at least 0 and block at least 1"):
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"damping": -0.1}, r"damping=-0\.1 must be a finite number of at least 0"),
+        ({"damping": float("inf")}, "damping=inf must be a finite number"),
+        ({"block": 0}, "block=0 must be at least 1"),
+        ({"block": 1.5}, r"block=1\.5 is a float; give a whole number"),
+    ],
+)
+def test_sparsegpt_refuses_impossible_numbers(arguments: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
         SparseGPT(**arguments)
 
 
