@@ -22,8 +22,6 @@ HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
-STEPS = "_post_accumulate_grad_hooks"
-"""Of a parameter: what runs when its gradient is complete."""
 
 
 @contextmanager
@@ -44,17 +42,15 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
     children = [*module.modules(), *slices]
     before = [_state(child) for child in children]
     weights = (*module.parameters(), *(one.weight for one in slices))
-    flags = [(weight, weight.requires_grad, weight.grad) for weight in weights]
+    flags = [(weight, weight.requires_grad, weight.grad, _steps(weight).copy()) for weight in weights]
     tokenizer = getattr(processor, "tokenizer", processor)
     side = getattr(tokenizer, "padding_side", None)
-    steps = [(found, dict(found)) for weight in weights if (found := getattr(weight, STEPS, None))]
     accelerator = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
     try:
-        for weight, _, gradient in flags:
+        for weight, _, gradient, _ in flags:
             if gradient is not None:
                 weight.grad = None
-        for found, _ in steps:
-            found.clear()
+            _steps(weight).clear()
         with (
             torch.random.fork_rng(devices=list(accelerator)),
             torch.inference_mode(False),
@@ -66,12 +62,12 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
     finally:
         for child, state in zip(children, before, strict=True):
             _restore(child, *state)
-        for weight, needed, gradient in flags:
+        for weight, needed, gradient, steps in flags:
             if weight.requires_grad != needed:  # else it may not even be set, in weights of inference mode
                 weight.requires_grad_(needed)
             weight.grad = gradient
-        for found, hooks in steps:
-            found.update(hooks)
+            _steps(weight).clear()
+            _steps(weight).update(steps)
         if side is not None:
             tokenizer.padding_side = side
 
@@ -92,6 +88,12 @@ def _no_autocast(module: nn.Module) -> Iterator[None]:
             if torch.amp.is_autocast_available(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+def _steps(weight: torch.Tensor) -> dict[int, Any]:
+    """The hooks that run when the gradient of a parameter is complete, {} if it never had any."""
+    hooks: dict[int, Any] | None = getattr(weight, "_post_accumulate_grad_hooks", None)
+    return {} if hooks is None else hooks
 
 
 State = tuple[type, dict[str, Any], dict[str, dict[int, Any]], dict[str, Any]]

@@ -26,6 +26,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import ecoflap
+from ecoflap.api.unchanged import unchanged
 from ecoflap.prune.wanda import Wanda
 from ecoflap.score.zeroth_order import ZerothOrder
 from tests import experts, tiny
@@ -169,6 +170,16 @@ def test_gradients_of_a_training_neither_count_nor_change() -> None:
     assert all(hook.id in hook.hooks_dict_ref() for hook in hooks)
     for name, parameter in one.module.named_parameters():
         assert torch.equal(parameter.grad, gradients[name]), name
+
+
+def test_hooks_of_an_interrupted_step_do_not_stay_on_parameters() -> None:
+    module, ran = nn.Linear(2, 2), list[str]()
+    module.weight.register_post_accumulate_grad_hook(lambda _: ran.append("own"))
+    with unchanged(module):
+        for parameter in module.parameters():
+            parameter.register_post_accumulate_grad_hook(lambda _: ran.append("left"))
+    module(torch.ones(1, 2)).sum().backward()
+    assert ran == ["own"]
 
 
 def list_of(rows: list[Any]) -> Any:
