@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from typing import Any
 
 from ecoflap.allocate.allocation import Allocation
@@ -47,6 +48,7 @@ def make_record(
     """
     counts = count_layers(model, state.report)
     return Result(
+        finished=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
         config=config,
         **origin,
         model=describe_model(model, state.fingerprint),

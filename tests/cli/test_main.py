@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -53,10 +54,12 @@ def test_a_user_error_is_a_message_and_exit_code_2(tmp_path: Path) -> None:
 def test_a_run_leaves_a_result_that_verifies(text_run: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "out"
     tracked = [override for override in text_run if override != "tracking=none"]
+    started = datetime.now(timezone.utc)
     finished = main(*tracked, "score=zeroth_order", "model.save=true", f"hydra.run.dir={folder}")
     assert finished.returncode == 0, finished.stderr
     record = json.loads((folder / "result.json").read_text())
     assert record["schema"] == 1
+    assert started < datetime.fromisoformat(record["finished"]) < datetime.now(timezone.utc)
     assert record["model"]["dtype"] == "float32"
     assert record["steps"].keys() >= {"load", "calibrate", "score", "allocate", "prune", "evaluate"}
     assert list((folder / "wandb").glob("offline-run-*/files/media/images/allocation_*.png"))

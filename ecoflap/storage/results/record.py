@@ -64,6 +64,7 @@ class Result:
     Attributes:
         schema: Version of this layout.
         status: ``done``; a run that did not finish writes no result.
+        finished: When it finished: ISO 8601, UTC; None in records that are older than this field.
         config: The resolved config, as plain dicts and lists. Secrets are redacted when it is written.
         versions: Library -> version, from ``environment()``.
         git: ``{"commit": str, "dirty": bool}`` of the project's checkout, or None outside one.
@@ -89,6 +90,7 @@ class Result:
 
     schema: int = SCHEMA_VERSION
     status: str = "done"
+    finished: str | None = None
     config: dict[str, Any]
     versions: dict[str, str | None]
     git: dict[str, Any] | None
@@ -119,9 +121,9 @@ class Result:
         return {name: _map_leaves(value, _encode) for name, value in fields.items()}
 
     def digest(self) -> str:
-        """A hash of all but the costs, which differ whenever a run is repeated."""
+        """A hash of all but the time and the costs, which differ whenever a run is repeated."""
         fields = self.to_json()
-        del fields["steps"]
+        del fields["finished"], fields["steps"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
     def write(self, path: Path) -> None:
@@ -164,7 +166,7 @@ class Result:
             raise FileNotFoundError(
                 f"no result record at {path}: give the folder of a finished run, which holds a {RESULT}"
             )
-        record = {"weights": None, **_parse(path)}
+        record = {"finished": None, "weights": None, **_parse(path)}
         missing = [field.name for field in dataclasses.fields(cls) if field.name not in record]
         if missing:
             raise ValueError(

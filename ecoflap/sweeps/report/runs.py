@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -131,12 +132,13 @@ def read_runs(folder: Path) -> list[Run]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the folder of a finished run or sweep")
-    paths = sorted(find_records(folder), key=lambda path: (path.stat().st_mtime_ns, path))
+    paths = find_records(folder)
     if not paths:
         without = len(read_unfinished(folder))
         found = f"; {without} runs there left no result" if without else ""
         raise UserError(f"no {RESULT} below {folder}{found}: give the folder of a finished run or sweep")
-    results = {path: _result(path) for path in paths}
+    read = {path: _result(path) for path in paths}
+    results = dict(sorted(read.items(), key=lambda item: (_finished(*item), item[0])))
     from_python = [path for path, result in results.items() if not result.of_a_run]
     if len(from_python) == len(paths):
         raise UserError(
@@ -167,6 +169,14 @@ def read_unfinished(folder: Path) -> list[Unfinished]:
         for run in sorted(overrides, key=lambda run: (len(run.name), run))
         if not (run / RESULT).is_file()
     ]
+
+
+def _finished(path: Path, result: Result) -> str:
+    """When a run finished; of an older record, when its file was written."""
+    if result.finished is not None:
+        return result.finished
+    written = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
+    return written.isoformat(timespec="milliseconds")
 
 
 def _result(path: Path) -> Result:

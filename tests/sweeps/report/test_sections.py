@@ -57,6 +57,17 @@ def test_of_two_like_runs_the_newer_one_counts_and_stderr_says_so(
     assert "z-old and a-new both have seed 0; only a-new, the newer one, is shown" in capsys.readouterr().err
 
 
+def test_the_newer_run_is_the_one_that_finished_later(tmp_path: Path) -> None:
+    """Whatever the times of the files, which a copy of a sweep changes; older records have only these."""
+    finished = {"a": "2026-11-30T10:00:00.000+00:00", "b": "2026-11-30T09:00:00.000+00:00", "c": None}
+    for age, (name, when) in enumerate(finished.items(), 1):
+        path = write_run(tmp_path, name, 1.0, record={"finished": when})
+        os.utime(path, (age, age))
+    (section,) = make_sections(read_runs(tmp_path))
+    assert [run.name for run in section.runs] == ["a"]
+    assert [run.name for run in read_runs(tmp_path)] == ["c", "b", "a"]
+
+
 def test_a_few_lines_on_what_is_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As where a sweep was repeated in another folder."""
     for seed in range(6):
