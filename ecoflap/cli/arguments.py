@@ -59,10 +59,15 @@ def _check_folder(overrides: list[str], multirun: bool) -> None:
     """Refuse the folder of a single run for a sweep, and the reverse, as nothing would read it.
 
     Raises:
-        UserError: if it is given, and the other one isn't.
+        UserError: if it is given, and the other one isn't, or if runs are to start in their own folders.
     """
     ignored, read = ("hydra.sweep.dir", "hydra.run.dir")[:: -1 if multirun else 1]
-    given = dict(override.partition("=")[::2] for override in overrides)
+    given = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
+    if (value := given.get("hydra.job.chdir", "false")).lower() not in ("false", "null"):
+        raise UserError(
+            f"hydra.job.chdir={value}: paths of options and the cache, which runs share, are relative to the"
+            " folder that the command is started in; leave it out: a run writes into its own folder anyway"
+        )
     if (value := given.get(ignored)) is not None and read not in given and "," not in value:
         kind, other = ("a sweep", "leave out -m") if multirun else ("a single run", "add -m for a sweep")
         raise UserError(f"{ignored}={value}: {kind} doesn't read it; write {read}={value}, or {other}")

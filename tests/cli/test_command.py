@@ -303,3 +303,10 @@ def test_a_folder_that_nothing_would_read_is_refused(arguments: list[str], messa
     with pytest.raises(UserError, match=re.escape(message)):
         prepared(arguments)
     prepared([*arguments, "hydra.run.dir=a", "hydra.sweep.dir=b"])
+
+
+@pytest.mark.parametrize("argument", ["hydra.job.chdir=true", "++hydra.job.chdir=True"])
+def test_runs_that_would_start_in_their_own_folders_are_refused(argument: str) -> None:
+    with pytest.raises(UserError, match=f"{re.escape(argument.lstrip('+'))}: paths of options and the cache"):
+        prepared([argument])
+    prepared(["hydra.job.chdir=false"])
