@@ -119,13 +119,27 @@ def read_header(path: Path) -> tuple[int, dict[str, Any]]:
             raise OSError(f"{path.name} is not a safetensors file, or is cut off")
         try:
             header: dict[str, Any] = json.loads(file.read(start - 8))
-        except ValueError as error:
+            header.pop("__metadata__", None)
+            end = start + max([_end(entry) for entry in header.values()], default=0)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise OSError(f"{path.name} is not a safetensors file, or its header is damaged") from error
-    header.pop("__metadata__", None)
-    end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if end > size:
         raise OSError(f"{path.name} is cut off: it has {size:,} of {end:,} bytes")
     return start, header
+
+
+def _end(entry: Mapping[str, Any]) -> int:
+    """Where a tensor ends by its entry in the header.
+
+    Raises:
+        ValueError: if its dtype and shape take other bytes.
+        LookupError, TypeError: if the entry is not one of a tensor.
+    """
+    start, end = entry["data_offsets"]
+    numbers, dtype = prod(entry["shape"]), DTYPES.get(entry["dtype"])
+    if dtype is not None and end - start != numbers * dtype.itemsize:
+        raise ValueError(f"{end - start} bytes are no {numbers} numbers of {dtype}")
+    return int(end)
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -74,4 +75,30 @@ def test_other_files(tmp_path: Path) -> None:
     header = json.dumps({"w": {"dtype": "F4", "shape": [1], "data_offsets": [0, 1]}}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
     with pytest.raises(OSError, match="dtype F4"):
+        stored_tensors(path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b'"data_offsets"', b'"data_offsetr"'),
+        (b'"shape"', b'"shapd"'),
+        (b'"dtype":"F32"', b'"dtypd":"F32"'),
+        (b"[4096,8192]", b"[4097,8192]"),
+        (b"[4096,8192]", b"[4096,8182]"),
+        (b"[32,32]", b"[32,12]"),
+        (b"[32,32]", b'"2,32"'),
+        (b'"dtype":"F32"', b'"dtype":"F64"'),
+    ],
+)
+def test_a_damaged_header(before: bytes, after: bytes, tmp_path: Path) -> None:
+    """The format's own library refuses it, too; else the numbers read would be those of other weights."""
+    path = tmp_path / "model.safetensors"
+    save_file({name: torch.randn(32, 32) for name in "ab"}, path)
+    content = path.read_bytes()
+    assert before in content
+    path.write_bytes(content.replace(before, after))
+    with pytest.raises(SafetensorError):
+        load_file(path)
+    with pytest.raises(OSError, match=r"model\.safetensors is not a safetensors file, or its header is damaged"):
         stored_tensors(path)
