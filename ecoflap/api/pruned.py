@@ -155,6 +155,7 @@ def _fill(module: nn.Module, folder: Path, device: str | None) -> None:
             _check_tied(folder, own, checkpoint, module)
             if device is not None:
                 module.to(device if device == "meta" else resolve_device(device))
+                own = _tensors(module)  # moving replaces buffers
             for name in shapes:
                 own[name].data = checkpoint.read(name).to(own[name].device)
     except (OSError, ValueError) as error:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import ecoflap
 from ecoflap.blocks.statistics import MeanSquare
 from ecoflap.errors import UserError
 from ecoflap.finetune.masked_parameters import MaskedParameter
@@ -290,6 +292,22 @@ def test_auto_is_the_accelerator() -> None:
         "npy:0",
         "cpu",
     ]
+
+
+def test_a_module_of_ones_own_gets_its_buffers_on_the_device(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+
+    saved, other = make(), make()
+    saved[1].running_mean.normal_()
+    save_file(saved.state_dict(), tmp_path / "model.safetensors")
+
+    def load() -> dict[str, list[float]]:
+        loaded = ecoflap.load_pruned(tmp_path, other, device="npy").state_dict()
+        assert {tensor.device.type for tensor in loaded.values()} == {"npy"}
+        return {name: tensor.cpu().tolist() for name, tensor in loaded.items()}
+
+    assert in_child(load) == {name: tensor.tolist() for name, tensor in saved.state_dict().items()}
 
 
 def _mask_on_cpu(patch: pytest.MonkeyPatch) -> None:
