@@ -14,7 +14,10 @@ from peft import LoraConfig, get_peft_model
 
 import ecoflap
 from ecoflap.cli.command import main
+from ecoflap.models.core.towers import Selection
+from ecoflap.models.families.language.causal_lm import CausalLM
 from ecoflap.models.loading.pretrained_weights import load_weights
+from ecoflap.models.offload.load import load_offloaded
 from ecoflap.storage.bitmask.forms import FORMS
 from ecoflap.storage.saved_model import usual_dtype, weight_bytes, weight_files
 from ecoflap.storage.tensor_files import LavisFile
@@ -123,7 +126,12 @@ def test_a_model_with_an_adapter_beside_it_is_refused(
 ) -> None:
     """As ``from_pretrained`` would load another model than the saved one."""
     refused = pytest.raises(ecoflap.UserError, match=r"has a peft adapter \(adapter_config\.json\) beside")
-    for load in (ecoflap.load, ecoflap.load_pruned, lambda at: ecoflap.load_pruned(at, llama().module)):
+    for load in (
+        ecoflap.load,
+        ecoflap.load_pruned,
+        lambda at: ecoflap.load_pruned(at, llama().module),
+        lambda at: load_offloaded(CausalLM(str(at)), torch.device("cpu"), Selection(), "disk", at / "work"),
+    ):
         with refused:
             load(adapted)
     assert main(["convert", str(adapted), str(adapted.with_name("out")), "--to", "coded"]) == 2

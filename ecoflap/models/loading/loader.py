@@ -41,6 +41,7 @@ from ecoflap.models.loading.skeleton import (
     skeleton,
     without_weights,
 )
+from ecoflap.storage.saved_model import refuse_adapter
 
 SAFETENSORS = "*.safetensors"
 
@@ -148,6 +149,7 @@ class Pretrained(PretrainedOptions):
         known_dtype = dtype or getattr(config, DTYPE_OPTION, None)
         if (stream := streaming()) is not None:
             stream.folder = checkpoint_folder(path, self.revision)
+            refuse_adapter(stream.folder)
             check_weights(path, complete_weight_files(stream.folder))
             processor = self._read_processor(processor_class, path, shape)
             module = without_weights(model_class, config, known_dtype or stored_dtype(stream.folder))
