@@ -28,6 +28,7 @@ from ecoflap.storage.file_names import (
     RESULT,
     SCORES,
     STATUS,
+    WEIGHTS_FILE,
     WEIGHTS_INDEX,
 )
 from ecoflap.storage.files import beside, remove_abandoned, write_json
@@ -225,7 +226,7 @@ def _record_now(result: PruneResult) -> Result:
 
 
 def _move(partial: Path, final: Path) -> None:
-    """Remove an earlier checkpoint, and move the new files into the folder, indexes last.
+    """Remove an earlier checkpoint, and move the new files into the folder, weights or indexes last.
 
     A model card that ecoflap did not write stays, and the files of a processor if the new model has none.
     """
@@ -237,7 +238,7 @@ def _move(partial: Path, final: Path) -> None:
     processor = processor_files(final) if processor_files(partial) else []
     for old in (*indexes, *weight_files(final), *foreign_weights(final), *beside_them, *processor):
         old.unlink(missing_ok=True)
-    for file in sorted(partial.iterdir(), key=lambda file: file.name in INDEXES):
+    for file in sorted(partial.iterdir(), key=lambda file: file.name in (WEIGHTS_FILE, *INDEXES)):
         if file.is_dir():
             shutil.copytree(file, final / file.name, dirs_exist_ok=True)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -285,6 +286,39 @@ def test_two_weights_are_not_loaded_into_one(form: str, tmp_path: Path) -> None:
     assert torch.equal(one.first.weight, before)
     ecoflap.load_pruned(tmp_path / "True", one)
     check_same(one, two)
+
+
+@pytest.mark.parametrize("form", ["dense", *SPARSE])
+def test_what_a_killed_save_leaves_is_no_mixture(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights and index come last, as a file beside the old config.json would pass for a checkpoint."""
+    old, new = tied_llama(torch.float32), tied_llama(torch.float32)
+    new.config.rms_norm_eps = 0.25
+    result = ecoflap.prune(ecoflap.load(new), pruner="magnitude", score="none", sparsity=0.9)
+    left, replace = 0, os.replace
+
+    def until_killed(source: Any, target: Any) -> None:
+        nonlocal left
+        if Path(target).parent == tmp_path:
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+        replace(source, target)
+
+    for moved in range(99):
+        ecoflap.save(ecoflap.load(old), tmp_path)
+        left = moved
+        monkeypatch.setattr(os, "replace", until_killed)
+        try:
+            ecoflap.save(result, tmp_path, form=form)
+            break
+        except KeyboardInterrupt:
+            monkeypatch.undo()
+        with pytest.raises(UserError):
+            ecoflap.load_pruned(tmp_path, device="cpu")
+    assert moved > 3
+    assert verify(tmp_path) == []
 
 
 def test_a_form_replaces_the_one_before(tmp_path: Path) -> None:
