@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 
 import ecoflap
@@ -78,6 +81,22 @@ def test_the_dtype_that_was_loaded_is_recorded(offload: str, tiny_llama: Path, t
     write_checkpoint(model, None, tmp_path / "saved")
     saved = ecoflap.load_pruned(tmp_path / "saved", device="cpu")
     assert {parameter.dtype for parameter in saved.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("wide", ["lm_head.weight", "model.norm.weight"])
+def test_a_config_without_a_dtype(wide: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """The dtype is that of the first weight by name, wherever the file has it."""
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    settings = json.loads((folder / "config.json").read_text())
+    without = {name: value for name, value in settings.items() if name not in ("dtype", "torch_dtype")}
+    (folder / "config.json").write_text(json.dumps(without))
+    weights = {name: weight.bfloat16() for name, weight in load_file(folder / "model.safetensors").items()}
+    save_file({**weights, wide: weights[wide].float()}, folder / "model.safetensors", {"format": "pt"})
+    dtypes = [
+        {weight.dtype for weight in offloaded(folder, kind, tmp_path / kind).module.parameters()}
+        for kind in ("none", "cpu", "disk")
+    ]
+    assert dtypes == 3 * [{torch.float32 if wide == "lm_head.weight" else torch.bfloat16}]
 
 
 def test_tied_embeddings_are_saved_once(tmp_path: Path) -> None:

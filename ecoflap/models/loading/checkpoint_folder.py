@@ -125,10 +125,14 @@ def stored_in(folder: Path) -> dict[str, StoredTensor]:
 def stored_dtype(folder: Path) -> torch.dtype:
     """The dtype of the first floating-point weights: that of the checkpoint, to ``from_pretrained``.
 
+    It looks into the first file, in the order of the names.
+
     Raises:
         UserError: if the folder holds no safetensors.
     """
-    dtypes = (tensor.dtype for tensor in stored_in(folder).values())
+    every = stored_in(folder)
+    first = min((tensor.path for tensor in every.values()), default=None)
+    dtypes = (tensor.dtype for _, tensor in sorted(every.items()) if tensor.path == first)
     return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 
 
