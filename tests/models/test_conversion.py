@@ -15,6 +15,7 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ecoflap.errors import UserError
 from ecoflap.models.core.wide_parts import DTYPE_OPTION
 from ecoflap.models.loading.checkpoint_folder import stored_in
 from ecoflap.models.loading.conversion import match_tensors
@@ -230,6 +231,25 @@ def test_how_to_generate_is_what_from_pretrained_reads(place: str, tmp_path: Pat
     found = module.generation_config.to_dict()
     assert found == expected.generation_config.to_dict()
     assert settings.items() <= found.items()
+
+
+@pytest.mark.parametrize("experts", [[1], [0, 1, 2]])
+@pytest.mark.parametrize("matrix", ["w1", "w2", "w3"])
+@pytest.mark.parametrize("change", ["missing", "of another shape"])
+def test_experts_that_make_no_parameter(change: str, matrix: str, experts: list[int], tmp_path: Path) -> None:
+    made: Any = make(MODELS["mixtral"][0])
+    made.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name in [f"model.layers.1.block_sparse_moe.experts.{one}.{matrix}.weight" for one in experts]:
+        whole = tensors.pop(name)
+        if change == "of another shape":
+            tensors[name] = whole[:-1].clone()
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    module = without_weights(hf.MixtralForCausalLM, hf.MixtralConfig.from_pretrained(tmp_path), torch.float32)
+    with pytest.raises(UserError, match=r"lacks|has the shape|don't fit together") as caught:
+        match_tensors(str(tmp_path), module, stored_in(tmp_path))
+    assert "\n" not in str(caught.value)
+    assert "model.layers.1." in str(caught.value)
 
 
 def test_one_parameter_reads_its_own_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,5 +100,5 @@ def test_a_damaged_header(before: bytes, after: bytes, tmp_path: Path) -> None:
     path.write_bytes(content.replace(before, after))
     with pytest.raises(SafetensorError):
         load_file(path)
-    with pytest.raises(OSError, match=r"model\.safetensors is not a safetensors file, or its header is damaged"):
+    with pytest.raises(OSError, match="is not a safetensors file, or its header is damaged"):
         stored_tensors(path)

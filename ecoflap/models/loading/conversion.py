@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.errors import UserError
-from ecoflap.models.loading.converted_tensor import CheckpointTensor, ConvertedTensor, convert
+from ecoflap.models.loading.converted_tensor import CheckpointTensor, ConvertedTensor, converted_shapes
 from ecoflap.storage.stored_tensor import StoredTensor
 
 log = logging.getLogger(__name__)
@@ -166,10 +166,10 @@ def _converted(
         else:
             groups.setdefault(target, (converter, []))[1].append((pattern, stored[name]))
     for first, (converter, sources) in groups.items():
-        shapes = convert(module, converter, first, sources, only_shapes=True)
+        shapes = converted_shapes(path, module, converter, first, sources)
         for target in shapes:
             found[target] = ConvertedTensor(target, module, converter, first, tuple(sources))
-        _check_shapes(path, wanted, {target: shape.shape for target, shape in shapes.items()})
+        _check_shapes(path, wanted, shapes)
     plain = {target: tensor.shape for target, tensor in found.items() if isinstance(tensor, StoredTensor)}
     _check_shapes(path, wanted, plain)
     return found, unused

@@ -7,8 +7,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
+from ecoflap.errors import UserError
 from ecoflap.storage.stored_tensor import PART, StoredTensor
 
 Sources = tuple[tuple[str, StoredTensor], ...]
@@ -79,6 +80,32 @@ class ConvertedTensor:
 
 
 CheckpointTensor = StoredTensor | ConvertedTensor
+
+
+def converted_shapes(
+    path: str, module: Any, converter: Any, first: str, sources: Iterable[tuple[str, StoredTensor]]
+) -> dict[str, Size]:
+    """The shapes of what a converter makes from stored tensors, of which nothing is read.
+
+    Args:
+        path: hub id or folder, for the message.
+        module: the model.
+        converter: the conversion of transformers.
+        first: name of the first tensor that it makes.
+        sources: the converter's pattern and the stored tensor, for each tensor that goes in.
+
+    Raises:
+        UserError: if one of them is missing, or has another shape than the others.
+    """
+    try:
+        made = convert(module, converter, first, sources, only_shapes=True)
+    except (RuntimeError, ValueError, LookupError, TypeError) as error:
+        said = str(error).partition("\n")[0].strip()
+        raise UserError(
+            f"the tensors of model.path={path} that make up {first} don't fit together ({said}); the"
+            " checkpoint is damaged or of another model"
+        ) from error
+    return {name: tensor.shape for name, tensor in made.items()}
 
 
 def convert(
