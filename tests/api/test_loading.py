@@ -165,6 +165,27 @@ def prune_refused(*words: str, **options: Any) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in one.module.state_dict().items())
 
 
+@pytest.mark.parametrize("every", [0, 1, 2])
+def test_a_model_that_divides_its_own_weights_is_refused(every: int, tmp_path: Path) -> None:
+    """RWKV does it once, when it runs, and the loaded model would do it again."""
+    if not hasattr(hf, "RwkvConfig"):
+        pytest.skip(f"transformers {hf.__version__} has no RWKV")
+    sizes = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "context_length": 16}
+    module = hf.RwkvForCausalLM(hf.RwkvConfig(**sizes, rescale_every=every))
+    inputs = {"input_ids": torch.arange(3, 11)}
+    skipped = ["output", r"feed_forward\.value"]
+    if every == 1:
+        with pytest.raises(UserError, match=r"rescale_every=1 in its config.*set rescale_every to 0"):
+            ecoflap.load(module, skip_layers=skipped)
+        return
+    model = ecoflap.load(module, skip_layers=skipped)
+    result = ecoflap.prune(model, data=[inputs], sparsity=0.5, score="none", pruner="wanda")
+    loaded = ecoflap.load_pruned(ecoflap.save(result, tmp_path / "saved"), device="cpu")
+    batch = {name: tensor[None] for name, tensor in inputs.items()}
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, module.eval()(**batch).logits)
+
+
 @pytest.mark.parametrize("option", ["towers", "skip_layers"])
 def test_a_text_is_no_list_of_one_letter_each(option: str) -> None:
     given: dict[str, Any] = {option: "model"}

@@ -15,6 +15,7 @@ from ecoflap.models.core.attention import open_attention
 from ecoflap.models.core.experts import open_experts
 from ecoflap.models.core.finite_weights import broken_parameter, damaged
 from ecoflap.models.core.prunable import Loss, PrunableModel
+from ecoflap.models.core.rescaled import refuse_rescaled
 from ecoflap.models.core.shared_memory import refuse_shared_memory
 from ecoflap.models.core.skipped import skipped_weights
 from ecoflap.models.core.towers import Selection, find_towers, select
@@ -67,9 +68,11 @@ def prunable(
         interface: what the family can do with raw examples.
 
     Raises:
-        UserError: if a tower does not exist, a pattern matches nothing, or a layer lies in another parameter.
+        UserError: if a tower does not exist, a pattern matches nothing, a layer lies in another parameter, or
+            the model changes its own weights.
         NumericalError: if a weight is NaN or infinite.
     """
+    refuse_rescaled(module)
     open_attention(module)
     open_experts(module)
     every = find_towers(module, towers)
