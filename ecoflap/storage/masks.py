@@ -155,10 +155,15 @@ class MaskFile:
                 f"{path} is not a mask file of this version: its format is {metadata.get('format')!r},"
                 f" expected {FORMAT!r}"
             )
-        self.shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
-        self.names: dict[str, str] = json.loads(metadata.get("names", "{}"))
-        parts = json.loads(metadata.get("parts", "{}"))
-        self.parts = {layer: [Rows(*rows) for rows in found] for layer, found in parts.items()}
+        try:
+            self.shapes: dict[str, list[int]] = dict(json.loads(metadata["shapes"]))
+            self.names: dict[str, str] = dict(json.loads(metadata.get("names", "{}")))
+            parts = dict(json.loads(metadata.get("parts", "{}")))
+            self.parts = {layer: [Rows(*rows) for rows in found] for layer, found in parts.items()}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is damaged: its header can't be read ({error!r}); prune again to write it anew"
+            ) from error
         self._last: tuple[str, Tensor] | None = None
 
     def __getitem__(self, name: str) -> Tensor:

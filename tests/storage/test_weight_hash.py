@@ -103,3 +103,28 @@ def test_a_record_without_a_hash_is_verified_by_counts(
     assert verify(saved) == []
     assert main([str(saved)]) == 0
     assert "it has no hash of the weights" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "key", ["prunable", "parameters", "target", "towers", "layers", "kept", "checkpoint"]
+)
+def test_a_record_that_lacks_a_part_is_named(
+    key: str, saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = (saved / "result.json").read_text()
+    (saved / "result.json").write_text(content.replace(f'"{key}": ', f'"{key[:-1]}?": '))
+    assert main([str(saved)]) == 2
+    assert "cannot verify" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"can't be shared: .*record"):
+        prepare(saved)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(b'"shapes"', b'"shaper"'), (b'"names": "{', b'"names": "]'), (b'": "{', b'": "3')]
+)
+def test_a_damaged_header_of_the_masks_is_named(before: bytes, after: bytes, saved: Path) -> None:
+    content = (saved / "masks.safetensors").read_bytes()
+    assert before in content
+    (saved / "masks.safetensors").write_bytes(content.replace(before, after))
+    with pytest.raises(ValueError, match=r"masks\.safetensors is damaged: "):
+        verify(saved)

@@ -41,8 +41,11 @@ def verify(run_folder: Path) -> list[str]:
     if result.checkpoint is None:
         raise FileNotFoundError("it saved no checkpoint; run it again with model.save=true")
     folder = run_folder / result.checkpoint
-    layers = read_layers(result.sparsity)
-    differences = list(_figure_differences(result, layers))
+    try:
+        layers = read_layers(result.sparsity)
+        differences = list(_figure_differences(result, layers))
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{run_folder / RESULT} is a damaged record: {error!r}") from error
     with open_checkpoint(folder) as checkpoint, MaskFile(folder / MASKS) as masks:
         differences += checkpoint.damage()
         for name, layer in layers.items():
