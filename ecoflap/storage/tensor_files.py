@@ -113,17 +113,22 @@ class SafetensorFiles:
         return {name: tensor.on_meta() for name, tensor in self._stored.items()}
 
     def damage(self) -> Iterator[str]:
-        """Files that cannot be read, as their headers tell, and tensors that the index places elsewhere."""
+        """Files that cannot be read, as their headers tell, and tensors that the index places elsewhere.
+
+        ``from_pretrained`` loads every tensor of a file, whatever the index says.
+        """
         for file in self._files:
             try:
                 held = set(self._file(file).keys())
             except SafetensorError as error:
                 yield f"{file} cannot be read ({error})"
                 continue
-            listed = (name for name, other in self._file_of.items() if other == file)
-            yield from (
-                f"{name}: is not in {file}, where the index has it" for name in listed if name not in held
-            )
+            listed = {name for name, other in self._file_of.items() if other == file} or held
+            for name in sorted(listed - held):
+                yield f"{name}: is not in {file}, where the index has it"
+            if listed <= held:  # else it may be the one that is not there, under another name
+                for name in sorted(held - listed):
+                    yield f"{name}: is in {file}, where the index does not have it"
 
     def close(self) -> None:
         """Close every file."""

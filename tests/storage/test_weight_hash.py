@@ -82,6 +82,23 @@ def test_swapped_and_renamed_weights_are_found(saved: Path) -> None:
     assert "the weights have changed" in difference
 
 
+def test_a_shard_that_holds_tensors_of_another_is_found(saved: Path) -> None:
+    """``from_pretrained`` loads all that is in a shard, whatever the index says."""
+    weights = load_file(saved / "model.safetensors")
+    (saved / "model.safetensors").unlink()
+    embedding = "model.embed_tokens.weight"
+    file_of = {name: f"model-0000{1 + (name != embedding)}-of-00002.safetensors" for name in weights}
+    for file in set(file_of.values()):
+        inside = {name: weight for name, weight in weights.items() if file_of[name] == file}
+        save_file(inside, saved / file, {"format": "pt"})
+    (saved / "model.safetensors.index.json").write_text(json.dumps({"weight_map": file_of}))
+    assert verify(saved) == []
+    both = {name: weights[name] for name in (embedding, LAYER)}
+    save_file({**both, LAYER: both[LAYER] + 1}, saved / file_of[embedding], {"format": "pt"})
+    (difference,) = verify(saved)
+    assert difference == f"{LAYER}: is in {file_of[embedding]}, where the index does not have it"
+
+
 def test_all_forms_have_one_hash(saved: Path, tmp_path: Path) -> None:
     recorded = Result.read(saved / "result.json").weights
     assert recorded == hash_weights(saved)
