@@ -124,6 +124,14 @@ def one_folder_too_high(path: Path) -> None:
     (path / "config.json").rename(path / "checkpoint" / "config.json")
 
 
+def only_unfinished(path: Path) -> None:
+    """What killed saves of a run, and of ``ecoflap.save``, leave."""
+    for name in ("checkpoint.partial", "checkpoint.partial.dense", ".tmp-host-1-2"):
+        (path / name).mkdir()
+        shutil.copy(path / "config.json", path / name)
+    (path / "config.json").unlink()
+
+
 def another_tokenizer(path: Path) -> None:
     file = path / "tokenizer.json"
     settings = json.loads(file.read_text())
@@ -139,6 +147,10 @@ BEFORE_WEIGHTS: dict[str, tuple[Break, str]] = {
         r"model\.path=\S+ has no config\.json; give a folder that save_pretrained wrote",
     ),
     "the folder above": (one_folder_too_high, r"has no config\.json; give \S+/checkpoint$"),
+    "the folder of a killed run": (
+        only_unfinished,
+        r"has no config\.json; give a folder that save_pretrained wrote",
+    ),
     "a cut config": (
         cut("config.json", lambda size: size // 2),
         r"config\.json of model\.path=\S+ is not valid JSON \(.*\); copy it anew",

@@ -11,6 +11,7 @@ import torch
 
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import BITMASK_INDEX, BITMASK_SHARDS, WEIGHTS_FILE, WEIGHTS_INDEX
+from ecoflap.storage.files import TEMPORARY
 from ecoflap.storage.stored_tensor import StoredTensor, read_header, stored_tensors
 
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -24,7 +25,8 @@ def local_settings(folder: Path) -> dict[str, Any]:
         UserError: if there is none, or it can't be read.
     """
     if not (folder / "config.json").is_file():
-        inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        found = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        inside = [name for name in found if not name.startswith(TEMPORARY) and ".partial" not in name]
         advice = "give a folder that save_pretrained wrote, or copy the checkpoint anew"
         if inside:
             advice = f"give {folder / inside[0]}"
