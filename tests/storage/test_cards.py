@@ -331,3 +331,12 @@ def test_a_recipe_is_of_no_machine(tmp_path: Path) -> None:
     assert resolved["model"]["path"] == str(PACKAGE / "mini" / "blip2")
     assert resolved["task"] == config["task"]
     assert recipe_of(resolved) == recipe_of(config)
+
+
+@pytest.mark.parametrize(
+    "text", ["${x}", "\\${x}", "C:\\${x}\\", "\\\\${a}\\b ${c}", "a\\", "???", "1e-4", "# ~"]
+)
+def test_texts_of_a_recipe_come_back(text: str, tmp_path: Path) -> None:
+    file = write_recipe(tmp_path, {"model": {"_target_": "x.Model", "prompt": text}}, None)
+    read: Any = OmegaConf.to_container(OmegaConf.create(read_recipe(file)), resolve=True)
+    assert read["model"]["prompt"] == text

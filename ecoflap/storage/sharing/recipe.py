@@ -6,6 +6,7 @@ resolves them, so that they hold on another machine; other paths stay as they ar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ecoflap.storage.results.identity import stable
 from ecoflap.storage.results.sources import own_parts
 
 GROUPS = ("model", "calibration", "score", "allocation", "pruner", "finetune", "task")
+INTERPOLATION = re.compile(r"(\\*)\$\{")
 HEADER = """\
 # The configuration of a run of ecoflap {version}. To repeat it, or a variation of it:
 #   ecoflap run --config {name}
@@ -113,4 +115,5 @@ def _portable(value: Any) -> Any:
     package = f"{package_origin()}/"
     if value.startswith(package):
         return f"${{package_file:{value.removeprefix(package)}}}"
-    return value.replace("${", "\\${")  # a text, which OmegaConf would resolve
+    # A text, which OmegaConf would resolve; backslashes before it escape one another.
+    return INTERPOLATION.sub(lambda found: 2 * found[1] + r"\${", value)
