@@ -233,6 +233,25 @@ def test_how_to_generate_is_what_from_pretrained_reads(place: str, tmp_path: Pat
     assert settings.items() <= found.items()
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_buffer_that_is_saved_is_not_made_up(lost: bool, tmp_path: Path) -> None:
+    """Such as the bias that DeepSeek's router chooses experts by."""
+    config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
+    made: Any = hf.ResNetForImageClassification(config)
+    made.save_pretrained(tmp_path, safe_serialization=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("running_mean"))
+    if lost:
+        del tensors[name]
+        save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    module = without_weights(type(made), made.config, torch.float32)
+    if not lost:
+        assert name in match_tensors(str(tmp_path), module, stored_in(tmp_path)).found
+        return
+    with pytest.raises(UserError, match=rf"lacks 1 weights of its model, such as {name}; .* is damaged"):
+        match_tensors(str(tmp_path), module, stored_in(tmp_path))
+
+
 @pytest.mark.parametrize("experts", [[1], [0, 1, 2]])
 @pytest.mark.parametrize("matrix", ["w1", "w2", "w3"])
 @pytest.mark.parametrize("change", ["missing", "of another shape"])

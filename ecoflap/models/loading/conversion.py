@@ -43,10 +43,11 @@ def match_tensors(path: str, module: nn.Module, stored: Mapping[str, StoredTenso
         stored: the tensors of the checkpoint by name.
 
     Raises:
-        UserError: if a parameter is not in the checkpoint, has another shape there, or has two values.
+        UserError: if a parameter, or a buffer that is saved, is not in the checkpoint, has another shape
+            there, or has two values.
     """
     found, unused = _converted(path, module, stored)
-    lost: list[str] = []
+    lost = [name for name in _saved_buffers(module) if name not in found]
     for tied in names_by_tensor(module):
         matches = [found[name] for name in tied if name in found]
         if not matches:
@@ -62,6 +63,17 @@ def match_tensors(path: str, module: nn.Module, stored: Mapping[str, StoredTenso
     if lost:
         raise lacks_weights(path, lost, unused)
     return MatchedTensors(found, unused)
+
+
+def _saved_buffers(module: Any) -> list[str]:
+    """The buffers of a model that every checkpoint has; others may be computed where it is built."""
+    saved = module.state_dict().keys()
+    computed = [*COMPUTED, *(getattr(module, "_keys_to_ignore_on_load_missing", None) or ())]
+    return [
+        name
+        for name, _ in module.named_buffers()
+        if name in saved and not any(re.search(pattern, name) for pattern in computed)
+    ]
 
 
 def untie(path: str, module: Any, stored: Mapping[str, StoredTensor]) -> None:
