@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -20,6 +22,8 @@ from ecoflap.models.sparse.sparsify import sparsify_if_possible
 from ecoflap.storage.bitmask.encoding import same_bits
 from ecoflap.storage.saved_model import WEIGHTS, open_checkpoint, refuse_adapter
 from ecoflap.storage.tensor_files import TensorFiles
+
+log = logging.getLogger(__name__)
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -104,12 +108,39 @@ def _restore_rounded(module: nn.Module, folder: Path) -> None:
             stored, own = checkpoint.shapes(), _tensors(module)
         except OSError as error:
             raise UserError(f"{folder} can't be loaded bit for bit: {error}") from error
-        for name, in_file in _names_in_file(module, own).items():
+        names = _names_in_file(module, own)
+        made = [own[name] for name in own.keys() - names.keys()]
+        _warn_of_joined(made, {name: stored[name] for name in stored.keys() - set(names.values())})
+        for name, in_file in names.items():
             like, tensor = stored.get(in_file), own[name]
             if like is None or not like.is_floating_point() or like.dtype == tensor.dtype:
                 continue
             if like.itemsize >= tensor.itemsize:  # wider, or the other one of the half precisions
                 tensor.data = checkpoint.read(in_file).to(tensor.device)
+
+
+def _warn_of_joined(made: Iterable[Tensor], joined: Mapping[str, Tensor]) -> None:
+    """Warn of stored tensors that are rounded, as transformers joins or divides them while it loads them.
+
+    Args:
+        made: what it has made of them.
+        joined: the stored tensors, by name.
+    """
+    dtype = min(
+        (one.dtype for one in made if one.is_floating_point()),
+        key=lambda one: one.itemsize,
+        default=torch.float64,
+    )
+    floats = {name: like.dtype for name, like in sorted(joined.items()) if like.is_floating_point()}
+    if wider := [name for name, stored in floats.items() if stored.itemsize > dtype.itemsize]:
+        log.warning(
+            "%d tensors, such as %s (%s), were rounded to %s: transformers joins them with others as it loads"
+            " them, in the dtype of config.json",
+            len(wider),
+            wider[0],
+            str(floats[wider[0]]).removeprefix("torch."),
+            str(dtype).removeprefix("torch."),
+        )
 
 
 def _names_in_file(module: nn.Module, own: dict[str, Tensor]) -> dict[str, str]:
