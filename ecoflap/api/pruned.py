@@ -43,7 +43,7 @@ def load_pruned(
 
     Each tensor is decoded, checked and moved to the device before the next one is read. Those that
     transformers keeps in fp32, such as T5's ``wo`` in fp16 models, are loaded in fp32 with the same values.
-    Those that it joins, such as experts, have the dtype of ``config.json``; a warning says if that rounds them.
+    Those that it joins, such as experts, have the dtype of ``config.json``, with a warning if it rounds them.
 
     Args:
         folder: a folder that ``ecoflap.save``, a run (its own folder, or the ``checkpoint`` in it) or

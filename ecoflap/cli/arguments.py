@@ -63,9 +63,9 @@ def _check_folder(overrides: list[str], multirun: bool) -> None:
     """
     ignored, read = ("hydra.sweep.dir", "hydra.run.dir")[:: -1 if multirun else 1]
     given = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
-    if (value := given.get("hydra.job.chdir", "false")).lower() not in ("false", "null"):
+    if (chdir := given.get("hydra.job.chdir", "false")).lower() not in ("false", "null"):
         raise UserError(
-            f"hydra.job.chdir={value}: paths of options and the cache, which runs share, are relative to the"
+            f"hydra.job.chdir={chdir}: paths of options and the cache, which runs share, are relative to the"
             " folder that the command is started in; leave it out: a run writes into its own folder anyway"
         )
     if (value := given.get(ignored)) is not None and read not in given and "," not in value:
