@@ -23,6 +23,7 @@ from ecoflap.storage.file_names import (
     ALLOCATION,
     BITMASK_INDEX,
     CARD,
+    LEASE,
     MASKS,
     RECIPE,
     RESULT,
@@ -32,6 +33,7 @@ from ecoflap.storage.file_names import (
     WEIGHTS_INDEX,
 )
 from ecoflap.storage.files import beside, remove_abandoned, write_json
+from ecoflap.storage.lease import DEAD_AFTER, held
 from ecoflap.storage.results.record import Result
 from ecoflap.storage.results.sparsity import read_layers, sparsity_section
 from ecoflap.storage.saved_model import (
@@ -73,7 +75,7 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
             ``torch.compile`` returned or has adapters, its embeddings are tied and its config says that
             they aren't, a layer was replaced since it was pruned, weights that the masks remove are no longer
             zero, transformers does not save its generation config, the folder is that of a run or can't be
-            made or written to, or the disk is full.
+            made or written to, another process keeps moving a checkpoint into it, or the disk is full.
     """
     loaded = model.prunable if isinstance(model, PruneResult) else model
     require(loaded, PrunableModel, "ecoflap.load or ecoflap.prune")
@@ -112,8 +114,10 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    busy = f"another process moves a checkpoint into {final}, and this one stays in {partial}"
     try:
-        _move(partial, final)
+        with held(final / LEASE, lambda owner: f"{busy} ({owner}); choose another folder", DEAD_AFTER):
+            _move(partial, final)
     except OSError as error:
         raise UserError(
             f"the checkpoint in {final} could not be replaced ({error}); the new one is in {partial} until"

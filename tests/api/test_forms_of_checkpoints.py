@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -340,6 +341,37 @@ def test_what_a_killed_save_leaves_is_no_mixture(
             ecoflap.load_pruned(tmp_path, device="cpu")
     assert moved > 3
     assert verify(tmp_path) == []
+
+
+@pytest.mark.parametrize("form", ["dense", "bitmask"])
+def test_two_saves_at_once_leave_one_model(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one has begun to move its files when half of the first one's are in the folder."""
+    first, second = (
+        ecoflap.prune(
+            ecoflap.load(tied_llama(torch.float32)), pruner="magnitude", score="none", sparsity=sparsity
+        )
+        for sparsity in (0.5, 0.9)
+    )
+    other = threading.Thread(target=ecoflap.save, args=(second, tmp_path, form))
+    replace, moved = os.replace, list[Any]()
+
+    def interrupted(source: Any, target: Any) -> None:
+        replace(source, target)
+        if Path(target).parent == tmp_path and threading.current_thread() is not other:
+            moved.append(target)
+            if len(moved) == 4:
+                other.start()
+                other.join(timeout=3)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    ecoflap.save(first, tmp_path, form)
+    other.join()
+    assert len(moved) > 4
+    assert verify(tmp_path) == []
+    assert Result.read(tmp_path / "result.json").sparsity["target"] == 0.9
+    assert not (tmp_path / ".lease").exists()
 
 
 def test_a_form_replaces_the_one_before(tmp_path: Path) -> None:
