@@ -38,6 +38,9 @@ TWICE = (
     else []
 )
 CALLED_ONCE = [family for family in tiny.FAMILIES if family not in TWICE]
+# With seed 1, a weight is within 1e-6 of the threshold in an iteration of ADMM: rounding decides whether it
+# stays, and on some processors other weights come out. With seed 3, none is within 2e-5.
+SEEDS = {("blip2_t5", "admm"): 3}
 
 
 def assert_equal(
@@ -53,7 +56,8 @@ def assert_equal(
 @pytest.mark.parametrize(("family", "name"), [pair for pair in PAIRS if pair.values[0] in CALLED_ONCE])
 def test_equals_full_forward_passes_for_each_layer(family: str, name: str) -> None:
     pruner, by_hand = PRUNERS[name]
-    calibration = tiny.samples(family, lengths=tiny.UNPADDED.get(family, (7, 9, 7)))
+    lengths, seed = tiny.UNPADDED.get(family, (7, 9, 7)), SEEDS.get((family, name), 1)
+    calibration = tiny.samples(family, lengths, seed)
     model, other = (tiny.build(family, towers=EVERY_TOWER[family]) for _ in range(2))
     allocation = uniform(model) if ":" in pruner.rule.name else uneven(model)
     report = prune(model, calibration, pruner, allocation, batch_size=2, propagate="layer")
