@@ -59,15 +59,10 @@ def _check_folder(overrides: list[str], multirun: bool) -> None:
     """Refuse the folder of a single run for a sweep, and the reverse, as nothing would read it.
 
     Raises:
-        UserError: if it is given, and the other one isn't, or if runs are to start in their own folders.
+        UserError: if it is given, and the other one isn't.
     """
     ignored, read = ("hydra.sweep.dir", "hydra.run.dir")[:: -1 if multirun else 1]
-    given = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
-    if (chdir := given.get("hydra.job.chdir", "false")).lower() not in ("false", "null"):
-        raise UserError(
-            f"hydra.job.chdir={chdir}: paths of options and the cache, which runs share, are relative to the"
-            " folder that the command is started in; leave it out: a run writes into its own folder anyway"
-        )
+    given = dict(override.partition("=")[::2] for override in overrides)
     if (value := given.get(ignored)) is not None and read not in given and "," not in value:
         kind, other = ("a sweep", "leave out -m") if multirun else ("a single run", "add -m for a sweep")
         raise UserError(f"{ignored}={value}: {kind} doesn't read it; write {read}={value}, or {other}")
@@ -179,7 +174,7 @@ def check(overrides: list[str], config_dir: str | None = None) -> None:
 
 
 def _check_notation(override: str, match: re.Match[str]) -> None:
-    """Refuse signs, lists, separators and empty values that Hydra would accept or refuse less clearly.
+    """Refuse signs, lists, separators and values that Hydra would accept or refuse less clearly.
 
     Raises:
         UserError: if there is one.
@@ -199,6 +194,11 @@ def _check_notation(override: str, match: re.Match[str]) -> None:
     if key in ("hydra.run.dir", "hydra.sweep.dir") and value in ("", "''", '""'):
         raise UserError(
             f"{override} names no folder, so the run would write into this one; give one: {key}=FOLDER"
+        )
+    if key == "hydra.job.chdir" and match["sign"] != "~" and value.lower() not in ("false", "null"):
+        raise UserError(
+            f"{key}={value}: paths of options and the cache, which runs share, are relative to the folder"
+            " that the command is started in; leave it out: a run writes into its own folder anyway"
         )
     if value.startswith("="):
         raise UserError(f"{override} has one = too many: {key}={value.lstrip('=')}")
