@@ -236,10 +236,10 @@ def compare_zeroth_order(
     result: Comparison, scores: Mapping[str, float], model: PrunableModel, batch: Batch, eps: float, seed: int
 ) -> None:
     """Compare scores of one batch with those of moved weights, to the rounding of the two losses that are
-    subtracted: a part of them, and that of a probability near 1.
+    subtracted: a part of them, but not less than that of a probability near 1.
     """
     with torch.no_grad():
-        noise = (2e-6 * float(model.loss(batch).mean()) + 2**-24) / eps
+        noise = max(2e-6 * float(model.loss(batch).mean()), 2**-24) / eps
     compare_scores(result, scores, reference.zeroth_order(model, batch, eps, seed), noise)
 
 
