@@ -14,7 +14,7 @@ from ecoflap.models.sparse.library import BLOCK, FEW_TOKENS
 from ecoflap.models.sparse.linear import SparseLinear
 from tests.storage.bitmask.by_hand import same
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.any_release, pytest.mark.long]
 
 TOKENS = (*range(1, FEW_TOKENS + 2), *range(16, BLOCK, 8), BLOCK - 1, BLOCK, 2 * BLOCK + 5)
 
