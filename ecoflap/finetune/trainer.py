@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
 
 from ecoflap.console.progress import track
-from ecoflap.distributed.collectives import gathered
+from ecoflap.distributed.collectives import from_first, gathered
 from ecoflap.distributed.processes import rank, size
 from ecoflap.errors import NumericalError
 from ecoflap.finetune.job import Point
@@ -108,6 +108,14 @@ class PrunedTrainer(Trainer):
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
             save_file(values, folder / VALUES)
+
+    def _save_checkpoint(self, *arguments: Any, **keywords: Any) -> None:
+        """Save a checkpoint, and let all processes take the first one's word for which is the best.
+
+        Each looks for it on the disk, where it may not see yet what the first one writes.
+        """
+        super()._save_checkpoint(*arguments, **keywords)
+        self.state.best_model_checkpoint = from_first(self.state.best_model_checkpoint)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

@@ -1,0 +1,46 @@
+"""What releases of transformers and the environment must not change of a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Trainer
+
+from ecoflap.distributed.processes import rank
+from ecoflap.finetune.full import Full
+from ecoflap.finetune.job import Job
+from ecoflap.finetune.trainer import PrunedTrainer
+from tests import tiny
+from tests.distributed.together import together
+from tests.finetune.test_masked_parameters import pruned
+
+
+def test_processes_agree_on_the_best_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may look for it before the first one has written it, or before it sees what was written."""
+    original = Trainer._save_checkpoint
+
+    def too_early(self: Trainer, *given: Any, **named: Any) -> None:
+        original(self, *given, **named)
+        if rank():
+            self.state.best_model_checkpoint = None
+
+    def work() -> str | None:
+        found: list[str | None] = []
+        patch.setattr(
+            PrunedTrainer,
+            "_load_best_model",
+            lambda self: found.append(self.state.best_model_checkpoint),
+        )
+        model, masks = pruned("llama")
+        schedule = Full(data="calibration", steps=2, every=1, held_out=2, batch_size=1, precision="float32")
+        schedule.finetune(Job(model, masks, None, tiny.samples("llama"), lambda: model, 2, 0, tmp_path))
+        return found[0] if found else None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_checkpoint", too_early)
+        first, second = together(2, work)
+    assert first is not None
+    assert second == first
