@@ -34,6 +34,8 @@ from ecoflap.models.core.prunable import PrunableModel
 
 log = logging.getLogger(__name__)
 
+ACCUMULATES = "4.57"
+"""The release of transformers since which a last step of fewer parts is neither lost nor resumed wrongly."""
 DEVICE = "ACCELERATE_TORCH_DEVICE"  # transformers and accelerate read it
 
 
@@ -81,15 +83,27 @@ def require_libraries(schedule: Schedule) -> None:
     """Refuse libraries that are too old for a training.
 
     Raises:
-        UserError: if transformers has no such trainer, or torch can't shard over the processes of the run.
+        UserError: if transformers has no such trainer, or one that loses accumulated parts, or torch can't
+            shard over the processes of the run.
     """
     if not hasattr(TrainingArguments, "eval_strategy"):
         raise UserError(
             f"fine-tuning needs transformers 4.46 or newer, and {transformers.__version__} is installed here;"
             " install a newer one"
         )
+    if schedule.accumulation > 1 and _release(transformers.__version__) < _release(ACCUMULATES):
+        raise UserError(
+            f"finetune.accumulation={schedule.accumulation} needs transformers {ACCUMULATES} or newer, and"
+            f" {transformers.__version__} is installed here; install a newer one, or set it to 1 and use"
+            " another finetune.batch_size"
+        )
     if schedule.shard and size() > 1:
         require_sharding()
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version."""
+    return tuple(int(number) for number in version.split(".")[:2])
 
 
 def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:

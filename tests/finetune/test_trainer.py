@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,12 +11,24 @@ import torch
 from transformers import Trainer
 
 from ecoflap.distributed.processes import rank
+from ecoflap.errors import UserError
 from ecoflap.finetune.full import Full
 from ecoflap.finetune.job import Job
 from ecoflap.finetune.trainer import PrunedTrainer
 from tests import tiny
 from tests.distributed.together import together
 from tests.finetune.test_masked_parameters import pruned
+
+
+def test_accumulation_needs_a_release_that_resumes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older ones lose a last step of fewer parts, or resume in another epoch."""
+    model, _ = pruned("llama")
+    monkeypatch.setattr("ecoflap.finetune.training.transformers", SimpleNamespace(__version__="4.56.2"))
+    Full().check_model(model)
+    with pytest.raises(UserError, match=r"accumulation=2 needs transformers 4\.57.* 4\.56\.2 .*batch_size"):
+        Full(accumulation=2).check_model(model)
+    monkeypatch.setattr("ecoflap.finetune.training.transformers", SimpleNamespace(__version__="4.57.1"))
+    Full(accumulation=2).check_model(model)
 
 
 def test_processes_agree_on_the_best_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
