@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 ACCUMULATES = "4.57"
 """The release of transformers since which a last step of fewer parts is neither lost nor resumed wrongly."""
 DEVICE = "ACCELERATE_TORCH_DEVICE"  # transformers and accelerate read it
+PRECISION = "ACCELERATE_MIXED_PRECISION"  # they read it where their options name no half precision
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,9 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
     if schedule.loss is not None:
         model = replace(model, loss_function=find_loss(schedule.loss, {}))
     learner = Learner(model, in_step=shard)
-    trainer = _trainer(schedule, job, split, learner, Collator(model))
+    # accelerate's launcher sets a precision, and releases of transformers before 5 leave that of a training.
+    with patch_environment(**{PRECISION: "no"}):
+        trainer = _trainer(schedule, job, split, learner, Collator(model))
     identity = {
         "loss": model.loss_identity(schedule.loss),
         "schedule": asdict(schedule),

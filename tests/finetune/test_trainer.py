@@ -18,6 +18,17 @@ from ecoflap.finetune.trainer import PrunedTrainer
 from tests import tiny
 from tests.distributed.together import together
 from tests.finetune.test_masked_parameters import pruned
+from tests.finetune.test_training import gradients
+
+
+def test_the_environment_does_not_choose_the_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Releases before 5 leave one there: in a sweep, fp32 after bfloat16 was bfloat16."""
+    plain = gradients(tmp_path / "plain", batch_size=5)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert plain
+    torch.testing.assert_close(gradients(tmp_path / "again", batch_size=5), plain, rtol=0, atol=0)
 
 
 def test_accumulation_needs_a_release_that_resumes_it(monkeypatch: pytest.MonkeyPatch) -> None:
