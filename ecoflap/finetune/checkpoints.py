@@ -42,19 +42,33 @@ def last_checkpoint(folder: Path, identity: dict[str, Any]) -> str | None:
     return from_first(last)  # another node may still see what was removed
 
 
+def has_ended(checkpoint: str) -> bool:
+    """Whether a training has ended with a checkpoint: the Trainer takes a step before it looks at that."""
+    callbacks = _state_of(Path(checkpoint)).get("stateful_callbacks", {})
+    return bool(callbacks.get("TrainerControl", {}).get("args", {}).get("should_training_stop"))
+
+
+def _state_of(checkpoint: Path) -> dict[str, Any]:
+    """The Trainer's state in a checkpoint."""
+    state: dict[str, Any] = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    return state
+
+
 def _point_to_best(checkpoint: Path) -> None:
     """Let a checkpoint name the best one beside itself: the Trainer has written where the folder was then."""
-    file = checkpoint / TRAINER_STATE_NAME
-    state = json.loads(file.read_text(encoding="utf-8"))
+    state = _state_of(checkpoint)
     best = state["best_model_checkpoint"]
     if best is not None and Path(best).parent != checkpoint.parent:
-        write_json(file, {**state, "best_model_checkpoint": str(checkpoint.with_name(Path(best).name))})
+        write_json(
+            checkpoint / TRAINER_STATE_NAME,
+            {**state, "best_model_checkpoint": str(checkpoint.with_name(Path(best).name))},
+        )
 
 
 def _is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint is complete: the Trainer writes its own file last."""
     try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        _state_of(checkpoint)
     except (OSError, ValueError):
         return False
     return True

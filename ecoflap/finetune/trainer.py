@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
-from transformers.trainer import SCHEDULER_NAME
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from ecoflap.console.progress import track
 from ecoflap.distributed.collectives import from_first, gathered
@@ -144,6 +144,11 @@ class PrunedTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+    def return_to(self, checkpoint: str) -> None:
+        """Take the state and the model of a training that ended with a checkpoint, without another step."""
+        self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        self._load_from_checkpoint(self.state.best_model_checkpoint or checkpoint)
 
     def _trained(self) -> dict[str, nn.Parameter]:
         """The trained values by name, shared ones once."""

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from ecoflap.distributed.processes import naming_the_failed, size
 from ecoflap.errors import UserError
-from ecoflap.finetune.checkpoints import last_checkpoint
+from ecoflap.finetune.checkpoints import has_ended, last_checkpoint
 from ecoflap.finetune.footprint import TrainingFootprint
 from ecoflap.finetune.job import Job, Point, Training
 from ecoflap.finetune.learner import Learner
@@ -140,7 +140,10 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
             context.enter_context(sharded(learner, model.blocks))
             trainer.prepare_alone()
         context.enter_context(_training_mode(job.model.module, schedule))
-        trainer.train(resume_from_checkpoint=last)
+        if last is not None and has_ended(last):
+            trainer.return_to(last)
+        else:
+            trainer.train(resume_from_checkpoint=last)
     return [point for entry in trainer.state.log_history if (point := to_point(entry)) is not None]
 
 
