@@ -27,7 +27,7 @@ from ecoflap.finetune.protocol import Finetuner
 from ecoflap.finetune.schedule import Schedule
 from ecoflap.finetune.sharding import require_sharding, sharded
 from ecoflap.finetune.trainer import Curve, PrunedTrainer, to_point
-from ecoflap.finetune.training_set import Collator, Split, split_of
+from ecoflap.finetune.training_set import Collator, Split, plain_errors, split_of
 from ecoflap.models.core.forward_modes import in_float32
 from ecoflap.models.core.losses import find_loss
 from ecoflap.models.core.prunable import PrunableModel
@@ -135,7 +135,7 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
     last = last_checkpoint(job.folder, {**job.identity, **identity})
     if last is not None:
         log.info("finetune: resumes from %s", last)
-    with naming_the_failed(), ExitStack() as context:
+    with naming_the_failed(), plain_errors(), ExitStack() as context:
         if shard:
             context.enter_context(sharded(learner, model.blocks))
             trainer.prepare_alone()

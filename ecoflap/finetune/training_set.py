@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -119,6 +120,22 @@ class Collator:
         numbered = [{**sample, PLACE: torch.tensor(place)} for place, sample in padded]
         groups = [stack(group) for group in by_shape(numbered).values()]
         return {"rows": torch.cat([group.pop(PLACE) for group in groups]), "groups": groups}
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Let an error of a process that reads samples say what it says without one: torch adds a traceback.
+
+    Raises:
+        UserError: if a sample can't be read.
+    """
+    try:
+        yield
+    except UserError as error:
+        reason = str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].rstrip()
+        if reason == str(error):
+            raise
+        raise UserError(reason) from None
 
 
 def first_of(batch: dict[str, Any], count: int) -> dict[str, Any]:

@@ -10,11 +10,14 @@ import pytest
 import torch
 from transformers import Trainer
 
+from ecoflap.data.batch import Sample
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.processes import rank
 from ecoflap.errors import UserError
 from ecoflap.finetune.full import Full
 from ecoflap.finetune.job import Job
 from ecoflap.finetune.trainer import PrunedTrainer
+from ecoflap.models.core.encoding import OnDemand
 from tests import tiny
 from tests.distributed.together import together
 from tests.finetune.test_masked_parameters import pruned
@@ -68,3 +71,19 @@ def test_processes_agree_on_the_best_checkpoint(tmp_path: Path, monkeypatch: pyt
         first, second = together(2, work)
     assert first is not None
     assert second == first
+
+
+def test_the_error_of_a_worker_is_the_one_without_workers(tmp_path: Path) -> None:
+    model, masks = pruned("llama")
+    drawn = tiny.samples("llama").samples
+
+    def encode(number: int) -> Sample:
+        if number == 3:
+            raise UserError("picture 3 can't be read; take it out")
+        return drawn[number]
+
+    everything = CalibrationSet("pictures", OnDemand(encode, range(len(drawn))))
+    job = Job(model, masks, lambda _: everything, None, lambda: model, 2, 0, tmp_path)
+    with pytest.raises(UserError) as refused:
+        Full(batch_size=2, workers=1, precision="float32").finetune(job)
+    assert str(refused.value) == "picture 3 can't be read; take it out"
