@@ -28,6 +28,7 @@ def last_checkpoint(folder: Path, identity: dict[str, Any]) -> str | None:
     if first and (not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != plain):
         if any(folder.glob("checkpoint-*")):
             log.warning("%s holds checkpoints of another training; they are removed", folder)
+        file.unlink(missing_ok=True)  # first: what a killed removal leaves must not be taken for the rest
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write_json(file, plain)
