@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ecoflap.data.batch import Batch
 from ecoflap.errors import NumericalError
 from ecoflap.models.core import prunable
 from ecoflap.models.core.attention import open_attention
@@ -49,6 +50,21 @@ def test_loss_of_a_batch_is_that_of_its_samples(family: str) -> None:
     model, calibration = tiny.build(family), tiny.samples(family, lengths=(5, 5, 5))
     one_by_one = torch.cat([model.loss(alone(sample)) for sample in calibration.samples])
     torch.testing.assert_close(model.loss(calibration.batches(3)[0]), one_by_one, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_model_may_write_into_its_inputs() -> None:
+    model = tiny.build("opt")
+
+    def loss(module: nn.Module, batch: Batch, copies: int) -> torch.Tensor:
+        batch["input_ids"].add_(1).remainder_(5)
+        return model.loss_function(module, batch, copies)
+
+    writing, batch = replace(model, loss_function=loss), tiny.samples("opt").batches(2)[0]
+    given = {name: tensor.clone() for name, tensor in batch.items()}
+    first = writing.loss(batch)
+    assert all(torch.equal(tensor, given[name]) for name, tensor in batch.items())
+    assert torch.equal(writing.loss(batch), first)
 
 
 @torch.no_grad()

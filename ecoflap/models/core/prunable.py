@@ -110,7 +110,7 @@ class PrunableModel:
         """One loss per sample, [batch], in fp32.
 
         Args:
-            batch: the inputs; the first dimension of each tensor is samples.
+            batch: the inputs; the first dimension of each tensor is samples. The model reads copies.
             copies: number of identical replicas that the batch consists of, one after the other; a loss that
                 compares samples does so within a replica.
 
@@ -118,7 +118,7 @@ class PrunableModel:
             UserError: if the loss needs an input that the data lack, or does not return one number per
                 sample.
         """
-        inputs = Inputs({name: tensor.to(self.device) for name, tensor in batch.items()})
+        inputs = Inputs({name: tensor.to(self.device, copy=True) for name, tensor in batch.items()})
         samples = samples_in(batch)
         loss = self.loss_function(self.module, inputs, copies).float()
         if batch and loss.shape != (samples,):
