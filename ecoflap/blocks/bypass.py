@@ -28,10 +28,12 @@ class Bypass:
         hidden: index or keyword of the hidden states among the arguments.
         rest: index or keyword of the argument that each further output equals, None where that output is
             None; None altogether where the block returns a tensor instead of a tuple.
+        copies: return a copy of hidden states that stay unchanged, because the model writes into some.
     """
 
     hidden: Key
     rest: tuple[Key | None, ...] | None
+    copies: bool = False
 
     def __call__(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """The output with the hidden states that came in."""
@@ -43,6 +45,8 @@ class Bypass:
         def forward(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
             given = dict(enumerate(arguments)) | keywords
             hidden = change(given[self.hidden])
+            if self.copies and hidden is given[self.hidden]:
+                hidden = hidden.clone()
             if self.rest is None:
                 return hidden
             return (hidden, *(None if key is None else given[key] for key in self.rest))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -165,8 +165,8 @@ class LearningRecorder(Recorder):
         outputs: what each call of each block left, by its index.
         order: the index of the block of each call.
         revisited: whether the first block was called after another one.
-        written: the tensors that blocks wrote to: ``hidden`` for their hidden states, ``other`` for other
-            arguments.
+        written: the tensors that were written to: ``hidden`` where a block wrote to its hidden states,
+            ``other`` where it wrote to other arguments, ``later`` where anything did after a block had them.
         writers: blocks that changed the contents of a container among their arguments.
         bypasses: how to bypass each block, None where it has to run.
     """
@@ -174,12 +174,23 @@ class LearningRecorder(Recorder):
     def __init__(self, tower: Tower) -> None:
         super().__init__(tower, math.inf, range(len(tower.blocks)), writes=True)
         self.outputs: dict[int, list[BlockOutput]] = {index: [] for index in self.inputs}
-        self.order: list[int] = []
-        self.revisited = False
-        self.written: set[str] = set()
-        self.writers: set[int] = set()
+        self.order, self.revisited = list[int](), False
+        self.written, self.writers = set[str](), set[int]()
         self.bypasses: dict[nn.Module, Bypass | None] = {}
         self._given: Contents = []
+        self._left: list[tuple[Tensor, int, bool]] = []  # with the version, and whether it is hidden states
+
+    @override
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        with super().recording():
+            yield
+        later = {is_hidden for tensor, version, is_hidden in self._left if version_of(tensor) != version}
+        if False in later:
+            self.written.add("later")
+        if True in later:
+            self.bypasses = {key: one and replace(one, copies=True) for key, one in self.bypasses.items()}
+        self._left.clear()
 
     @override
     def _before(
@@ -205,10 +216,12 @@ class LearningRecorder(Recorder):
         self, index: int, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any
     ) -> None:
         super()._after(index, module, arguments, keywords, output)
-        call, given = extract_hidden(arguments, keywords)
-        self.outputs[index].append(BlockOutput(first_tensor(output).clone(), self._copy_of_call(call)))
+        (call, given), made = extract_hidden(arguments, keywords), first_tensor(output)
+        self.outputs[index].append(BlockOutput(made.clone(), self._copy_of_call(call)))
         written = [tensor for tensor, version in self._given if version_of(tensor) != version]
         self.written |= {"hidden" if tensor is given else "other" for tensor in written}
+        self._left += [(tensor, version_of(tensor), tensor is given) for tensor, _ in self._given]
+        self._left.append((made, version_of(made), True))
         if [id(tensor) for tensor, _ in self._given] != list(map(id, tensors_in((arguments, keywords)))):
             self.writers.add(index)
         # One call that makes more than hidden states is enough: the block always has to run.

@@ -9,7 +9,7 @@ to the bypassed blocks; where it differs, they have to run.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -47,7 +47,7 @@ class Structure:
         from_start: blocks whose inputs depend on other blocks as well.
         looped: the input of the first block depends on blocks that ran before it, such as in an earlier pass.
         backwards: some block runs after a later one, such as in another pass.
-        writes: blocks write to tensors among their arguments.
+        writes: blocks, or the model between them, write to tensors among the arguments of blocks.
         bypassed: finished towers that need not run.
         layer_orders: how each block calls its layers, by its index.
         residuals: which layers of each block write into a residual stream, by its index.
@@ -146,7 +146,7 @@ def calls_of_first_block(
         tower.blocks[0].module.register_forward_pre_hook(lambda block, _: called.append(block)),
         bypassing({**without_head(model.module), **bypasses}),
     ):
-        model.loss({name: tensor.clone() for name, tensor in batch.items()})  # it may write into them
+        model.loss(batch)
     return len(called)
 
 
@@ -156,11 +156,12 @@ def _shapes(batch: Batch) -> dict[str, torch.Size]:
 
 def _common_bypasses(recorders: Sequence[LearningRecorder]) -> dict[nn.Module, Bypass]:
     """The first recorder's bypasses of the blocks that all recorders found one for."""
-    return {
-        module: bypass
-        for module, bypass in recorders[0].bypasses.items()
-        if bypass is not None and all(one.bypasses.get(module) is not None for one in recorders)
-    }
+    common: dict[nn.Module, Bypass] = {}
+    for module in recorders[0].bypasses:
+        found = [bypass for one in recorders if (bypass := one.bypasses.get(module)) is not None]
+        if len(found) == len(recorders):
+            common[module] = replace(found[0], copies=any(bypass.copies for bypass in found))
+    return common
 
 
 def _learn_from(

@@ -133,6 +133,18 @@ def in_place(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Ten
     return hidden
 
 
+def skipping_in_place(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Tensor:
+    """The states before the first blocks are added to those before the last ones, as in a U-Net."""
+    hidden, skipped = hidden * 1, []
+    for index, block in enumerate(layers):
+        if index < 2:
+            skipped.append(hidden)
+        else:
+            hidden += skipped.pop()
+        hidden = block(hidden)
+    return hidden
+
+
 def skipping(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Tensor:
     """The last block reads the first's output too."""
     first = layers[0](hidden)
@@ -197,6 +209,15 @@ def given_mean(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> T
     return hidden
 
 
+def given_scaled_in_place(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Tensor:
+    """The model writes into what it gives to the blocks."""
+    given = hidden.mean(dim=1, keepdim=True)
+    for block in layers:
+        hidden = block(hidden, given)
+        given.mul_(0.5).add_(1)
+    return hidden
+
+
 def given_mean_with_pictures(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Tensor:
     """Pictures are added between blocks, which are then given what depends on blocks."""
     for block in layers:
@@ -258,6 +279,7 @@ WAYS: dict[str, tuple[Callable[..., Tensor], type[Block]]] = {
     "in_place": (in_place, Block),
     "twice": (twice(deepstack), Block),
     "skipping": (skipping, Block),
+    "skipping_in_place": (skipping_in_place, Block),
     "backwards": (backwards, Block),
     "out_of_order": (out_of_order, Block),
     "narrowed": (narrowed, Block),
@@ -267,6 +289,8 @@ WAYS: dict[str, tuple[Callable[..., Tensor], type[Block]]] = {
     "given_depths": (given_depths, Adding),
     "given_end": (given_end, Adding),
     "given_mean": (given_mean, Adding),
+    "given_scaled_in_place": (given_scaled_in_place, Adding),
+    "given_scaled_in_place_twice": (twice(given_scaled_in_place), Adding),
     "given_mean_with_pictures": (given_mean_with_pictures, Adding),
     "shared_dict": (sharing(lambda _: {}), Remembering),
     "shared_mapping": (sharing(lambda _: UserDict()), Remembering),
