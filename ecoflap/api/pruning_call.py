@@ -12,6 +12,7 @@ from ecoflap.api.method import Method
 from ecoflap.api.result import PruneResult
 from ecoflap.console.telemetry import measure
 from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.distributed.collectives import require_same
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import driver
 from ecoflap.prune.inputs import require_capture
@@ -54,10 +55,12 @@ class PruningCall:
         """
         method, config = self.method, self._config()
         origin, sources, state = environment(), sources_of(config), RunState(self.model.fingerprint())
+        require_same(state.fingerprint, "models (weights or settings)")
         state.scores, state.allocation = method.scores, method.allocation
         if data is not None and method.requires_calibration:
             with measure(state.costs, "calibrate"):
                 state.calibration = calibrate(self.model, data, seed=self.seed)
+                require_same(state.calibration.fingerprint(), "calibration samples")
                 require_capture(
                     self.model, method.pruner, state.calibration, self.batch_size, self.propagate, self.tokens
                 )

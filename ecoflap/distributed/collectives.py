@@ -77,6 +77,23 @@ def gathered(value: Item) -> list[Item]:
     return found
 
 
+def require_same(value: Item, what: str) -> None:
+    """Refuse a run whose processes would add up what they compute of different things.
+
+    Args:
+        value: what is compared, such as a fingerprint.
+        what: what it is of, for the message.
+
+    Raises:
+        UserError: if some processes have another value than others.
+    """
+    if len(set(gathered(value))) > 1:
+        raise UserError(
+            f"the processes of the run have different {what}, and prune one model together: give all of them"
+            " the same, as by one seed for whatever is drawn"
+        )
+
+
 def from_first(value: Item) -> Item:
     """The value that the first process has."""
     found = [value]

@@ -20,6 +20,7 @@ from ecoflap.blocks.statistics import MeanSquare, Statistic
 from ecoflap.blocks.walk import walk
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.processes import rank
+from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import layers as solving
@@ -313,3 +314,19 @@ def test_from_python() -> None:
     for name, weight in expected.items():
         torch.testing.assert_close(found[0][name], weight, rtol=1e-3, atol=1e-4)
         assert torch.equal(found[0][name], found[1][name])
+
+
+@pytest.mark.parametrize("differ", ["models", "calibration samples"])
+def test_processes_with_different_models_or_samples_are_refused(differ: str) -> None:
+    """Their sums would be of no model, or leave samples out."""
+
+    def work() -> None:
+        model, data = tiny.build("llama"), tiny.samples("llama")
+        if rank() == 1 and differ == "models":
+            model.layers[0].matrix()[0, 0] += 1
+        if rank() == 1 and differ == "calibration samples":
+            data = replace(data, samples=data.samples[1:])
+        with pytest.raises(UserError, match=f"have different {differ}"):
+            ecoflap.prune(model, data=data, sparsity=0.5, pruner="sparsegpt", score="none")
+
+    together(2, work)
