@@ -38,8 +38,8 @@ def recomputing(blocks: Sequence[Block]) -> Iterator[None]:
         if not agreement:
             raise UserError(
                 f"{block.name} puts out something else when it is computed again in the backward pass,"
-                " because of what other blocks leave behind; use score.recompute=false without"
-                " runtime.offload, or score.probe=layer"
+                " because of what other blocks or the model leave behind; use score.recompute=false, or in an"
+                " allocation allocation.recompute=false, without runtime.offload, or score.probe=layer"
             )
 
 
