@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ecoflap.storage.file_names import LEASE
 from ecoflap.storage.lease import held
@@ -163,6 +164,26 @@ def test_the_error_of_one_process_is_that_of_the_run(text_run: list[str], tmp_pa
     assert "/nowhere" in said[0].stderr
     assert "Traceback" not in said[0].stderr
     assert not (folder / "result.json").exists()
+
+
+def test_processes_that_load_different_weights_are_refused(
+    text_run: list[str], tiny_llama: Path, tmp_path: Path
+) -> None:
+    """A node with an old copy of the checkpoint."""
+    copy = shutil.copytree(tiny_llama, tmp_path / "copy")
+    tensors = load_file(copy / "model.safetensors")
+    next(iter(tensors.values())).add_(1)
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    arguments = [*text_run, "score=none", "tracking=none", f"hydra.run.dir={tmp_path / 'run'}"]
+    children = [
+        forked.start([*arguments, f"model.path={path}"], forked.ROOT, variables)
+        for path, variables in zip((tiny_llama, copy), environments(2), strict=True)
+    ]
+    for ended in [one.finished() for one in children]:
+        assert ended.returncode == 2
+        assert "different models (weights or settings)" in ended.stderr
+        assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -13,6 +13,7 @@ import torch
 from ecoflap.console.telemetry import measure
 from ecoflap.data.batch import Sample
 from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.distributed.collectives import require_same
 from ecoflap.errors import UserError
 from ecoflap.evaluate.overlap import refuse_overlap
 from ecoflap.evaluate.protocol import Evaluation
@@ -41,8 +42,8 @@ def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, RunState]:
     """Load the model and show what will be pruned; returns the model and a new run state.
 
     Raises:
-        UserError: if it can't be loaded, its layers can't have the mask of the pruner, or the finetuner can't
-            train them.
+        UserError: if it can't be loaded, the processes of the run load different ones, its layers can't have
+            the mask of the pruner, or the finetuner can't train them.
     """
     costs: dict[str, dict[str, Any]] = {}
     with measure(costs, "load"):
@@ -54,6 +55,7 @@ def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, RunState]:
             shutil.rmtree(plan.folder / WORK, ignore_errors=True)  # left by a stopped run
             model = load_offloaded(plan.loader, device, plan.selection, offload, plan.folder / WORK)
             fingerprint = model.fingerprint()
+        require_same(fingerprint, "models (weights or settings)")
     show_model(model, plan.config.sparsity)
     if not plan.pruner.allocates and {"allocate", "prune"} & set(plan.steps):
         plan.pruner.check_layers(model.layers)
