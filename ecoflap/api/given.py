@@ -1,4 +1,4 @@
-"""Refuse arguments of the wrong type for a step, and make NumPy's numbers plain."""
+"""Refuse arguments that a step can't take, and make NumPy's numbers plain."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 
 from ecoflap.allocate.allocation import check_sparsity
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.distributed.collectives import require_same
+from ecoflap.distributed.processes import size
 from ecoflap.errors import UserError
+from ecoflap.models.core.prunable import PrunableModel
 
 
 def require(value: Any, kind: type, made_by: str) -> None:
@@ -25,6 +29,17 @@ def require(value: Any, kind: type, made_by: str) -> None:
     if isinstance(value, type) or not isinstance(value, kind):
         given = getattr(value, "__name__", None) or type(value).__name__
         raise UserError(f"{given} was given where a {kind.__name__} is needed; give what {made_by} returns")
+
+
+def require_same_given(model: PrunableModel, data: CalibrationSet) -> None:
+    """Refuse processes of a run that give different models or samples to a step.
+
+    Raises:
+        UserError: if their weights, settings or samples differ.
+    """
+    if size() > 1:
+        require_same(model.fingerprint(), "models (weights or settings)")
+        require_same(data.fingerprint(), "calibration samples")
 
 
 def requested_sparsity(sparsity: Any) -> float:

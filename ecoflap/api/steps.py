@@ -11,7 +11,7 @@ from torch import nn
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.protocol import Allocator, Context, check_scores, checked_allocation
-from ecoflap.api.given import requested_sparsity, require
+from ecoflap.api.given import requested_sparsity, require, require_same_given
 from ecoflap.api.parts import named, part, refuse_options
 from ecoflap.api.readable import check_given
 from ecoflap.api.result import PruneResult
@@ -51,12 +51,14 @@ def score(
         options: options of a named method, such as ``noises=4``.
 
     Raises:
-        UserError: if there is no such method or option, or the loss depends on none of the layers.
+        UserError: if there is no such method or option, the loss depends on none of the layers, or processes
+            of one run give different models or data.
         NumericalError: if a loss or a score is not finite.
     """
     require(model, PrunableModel, "ecoflap.load")
     require(data, CalibrationSet, "ecoflap.calibrate")
     check_given(model, data)
+    require_same_given(model, data)
     seed = require_seed(seed)
     chosen = ZEROTH_ORDER if method in (None, AUTO) else method
     scorer: Scorer | None = part("score", chosen, options)
@@ -102,7 +104,8 @@ def allocate(
         options: options of a named method, such as ``granularity="layer"`` or ``cap=0.8``.
 
     Raises:
-        UserError: if there is no such method or option, data is missing, or no allocation has this sparsity.
+        UserError: if there is no such method or option, data is missing, no allocation has this sparsity, or
+            processes of one run give different models or data.
     """
     require(model, PrunableModel, "ecoflap.load")
     if scores is not None:
@@ -119,6 +122,7 @@ def allocate(
     if data is not None:
         require(data, CalibrationSet, "ecoflap.calibrate")
         check_given(model, data)
+        require_same_given(model, data)
     elif allocator.requires.calibration:
         raise UserError(
             f"allocation={allocator.name} runs samples through the model; give data=ecoflap.calibrate(...)"

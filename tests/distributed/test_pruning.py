@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -316,8 +317,18 @@ def test_from_python() -> None:
         assert torch.equal(found[0][name], found[1][name])
 
 
+STEPS: dict[str, Callable[[PrunableModel, CalibrationSet], Any]] = {
+    "score": ecoflap.score,
+    "allocate": lambda model, data: ecoflap.allocate(model, sparsity=0.5, data=data),
+    "prune": lambda model, data: ecoflap.prune(model, data=data, sparsity=0.5, score="none"),
+}
+
+
 @pytest.mark.parametrize("differ", ["models", "calibration samples"])
-def test_processes_with_different_models_or_samples_are_refused(differ: str) -> None:
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_processes_with_different_models_or_samples_are_refused(
+    differ: str, step: Callable[[PrunableModel, CalibrationSet], Any]
+) -> None:
     """Their sums would be of no model, or leave samples out."""
 
     def work() -> None:
@@ -327,6 +338,6 @@ def test_processes_with_different_models_or_samples_are_refused(differ: str) -> 
         if rank() == 1 and differ == "calibration samples":
             data = replace(data, samples=data.samples[1:])
         with pytest.raises(UserError, match=f"have different {differ}"):
-            ecoflap.prune(model, data=data, sparsity=0.5, pruner="sparsegpt", score="none")
+            step(model, data)
 
     together(2, work)
