@@ -10,7 +10,6 @@ import numpy as np
 from ecoflap.allocate.allocation import check_sparsity
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.collectives import require_same
-from ecoflap.distributed.processes import size
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 
@@ -37,9 +36,8 @@ def require_same_given(model: PrunableModel, data: CalibrationSet) -> None:
     Raises:
         UserError: if their weights, settings or samples differ.
     """
-    if size() > 1:
-        require_same(model.fingerprint(), "models (weights or settings)")
-        require_same(data.fingerprint(), "calibration samples")
+    require_same(model.fingerprint, "models (weights or settings)")
+    require_same(data.fingerprint, "calibration samples")
 
 
 def requested_sparsity(sparsity: Any) -> float:

@@ -55,12 +55,12 @@ class PruningCall:
         """
         method, config = self.method, self._config()
         origin, sources, state = environment(), sources_of(config), RunState(self.model.fingerprint())
-        require_same(state.fingerprint, "models (weights or settings)")
+        require_same(lambda: state.fingerprint, "models (weights or settings)")
         state.scores, state.allocation = method.scores, method.allocation
         if data is not None and method.requires_calibration:
             with measure(state.costs, "calibrate"):
                 state.calibration = calibrate(self.model, data, seed=self.seed)
-                require_same(state.calibration.fingerprint(), "calibration samples")
+                require_same(state.calibration.fingerprint, "calibration samples")
                 require_capture(
                     self.model, method.pruner, state.calibration, self.batch_size, self.propagate, self.tokens
                 )

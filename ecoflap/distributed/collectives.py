@@ -5,7 +5,7 @@ In a run of one process, each share is everything, and the operations return wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -77,17 +77,17 @@ def gathered(value: Item) -> list[Item]:
     return found
 
 
-def require_same(value: Item, what: str) -> None:
+def require_same(value: Callable[[], Item], what: str) -> None:
     """Refuse a run whose processes would add up what they compute of different things.
 
     Args:
-        value: what is compared, such as a fingerprint.
+        value: returns what is compared, such as a fingerprint; not called in a run of one process.
         what: what it is of, for the message.
 
     Raises:
         UserError: if some processes have another value than others.
     """
-    if len(set(gathered(value))) > 1:
+    if size() > 1 and len(set(gathered(value()))) > 1:
         raise UserError(
             f"the processes of the run have different {what}, and prune one model together: give all of them"
             " the same, as by one seed for whatever is drawn"

@@ -55,7 +55,7 @@ def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, RunState]:
             shutil.rmtree(plan.folder / WORK, ignore_errors=True)  # left by a stopped run
             model = load_offloaded(plan.loader, device, plan.selection, offload, plan.folder / WORK)
             fingerprint = model.fingerprint()
-        require_same(fingerprint, "models (weights or settings)")
+        require_same(lambda: fingerprint, "models (weights or settings)")
     show_model(model, plan.config.sparsity)
     if not plan.pruner.allocates and {"allocate", "prune"} & set(plan.steps):
         plan.pruner.check_layers(model.layers)
