@@ -7,7 +7,7 @@ LAVIS := .venv-lavis
 MIXED := .venv-mixed
 # What has to pass on every release of transformers that pyproject.toml allows: all that a release can change but
 # whole runs of the embedded models, which old releases lack or read otherwise. Allocations come from what these check.
-PORTABLE := tests/models tests/blocks tests/data tests/score tests/prune --ignore-glob="*/test_runs.py" -m "not any_release"
+PORTABLE := tests/models tests/blocks tests/data tests/score tests/prune --ignore-glob="*/test_runs.py" -m "not any_release and not variant"
 # What importing LAVIS needs beside $(VENV), and a datasets that can live with this transformers. LAVIS' own pins are for transformers 4.26.
 MIXED_PACKAGES := transformers==4.51.3 datasets timm fairscale iopath einops decord opencv-python-headless webdataset pycocotools spacy
 # As docs/experiments.md says, without its requirements.
@@ -23,7 +23,7 @@ PIP_INSTALL := -m pip install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast coverage docs docs-serve test-zoo zoo-table test-slurm benchmarks test-golden environments test-lavis test-mixed check format format-check lint types real-models clean
+.PHONY: help run test test-all test-fast coverage docs docs-serve test-zoo zoo-table test-slurm benchmarks test-golden environments test-lavis test-mixed check format format-check lint types real-models clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -63,13 +63,17 @@ run: $(INSTALLED) ## set up and run the main job, offline: prune the embedded BL
 	HF_HUB_OFFLINE=1 $(BIN)/python main.py $(OVERRIDES)
 
 test: $(READY) ## set up and run the tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not zoo' --ignore=tests/slurm
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not zoo and not variant' --ignore=tests/slurm
+
+test-all: $(READY) real-models ## run every test, also the variants, golden figures and architectures that those leave out (two hours on two cores)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m '' --ignore=tests/slurm
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --timeout 900 tests/slurm
 
 test-fast: $(READY) ## run the tests that need no whole run (about a minute on two cores)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not zoo and not long' $(FAST)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not zoo and not variant and not long' $(FAST)
 
 coverage: $(READY) ## run them and a few longer ones, and count the lines that they reach (what tests run in processes of their own is not counted)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not zoo' --cov $(FAST)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not zoo and not variant' --cov $(FAST)
 
 test-zoo: $(READY) ## compare every architecture of transformers with full forward passes (ten minutes on one core; `make test` has a minute of it)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'zoo or not slow' tests/zoo
@@ -78,7 +82,7 @@ zoo-table: $(READY) ## compare them and write docs/architectures.md
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo --table docs/architectures.md
 
 test-slurm: $(READY) ## test sweeps on a Slurm of four nodes on this machine (as root; skipped where Slurm is not installed)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --timeout 900 tests/slurm
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --timeout 900 -m 'not variant' tests/slurm
 
 benchmarks: real-models ## measure speed and memory against the published algorithms (docs/benchmarks.md; about an hour)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks

@@ -9,7 +9,9 @@ import io
 import logging
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 
 import pytest
 
@@ -20,6 +22,30 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 collect_less_garbage()
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as variants the parameters of a test that ``every_run`` does not name."""
+    functions = defaultdict[object, list[pytest.Item]](list)
+    for item in items:
+        if item.get_closest_marker("every_run") is not None:
+            functions[item.nodeid.partition("[")[0]].append(item)
+    for function, cases in functions.items():
+        others = [case for case in cases if not in_every_run(case)]
+        if len(others) == len(cases) > 1:
+            raise pytest.UsageError(f"every_run names no parameter of {function}")
+        for case in others:
+            case.add_marker(pytest.mark.variant)
+
+
+def in_every_run(item: pytest.Item) -> bool:
+    """Whether a pattern of ``every_run`` matches the parameters in a test's name, or is one of them."""
+    parameters = item.name.partition("[")[2].removesuffix("]")
+    marker = item.get_closest_marker("every_run")
+    return marker is None or any(
+        fnmatch(parameters, pattern) or pattern in parameters.split("-") for pattern in marker.args
+    )
 
 
 def pytest_collection_finish() -> None:

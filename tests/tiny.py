@@ -337,6 +337,19 @@ FEW = [
     for family in ("llama", "gpt2", "blip2_t5", "clip", "torch_encoder_tokens_first")
     if family in FAMILIES
 ]
+# One of each kind, which every run tests where the others are variants (tests/conftest.py): a plain chain,
+# transposed weights, an encoder-decoder, two towers, cross-attention, a Q-Former, pictures among the tokens,
+# tokens before samples.
+REPRESENTATIVES = (
+    "llama",
+    "gpt2",
+    "t5",
+    "clip",
+    "blip_vqa",
+    "blip2_opt",
+    "llava",
+    "torch_encoder_tokens_first",
+)
 # In these, a sample's loss depends on the others of its batch; in the second list, so does what its towers
 # read (negatives).
 COMPARING = [family for family in FAMILIES if family in (*DUAL, *OPEN_CLIP, "blip_retrieval", "blip2_itm")]

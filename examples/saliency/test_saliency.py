@@ -106,6 +106,7 @@ def test_equals_pruning_layer_by_layer(model: PrunableModel) -> None:
     assert_equals_reference(VitSaliency(), Pictures(samples=2).load(model, seed=0), blocks=2)
 
 
+@pytest.mark.variant
 def test_wanda_beats_magnitude(model: PrunableModel) -> None:
     calibration, evaluation = Pictures().load(model, seed=0), Saliency().load(model)
     assert evaluation(model) == {

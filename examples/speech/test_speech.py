@@ -175,6 +175,7 @@ def test_equals_pruning_layer_by_layer(model: PrunableModel) -> None:
     )
 
 
+@pytest.mark.variant
 def test_wanda_beats_magnitude(model: PrunableModel) -> None:
     calibration = Speech(samples=4).load(model, seed=0)
     evaluation = CalibrationSet("speech", tuple(encode(model, each) for each in spoken(True, 3, seed=0)))

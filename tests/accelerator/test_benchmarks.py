@@ -57,6 +57,7 @@ def grown() -> list[Row]:
 
 
 @pytest.mark.parametrize("work", [solves, scores, whole_runs, grown, passes])
+@pytest.mark.every_run("solves", "scores", "passes")
 def test_both_sides_of_a_row_compute_on_the_device(work: Callable[[], list[Row]]) -> None:
     assert in_child(work)
 

@@ -167,6 +167,7 @@ def check_same(overrides: list[str], folder: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.every_run("llama", "blip2", "llava")
 def test_families(base: dict[str, list[str]], tmp_path: Path, family: str) -> None:
     check_same([*base[family], *SCORES["first_order"], *SAMPLES], tmp_path)
     assert json.loads((tmp_path / "npy" / "scores.json").read_text())["importance"]
@@ -181,6 +182,7 @@ def test_families(base: dict[str, list[str]], tmp_path: Path, family: str) -> No
         if score != "first_order"
     ],
 )
+@pytest.mark.every_run("llama-*", "clip-layer")
 def test_scores(base: dict[str, list[str]], tmp_path: Path, family: str, score: str) -> None:
     steps = "steps=[calibrate,score,allocate]"
     check_counts([*base[family], *SCORES[score], *SAMPLES, steps, "model.save=false"], tmp_path)
@@ -197,11 +199,15 @@ def test_scores(base: dict[str, list[str]], tmp_path: Path, family: str, score: 
         ("t5", "sparsegpt_2_4"),
     ],
 )
+@pytest.mark.every_run(
+    "gpt2-wanda_2_4", "gpt2-admm", "gpt2-swaps", "gpt2-compensated", "gpt2-global_gradient"
+)
 def test_pruners(base: dict[str, list[str]], tmp_path: Path, family: str, pruner: str) -> None:
     check_same([*base[family], *PRUNERS[pruner]], tmp_path)
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.every_run("in_context", "in_context_rows", "neuronal", "evopress")
 def test_allocations(base: dict[str, list[str]], tmp_path: Path, allocation: str) -> None:
     check_same([*base["gpt2"], *ALLOCATIONS[allocation]], tmp_path)
 
@@ -242,6 +248,13 @@ def test_units_are_cut(base: dict[str, list[str]], tmp_path: Path) -> None:
     ],
     ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else value,
 )
+@pytest.mark.every_run(
+    "llama-*=zeroth_order-pruner=wanda-disk",
+    "llama-*=compensated-disk",
+    "llama-*=in_context-cpu",
+    "t5-*=derivative-cpu",
+    "llava-*",
+)
 def test_offload(
     base: dict[str, list[str]], tmp_path: Path, family: str, options: list[str], offload: str
 ) -> None:
@@ -259,6 +272,7 @@ def test_evaluation(tmp_path: Path, task: str) -> None:
     ("family", "method"),
     [*(("llama", method) for method in FINETUNERS), ("clip", "full"), ("blip2", "reconstruct")],
 )
+@pytest.mark.every_run("llama-*")
 def test_finetuning(base: dict[str, list[str]], tmp_path: Path, family: str, method: str) -> None:
     check_same([*base[family], *FINETUNED, *FINETUNERS[method]], tmp_path)
 

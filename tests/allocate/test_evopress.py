@@ -64,6 +64,7 @@ def slow_statistics(model: PrunableModel, pruner: LayerPruner, family: str) -> d
 @pytest.mark.parametrize("pruner", PRUNERS, ids=lambda pruner: pruner.name)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "blip2_t5"])
 @torch.no_grad()
+@pytest.mark.every_run("t5", "llama", "gpt2")
 def test_a_candidate_is_measured_on_the_pruned_model(family: str, pruner: LayerPruner, measure: str) -> None:
     model, slow, chosen = tiny.build(family), tiny.build(family), [3, 0, 2]
     keep = {layer.name: layer.size * (3 + number % 4) // 8 for number, layer in enumerate(model.layers)}

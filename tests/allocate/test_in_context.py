@@ -58,6 +58,7 @@ def reached_by_loss(family: str) -> set[str]:
     ("family", "granularity", "rows"),
     [(family, *options) for family, options in tiny.pairs(GRANULARITIES, [("block", "auto")])],
 )
+@pytest.mark.every_run(*tiny.REPRESENTATIVES)
 def test_the_total_is_exact_and_the_model_unchanged(
     family: str, granularity: str, rows: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ def context(family: str, pruner: LayerPruner) -> Context:
 
 @pytest.mark.parametrize("name", PRUNERS)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.every_run(*tiny.REPRESENTATIVES)
 def test_a_trial_prunes_as_the_fine_stage_does_from_dense_inputs(family: str, name: str) -> None:
     model, other, pruner = tiny.build(family), tiny.build(family), PRUNERS[name]
     keep = WaterFilling()(model, None, 0.5)

@@ -157,6 +157,7 @@ def test_auto_takes_the_candidate_of_the_smallest_loss(
 
 
 @pytest.mark.parametrize("allocator", TRIED, ids=label)
+@pytest.mark.every_run("dlp-median", "lsa-layer", "atp-", "alpha_pruning-")
 def test_auto_tries_another_target_anew(model: PrunableModel, context: Context, allocator: Any) -> None:
     memory = Memory()
     for sparsity in (0.5, 0.7):

@@ -166,6 +166,7 @@ class Edited(Wanda):
 
 
 @pytest.mark.parametrize(("snapshot", "done"), [("true", [True, False]), ("false", [True, True])])
+@pytest.mark.every_run("true-*")
 def test_an_edit_of_a_part_while_jobs_wait(
     mine: Path, data: list[str], tmp_path: Path, snapshot: str, done: list[bool]
 ) -> None:

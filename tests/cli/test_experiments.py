@@ -28,6 +28,17 @@ EXPERIMENTS = sorted(
     str(file.relative_to(ROOT / "conf/experiment").with_suffix(""))
     for file in (ROOT / "conf/experiment").rglob("*.yaml")
 )
+# Every run takes these; the others are variants.
+ONE_OF_EACH_SYSTEM = (
+    "blip2/ecoflap_zeroth",
+    "blip2/iterative_global_gradient",
+    "blip/coco/ecoflap_finetune",
+    "blip/vqa/ecoflap",
+    "clip/ecoflap_wanda",
+    "eva_clip/ecoflap",
+    "flan_t5/ecoflap",
+    "llama/ecoflap_zeroth",
+)
 # Those of this project's own tables run for minutes; Optuna's has no list of jobs.
 SWEEPS = sorted(
     file.stem
@@ -214,6 +225,7 @@ def test_no_option_is_left_of_a_choice_that_is_replaced(experiment: str, options
 
 
 @pytest.mark.parametrize("experiment", RUN_HERE)
+@pytest.mark.every_run(*ONE_OF_EACH_SYSTEM)
 def test_an_experiment_runs(
     run: Callable[..., Result], data: Path, tiny_llama: Path, tmp_path: Path, experiment: str
 ) -> None:
@@ -246,6 +258,7 @@ def jobs_of(sweep: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("sweep", [name for name in SWEEPS if not name.startswith("blip2_table1_")])
+@pytest.mark.every_run("blip2_table1", "clip_table2", "llama_n_of_m", "ablation_scores")
 def test_every_value_of_a_sweep_composes(sweep: str) -> None:
     """In as few jobs as have each value of each option at least once."""
     jobs = jobs_of(sweep)
@@ -277,6 +290,7 @@ def test_the_table_of_coarse_stages_has_all_of_them() -> None:
 
 
 @pytest.mark.parametrize("sweep", SWEEPS_HERE)
+@pytest.mark.every_run("blip2_table1", "clip_table2", "llama_n_of_m")
 def test_first_and_last_job_of_a_sweep_run(
     run: Callable[..., Result], data: Path, tiny_llama: Path, tmp_path: Path, sweep: str
 ) -> None:

@@ -32,6 +32,7 @@ def offline(home: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("form", ["bitmask", "coded"])
+@pytest.mark.every_run("coded")
 def test_a_pushed_model_is_pruned_further(
     tiny_llama: Path, token_file: Path, tmp_path: Path, form: str
 ) -> None:

@@ -161,6 +161,7 @@ def test_one_command_finds_and_prunes_what_a_search_with_few_iterations_finds(
     ("pruner", "granularity"),
     [("wanda", "layer"), ("sparsegpt", "layer"), ("admm", "layer"), ("wanda", "row"), ("admm", "row")],
 )
+@pytest.mark.every_run("sparsegpt-layer-cpu", "admm-layer-disk", "wanda-row-disk")
 def test_offloading_changes_nothing(
     run: Run, text_run: list[str], tmp_path: Path, offload: str, pruner: str, granularity: str
 ) -> None:

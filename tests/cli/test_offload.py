@@ -62,6 +62,7 @@ def without_scores(overrides: list[str]) -> list[str]:
         ("none", "sparsegpt", "compensated"),
     ],
 )
+@pytest.mark.every_run("disk")
 def test_the_same_weights_scores_and_metrics(
     run: Run, text_run: list[str], tmp_path: Path, offload: str, score: str, pruner: str, propagate: str
 ) -> None:
@@ -123,6 +124,7 @@ class NoPlace(TorchFunctionMode):
     ],
     ids=lambda options: options[-1],
 )
+@pytest.mark.every_run("disk")
 def test_blocks_are_computed_where_they_run(
     run: Run, text_run: list[str], offload: str, options: list[str]
 ) -> None:

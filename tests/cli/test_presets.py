@@ -17,9 +17,20 @@ EXPERIMENTS = sorted(
     str(file.relative_to(ROOT / "conf/experiment").with_suffix(""))
     for file in (ROOT / "conf/experiment").rglob("*.yaml")
 )
+ONE_OF_EACH_SYSTEM = (
+    "blip2/ecoflap_zeroth",
+    "blip2/iterative_global_gradient",
+    "blip/coco/ecoflap_finetune",
+    "blip/vqa/ecoflap",
+    "clip/ecoflap_wanda",
+    "eva_clip/ecoflap",
+    "flan_t5/ecoflap",
+    "llama/ecoflap_zeroth",
+)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.every_run(*ONE_OF_EACH_SYSTEM)
 def test_every_experiment_stands_on_a_mini_and_keeps_its_method(experiment: str) -> None:
     published = composed_as_given([f"+experiment={experiment}"])
     given = with_presets(["+preset=mini", f"+experiment={experiment}"])
@@ -37,6 +48,7 @@ def test_every_experiment_stands_on_a_mini_and_keeps_its_method(experiment: str)
     "experiment",
     ["blip2/ecoflap_zeroth", "blip/coco/ecoflap_finetune", "eva_clip/ecoflap", "llama/sparsegpt"],
 )
+@pytest.mark.every_run("llama/sparsegpt", "eva_clip/ecoflap")
 def test_experiments_run_on_minis(experiment: str, tmp_path: Path) -> None:
     done = forked.main([f"+experiment={experiment}", "+preset=[mini,debug]", "hydra.run.dir=run"], tmp_path)
     assert done.returncode == 0, done.stderr

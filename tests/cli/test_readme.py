@@ -29,6 +29,7 @@ def commands() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("file", "command"), commands())
+@pytest.mark.every_run("README*", "docs*")
 def test_a_shown_command_composes(file: str, command: str) -> None:
     first = [re.sub(r"(=[^,\[\]]+),.*", r"\1", word) for word in command.split()]  # of a sweep, one job
     assert 0 <= composed(with_suites(first)).sparsity < 1

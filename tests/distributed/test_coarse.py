@@ -50,6 +50,7 @@ def scored(family: str, scorer: Scorer) -> Any:
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("name", SCORERS)
 @pytest.mark.parametrize("family", CHOSEN)
+@pytest.mark.every_run("llama-*", "clip-*-2", "t5-zeroth order-4", "blip_vqa-first order-4")
 def test_scores_are_those_of_one_process(family: str, name: str, count: int) -> None:
     """To the last bit: the batches are the same. Of four processes, one has no batch."""
     expected = scored(family, SCORERS[name])

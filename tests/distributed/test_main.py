@@ -86,6 +86,7 @@ METHODS = {
     ("model", "method"),
     [*(("blip2_mini", name) for name in METHODS), ("clip_mini", "sparsegpt, first order")],
 )
+@pytest.mark.every_run("blip2_mini-in context", "blip2_mini-wanda, zeroth order", "clip_mini-*")
 def test_the_result_is_that_of_one_process(model: str, method: str, tmp_path: Path) -> None:
     overrides = [*MODELS[model], *METHODS[method], "calibration.samples=16", "model.save=true"]
     alone = succeed(1, [*overrides, f"cache={tmp_path / 'one'}"], tmp_path / "alone")
@@ -187,6 +188,7 @@ def test_processes_that_load_different_weights_are_refused(
 
 
 @pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.every_run("3")
 def test_a_killed_run_goes_on_in_another_number_of_processes(
     text_run: list[str], tmp_path: Path, count: int
 ) -> None:

@@ -98,6 +98,7 @@ def assert_same(found: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("family", CHOSEN)
+@pytest.mark.every_run("llava-*", "llama-*", "t5-wanda", "blip_vqa-admm compensated")
 def test_two_processes_prune_as_one(family: str, way: str) -> None:
     if family == "llava" and way == "wanda by dense inputs":
         pytest.skip("the text tower reads the vision tower")
@@ -239,6 +240,7 @@ def statistics(family: str, kind: type[Statistic]) -> dict[str, tuple[Tensor, in
 
 @pytest.mark.parametrize("kind", [MeanSquare, Gram])
 @pytest.mark.parametrize("family", [*CHOSEN, "mixtral"])
+@pytest.mark.every_run("llava", "llama", "mixtral", "t5")
 def test_statistics_are_of_all_samples(family: str, kind: type[Statistic]) -> None:
     expected = statistics(family, kind)
     for found in together(3, lambda: statistics(family, kind)):

@@ -34,6 +34,7 @@ def assert_same_curve(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.every_run("full")
 def test_two_processes_are_one_with_twice_the_batch(text_run: list[str], tmp_path: Path, method: str) -> None:
     steps = ["finetune.steps=4", "finetune.held_out=2", "finetune.every=2"]
     overrides = [*text_run, *QUICK, f"finetune={method}", *steps]

@@ -177,6 +177,7 @@ def randomise(module: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("kind", "names"), [*((kind, "saved") for kind in MODELS), *((kind, "old") for kind in RENAMED)]
 )
+@pytest.mark.every_run("bfloat16")
 def test_what_is_read_is_what_from_pretrained_loads(
     kind: str, names: str, dtype: str, tmp_path: Path
 ) -> None:

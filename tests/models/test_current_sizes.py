@@ -70,6 +70,7 @@ def test_dense_models(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ROUTED)
+@pytest.mark.every_run("mixtral_8x7b", "qwen3_vl_30b_a3b")
 def test_blocks_of_models_with_routed_experts(name: str) -> None:
     assert {tower: blocks for tower, (blocks, _, _) in counts(name).items()} == {
         tower: blocks for tower, (blocks, _) in ROUTED[name].items()
@@ -77,6 +78,7 @@ def test_blocks_of_models_with_routed_experts(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ROUTED)
+@pytest.mark.every_run("mixtral_8x7b", "qwen3_vl_30b_a3b")
 def test_experts_are_prunable_slice_by_slice(name: str) -> None:
     found = counts(name)
     assert {tower: (blocks, weights) for tower, (blocks, _, weights) in found.items()} == ROUTED[name]

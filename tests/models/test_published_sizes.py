@@ -136,6 +136,9 @@ def test_every_config_builds_its_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TOTALS)
+@pytest.mark.every_run(
+    "llama_3_8b", "qwen2_5_vl_7b", "blip2_opt_2_7b", "blip_vqa", "flan_t5_xl", "clip_vit_l14", "paligemma_3b"
+)
 def test_parameters_in_all(name: str) -> None:
     total, head = TOTALS[name]
     assert inspected(name).parameter_count() in (total, total - head)

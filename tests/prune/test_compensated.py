@@ -181,6 +181,7 @@ def prune_by_hand(
 
 @pytest.mark.parametrize("name", ["sparsegpt", "admm"])
 @pytest.mark.parametrize("family", [family for family in WRITERS if family in CALLED_ONCE])
+@pytest.mark.every_run("t5-admm", "llava-sparsegpt", "llama", "clip-admm", "gpt2")
 def test_equals_full_forward_passes_of_both_models(family: str, name: str) -> None:
     pruner, by_hand = PRUNERS[name]
     calibration = tiny.samples(family, lengths=tiny.UNPADDED.get(family, (7, 9, 7)))
@@ -212,6 +213,7 @@ def test_blocks_at_which_errors_are_not_known_are_named(
 
 
 @pytest.mark.parametrize("family", [family for family in CALLED_ONCE if family not in tiny.MATCHING])
+@pytest.mark.every_run(*tiny.REPRESENTATIVES)
 def test_batch_size_changes_nothing(family: str) -> None:
     assert_batch_size_changes_nothing(family, SparseGPT(), propagate="compensated")
 

@@ -92,6 +92,7 @@ def assert_batch_size_changes_nothing(family: str, pruner: LayerPruner, **option
 
 
 @pytest.mark.parametrize(("family", "name"), PAIRS)
+@pytest.mark.every_run(*tiny.REPRESENTATIVES, "blip2_t5-admm")
 def test_equals_pruning_layer_by_layer_with_full_forward_passes(family: str, name: str) -> None:
     calibration = tiny.samples(family, lengths=tiny.UNPADDED.get(family, (7, 9, 7)))
     model, other = (tiny.build(family, towers=EVERY_TOWER[family]) for _ in range(2))
@@ -100,6 +101,7 @@ def test_equals_pruning_layer_by_layer_with_full_forward_passes(family: str, nam
 
 @pytest.mark.parametrize("family", [family for family in tiny.FAMILIES if family not in tiny.MATCHING])
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
+@pytest.mark.every_run(*tiny.REPRESENTATIVES)
 def test_batch_size_changes_nothing(family: str, name: str) -> None:
     assert_batch_size_changes_nothing(family, PRUNERS[name][0])
 

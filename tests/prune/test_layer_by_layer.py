@@ -54,6 +54,7 @@ def assert_equal(
 
 
 @pytest.mark.parametrize(("family", "name"), [pair for pair in PAIRS if pair.values[0] in CALLED_ONCE])
+@pytest.mark.every_run(*tiny.REPRESENTATIVES, "blip2_t5-wanda_2_4")
 def test_equals_full_forward_passes_for_each_layer(family: str, name: str) -> None:
     pruner, by_hand = PRUNERS[name]
     lengths, seed = tiny.UNPADDED.get(family, (7, 9, 7)), SEEDS.get((family, name), 1)
@@ -69,6 +70,15 @@ def test_equals_full_forward_passes_for_each_layer(family: str, name: str) -> No
 
 @pytest.mark.parametrize("name", LAYER_BY_LAYER)
 @pytest.mark.parametrize("family", [*unchained.BUILDERS, *hybrids.EVERY])
+@pytest.mark.every_run(
+    "qwen3_omni-Wanda",
+    "gemma3n1-Wanda",
+    "gemma4_0-SparseGPT",
+    "falcon_h1-SparseGPT",
+    "jamba-*",
+    "mamba2-*",
+    "llava_of_two_depths-*",
+)
 def test_blocks_that_are_no_plain_chain(family: str, name: str) -> None:
     def build() -> PrunableModel:
         if family in unchained.BUILDERS:
@@ -82,6 +92,7 @@ def test_blocks_that_are_no_plain_chain(family: str, name: str) -> None:
 
 @pytest.mark.parametrize("family", [family for family in CALLED_ONCE if family not in tiny.MATCHING])
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
+@pytest.mark.every_run(*tiny.REPRESENTATIVES)
 def test_batch_size_changes_nothing(family: str, name: str) -> None:
     assert_batch_size_changes_nothing(family, PRUNERS[name][0], propagate="layer")
 

@@ -31,6 +31,7 @@ CHOICES = ("text", "answer", "atv")
 
 @pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize("family", MIXED)
+@pytest.mark.every_run("blip2_t5-answer", "qwen2_5_vl-*", "llava-*", "smolvlm-*", "blip2_opt-text")
 def test_equals_masking_whole_forward_passes_by_hand(family: str, choice: str) -> None:
     if (family, choice) == ("blip2_t5", "answer"):
         with pytest.raises(UserError, match="tokens=answer: the calibration samples have no such tokens in"):
@@ -42,6 +43,7 @@ def test_equals_masking_whole_forward_passes_by_hand(family: str, choice: str) -
 @pytest.mark.parametrize(
     ("family", "choice"), [("llava", "text"), ("qwen2_5_vl", "atv"), ("blip2_opt", "answer")]
 )
+@pytest.mark.every_run("llava-text", "blip2_opt-answer")
 def test_weights_of_sparsegpt_in_all_towers(family: str, choice: str) -> None:
     check(lambda: tiny.build(family), samples(family), choice, MIXED[family], "sparsegpt")
 

@@ -28,6 +28,7 @@ from .test_families import PRUNERS, uneven, uniform
 
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
 @pytest.mark.parametrize("family", unchained.BUILDERS)
+@pytest.mark.every_run("qwen3_omni-wanda", "gemma3n-*", "gemma4-*", "qwen3_vl-*", "llava_of_two_depths-*")
 def test_equals_pruning_layer_by_layer_with_full_forward_passes(family: str, name: str) -> None:
     pruner, by_hand = PRUNERS[name]
     model, other, calibration = unchained.build(family), unchained.build(family), unchained.samples(family)
@@ -51,6 +52,7 @@ def test_equals_pruning_layer_by_layer_with_full_forward_passes(family: str, nam
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", unchained.BUILDERS)
+@pytest.mark.every_run("gemma3n", "gemma4", "qwen3_vl", "llava_of_two_depths")
 def test_dense_inputs_are_those_of_the_dense_model(family: str) -> None:
     model, calibration = unchained.build(family, dense="audio|merger|projector"), unchained.samples(family)
     allocation, expected = uniform(model), {}

@@ -44,6 +44,7 @@ LARGE = {"samples": 5, "batch_size": 2, "noises": 2, "eps": 0.05}
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.every_run(*tiny.REPRESENTATIVES)
 def test_equals_really_moving_the_weights(family: str) -> None:
     model, calibration = tiny.build(family), tiny.samples(family)
     before = model.fingerprint()
@@ -74,6 +75,7 @@ def test_texts_without_pictures_among_the_samples(probe: str) -> None:
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.every_run(*tiny.REPRESENTATIVES)
 def test_probes_share_a_pass_where_samples_stay_apart(family: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         ZerothOrder(samples=2, batch_size=2)(tiny.build(family), tiny.samples(family, lengths=(5, 5)), 0)
@@ -81,6 +83,7 @@ def test_probes_share_a_pass_where_samples_stay_apart(family: str, caplog: pytes
 
 
 @pytest.mark.parametrize("family", ["opt", "blip2_t5"])
+@pytest.mark.every_run("opt")
 def test_samples_per_pass_changes_nothing(family: str) -> None:
     model, calibration = tiny.build(family), tiny.samples(family)
     reference = ZerothOrder(**LARGE, samples_per_pass=1)(model, calibration, 0)
@@ -323,6 +326,7 @@ def slopes_by_autograd(
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.every_run(*tiny.REPRESENTATIVES)
 def test_the_derivative_equals_all_gradients_at_once(family: str) -> None:
     scorer = ZerothOrder(samples=5, batch_size=2, noises=2, probe="derivative")
     model, calibration = tiny.build(family), tiny.samples(family)

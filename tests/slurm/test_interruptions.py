@@ -55,6 +55,7 @@ def test_nobody_stops_it(sweep: Sweep, tmp_path: Path, undisturbed: dict[str, st
     check(tmp_path / "sweep", undisturbed, ended(sweep(*SLOW)), 1)
 
 
+@pytest.mark.variant
 def test_slurms_signal_queues_it_again(
     slurm: Cluster, sweep: Sweep, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:

@@ -6,6 +6,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from ecoflap.storage.files import read_json
 from ecoflap.storage.results import verify
 from tests.slurm.cluster import Cluster
@@ -32,6 +34,7 @@ def test_one_process_is_killed(
     check(folder, undisturbed, ended(sweep(*SLOW)), 2)
 
 
+@pytest.mark.variant
 def test_preempted_on_two_nodes(
     slurm: Cluster, sweep: Sweep, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
