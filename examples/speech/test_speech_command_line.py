@@ -52,7 +52,6 @@ def test_refused_in_one_line(
 )
 def test_the_command_of_the_page(tmp_path: Path) -> None:
     fewer = ["calibration.samples=1", "task.limit=1", "task.max_new_tokens=16"]
-    fewer += ["allocation.steps=1", "allocation.ramp_steps=1"]
     result = result_of([*readme_command(HERE), *fewer], tmp_path)
     assert list(result["sparsity"]["towers"]) == ["encoder", "decoder"]
     assert set(result["metrics"]["pruned"]["speech"]) == {"word_error_rate", "loss", "recordings"}
