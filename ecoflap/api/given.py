@@ -12,6 +12,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.collectives import require_same
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.storage.results.identity import rounded_sparsity
 
 
 def require(value: Any, kind: type, made_by: str) -> None:
@@ -41,7 +42,7 @@ def require_same_given(model: PrunableModel, data: CalibrationSet) -> None:
 
 
 def requested_sparsity(sparsity: Any) -> float:
-    """The requested sparsity as a number.
+    """The requested sparsity as a number, rounded as that of a run is; of NumPy's, the decimal that it shows.
 
     Raises:
         UserError: if there is none, or it is not a number in [0, 1).
@@ -51,7 +52,7 @@ def requested_sparsity(sparsity: Any) -> float:
             "sparsity is missing: the share of the prunable weights to remove, such as sparsity=0.6"
         )
     try:
-        found = float(sparsity)
+        found = rounded_sparsity(float(str(sparsity) if isinstance(sparsity, np.floating) else sparsity))
     except (TypeError, ValueError, RuntimeError):
         raise UserError(f"sparsity={sparsity!r} is not a number, such as sparsity=0.6") from None
     check_sparsity(found)

@@ -124,6 +124,20 @@ def test_numbers_of_numpy_are_recorded_as_those_of_python(tmp_path: Path) -> Non
         ecoflap.prune(one.module, pruner="magnitude", sparsity=0.5, score="none", batch_size=True)
 
 
+@pytest.mark.parametrize("sparsity", [0.1 * 6, np.float32(0.6)])
+def test_rounding_errors_of_a_sparsity_change_nothing(sparsity: Any) -> None:
+    """As on the command line; the ramp of in-context allocation ended with two more steps at 0.6."""
+    one = llama()
+    model, steps = ecoflap.load(one.module, one.processor), ecoflap.InContext(samples=2, steps=2)
+    data = ecoflap.calibrate(model, one.data)
+    wanted, found = (
+        ecoflap.allocate(model, sparsity=target, method=steps, data=data) for target in (0.6, sparsity)
+    )
+    assert found == wanted
+    result = ecoflap.prune(model, data=data, sparsity=sparsity, allocation="er")
+    assert result.record.config["sparsity"] == result.record.sparsity["target"] == 0.6
+
+
 class Ranks(Scorer):
     """Gives the numbers of another library."""
 
