@@ -51,6 +51,7 @@ class BudgetSearch:
     Attributes:
         groups: what shares one sparsity.
         row_weights: of all steps so far; empty if the rows of a layer share its count evenly.
+        informed: whether the loss of any step so far depends on a layer.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class BudgetSearch:
         """
         self._options, self._model, self._context = options, model, context
         self._trial, varying = trial, context.pruner.rule.varying
-        self._weigh_rows = weigh_rows
+        self._weigh_rows, self.informed = weigh_rows, False
         self.row_weights = RowWeights(CORRECTED if context.pruner.corrects else 1.0)
         # A mask n:M keeps at least one of every M weights.
         self._highest = min(highest, 1 - 1 / varying + TOLERANCE) if varying else highest
@@ -108,6 +109,7 @@ class BudgetSearch:
         now = Candidate(point, self.row_weights, budget)
         found = self._context.recall({"step": turn, **_named(now)}, partial(self._measure, now, turn))
         self.row_weights.add(found["squares"])
+        self.informed |= found["informed"]
         marginals = torch.tensor(found["marginals"], dtype=torch.float64)
         return self.shifted(descend(point, marginals, self.groups.sizes, rate), budget)
 
@@ -128,6 +130,7 @@ class BudgetSearch:
         return {
             "marginals": self.groups.marginals(found.gains, counts),
             "squares": {layer: _rounded(of_rows) for layer, of_rows in squares.items()},
+            "informed": any(bool(one.any()) for one in (*found.gains.values(), *found.squares.values())),
         }
 
     def of_rows(self, counts: Mapping[str, Keep], row_weights: RowWeights) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ecoflap.console.progress import track
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.protocol import LayerPruner
-from ecoflap.score.scores import Scores
+from ecoflap.score.scores import Scores, loss_is_independent
 
 HIGHEST = 0.98
 """The largest sparsity of a layer, block or row, before counts are rounded."""
@@ -143,7 +143,11 @@ class InContext(InContextOptions, Allocator):
         )
 
     def _search(self, search: BudgetSearch, sparsity: float) -> tuple[Candidate, dict[str, float]]:
-        """Take all steps to a target; the best candidate, and the loss of each."""
+        """Take all steps to a target; the best candidate, and the loss of each.
+
+        Raises:
+            UserError: if the loss depends on none of the layers.
+        """
         uniform = Candidate(search.uniform(sparsity), RowWeights(), sparsity)
         if search.decided(sparsity):
             return uniform, {}
@@ -153,6 +157,8 @@ class InContext(InContextOptions, Allocator):
             point = search.shifted(point, step.budget)
             visited.append((step, point))
             point = search.step(point, step.budget, step.turn, step.rate)
+        if not search.informed:
+            raise loss_is_independent()
         at_target = [point for step, point in visited if step.budget == sparsity]
         mean = search.shifted(torch.stack([*at_target[len(at_target) // 2 :], point]).mean(dim=0), sparsity)
         weights = search.row_weights

@@ -230,12 +230,18 @@ def test_equal_marginals_stay_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     def flat(model: PrunableModel, *_: Any) -> Marginals:
         return Marginals(
             {layer.name: torch.zeros(1) for layer in model.layers},
-            {layer.name: torch.zeros(layer.shape[0]) for layer in model.layers},
+            {layer.name: torch.ones(layer.shape[0]) for layer in model.layers},
         )
 
     monkeypatch.setattr(budget_search, "measure_marginals", flat)
     uniform = WaterFilling()(tiny.build("llama"), None, 0.6).keep
     assert all(abs(count - uniform[name]) <= 1 for name, count in allocate("llama").keep.items())
+
+
+def test_a_loss_that_depends_on_no_layer_is_refused() -> None:
+    """A contrastive loss of one sample is 0, whatever the weights are."""
+    with pytest.raises(UserError, match=r"the loss depends on none of the layers.*a larger batch_size"):
+        allocate("clip", allocator=replace(QUICK, batch_size=1))
 
 
 def test_two_targets_share_the_steps_of_their_ramps() -> None:
