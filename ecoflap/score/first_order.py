@@ -13,7 +13,8 @@ With g_b the gradient of the mean loss of batch b with respect to a layer W, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +29,10 @@ from ecoflap.console.progress import track
 from ecoflap.data.batch import Batch, samples_in
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.collectives import share
-from ecoflap.errors import NumericalError, require_choices, require_positive
+from ecoflap.errors import NumericalError, UserError, require_choices, require_positive
 from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.hooks import hooks
+from ecoflap.models.core.layer_names import first_and_count, skip_layers_advice
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.score.options import FirstOrderOptions
@@ -45,7 +47,8 @@ MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "weight_gradient_square": lambda w, g: (w * g).square().sum(),
 }
 
-
+WITHOUT_GRADIENTS = "use score=zeroth_order score.probe=layer, which needs no gradients"
+"""What to do where a model has none."""
 # Factors of an fp16 loss, tried in turn until no gradient overflows; fp16 rounds small gradients to zero.
 SCALES = (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0)
 
@@ -159,16 +162,25 @@ def differentiate(model: PrunableModel, batch: Batch, scale: float = 1.0) -> Non
         scale: factor of the loss.
 
     Raises:
+        UserError: if the model writes into what the backward pass needs.
         NumericalError: if the loss is not finite.
     """
-    loss = model.loss(batch).mean()
-    if not torch.isfinite(loss):
-        raise NumericalError(
-            f"the loss of a calibration batch is {loss.item()}; the model or the data are damaged, or the"
-            " dtype overflows"
-        )
-    if loss.requires_grad:
-        (loss * scale).backward()
+    try:
+        loss = model.loss(batch).mean()
+        if not torch.isfinite(loss):
+            raise NumericalError(
+                f"the loss of a calibration batch is {loss.item()}; the model or the data are damaged, or the"
+                " dtype overflows"
+            )
+        if loss.requires_grad:
+            (loss * scale).backward()
+    except RuntimeError as error:
+        if not re.search("in-?place", str(error)):
+            raise
+        raise UserError(
+            f"{model.name} writes into tensors that a backward pass needs, so its loss can't be"
+            f" differentiated; {WITHOUT_GRADIENTS}"
+        ) from error
 
 
 @contextmanager
@@ -178,21 +190,44 @@ def streaming_gradients(layers: list[Layer], reduce: Callable[[Layer, Tensor], N
     Args:
         layers: their weights require gradients in this context.
         reduce: called with the layer and its gradient in fp32, as the parameter is stored.
+
+    Raises:
+        UserError: if the model runs a layer under ``torch.no_grad``, so that it gets no gradient.
     """
+    unrecorded: set[str] = set()  # layers that were called without recording what a gradient needs
+    known: set[str] = set()  # layers that have a gradient, or would have one if the loss depended on them
 
     def hook(layer: Layer) -> Callable[[Tensor], None]:
         def accumulate(weight: Tensor) -> None:
             assert weight.grad is not None
+            known.add(layer.name)
             reduce(layer, weight.grad.float())
             weight.grad = None
 
         return accumulate
 
+    def watch(layer: Layer) -> Callable[[Tensor], None]:
+        return lambda _: (known if torch.is_grad_enabled() else unrecorded).add(layer.name)
+
     for layer in layers:
         layer.weight.requires_grad_(True)
     try:
-        with hooks(layer.weight.register_post_accumulate_grad_hook(hook(layer)) for layer in layers):
+        with (
+            hooks(layer.weight.register_post_accumulate_grad_hook(hook(layer)) for layer in layers),
+            hooks(layer.before_calls(watch(layer)) for layer in layers),
+        ):
             yield
     finally:
         for layer in layers:
             layer.weight.grad = None
+    if silent := unrecorded - known:
+        raise _without_record(silent, [layer.name for layer in layers])
+
+
+def _without_record(silent: set[str], names: Sequence[str]) -> UserError:
+    """The error of layers that the model runs without recording gradients."""
+    advice = f"{skip_layers_advice(silent, names)}, or " if len(silent) < len(names) else ""
+    return UserError(
+        f"the model runs {first_and_count(silent, names)} without recording gradients (torch.no_grad), so a"
+        f" backward pass says nothing of them; {advice}{WITHOUT_GRADIENTS}"
+    )

@@ -1,18 +1,26 @@
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ecoflap.allocate.in_context import InContext
+from ecoflap.allocate.protocol import Context
 from ecoflap.blocks.loss_batches import loss_batches
+from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.causal_lm import language_loss
 from ecoflap.models.loading.loader import prunable
+from ecoflap.prune.wanda import Wanda
 from ecoflap.score.first_order import MEASURES, FirstOrder
 from ecoflap.score.pass_size import LiveBytes
+from ecoflap.score.zeroth_order import ZerothOrder
 from tests import tiny
 
 pytestmark = pytest.mark.long
@@ -173,6 +181,43 @@ def test_layer_that_the_loss_does_not_depend_on_is_worth_nothing(caplog: pytest.
         importance = FirstOrder()(spare_layer([]), tiny.samples("llama"), 0).importance
     assert [name for name, value in importance.items() if value == 0] == ["model.layers.1.spare.weight"]
     assert "does not depend on 1 layers, such as model.layers.1.spare.weight" in caplog.text
+
+
+SCORED: dict[str, Callable[[PrunableModel, CalibrationSet], Any]] = {
+    "first_order": lambda model, samples: FirstOrder()(model, samples, 0),
+    "derivative": lambda model, samples: ZerothOrder(probe="derivative")(model, samples, 0),
+    "in_context": lambda model, samples: InContext()(model, None, 0.5, Context(Wanda(), samples, 2, 0)),
+}
+
+
+@pytest.mark.parametrize("method", SCORED)
+@pytest.mark.parametrize(
+    ("frozen", "advice"),
+    [("model.layers.0.mlp", r"leave them dense, add skip_layers=\[.*\], or use"), ("model", "use")],
+)
+def test_layers_that_run_without_gradients_are_refused(method: str, frozen: str, advice: str) -> None:
+    """They count for the loss, and no gradient says so: they were scored 0, and pruned first."""
+    model, calibration = tiny.build("llama"), tiny.samples("llama")
+    child = model.module.get_submodule(frozen)
+    child.forward = torch.no_grad()(child.forward)  # type: ignore[method-assign]
+    said = rf"{frozen}\..* and \d+ more layers without recording gradients .*; {advice} score=zeroth_order"
+    with pytest.raises(UserError, match=said):
+        SCORED[method](model, calibration)
+    assert ZerothOrder(samples=2, batch_size=2)(model, calibration, 0).importance[model.layers[-1].name] > 0
+
+
+def test_layers_that_also_run_without_gradients() -> None:
+    """A pass ahead, such as one that looks for hard negatives, is none of the loss."""
+    model, calibration = tiny.build("llama"), tiny.samples("llama")
+    expected = FirstOrder()(model, calibration, 0).importance
+    plain = model.loss_function
+
+    def ahead(module: nn.Module, batch: Batch, copies: int) -> Tensor:
+        with torch.no_grad():
+            plain(module, batch, copies)
+        return plain(module, batch, copies)
+
+    assert FirstOrder()(replace(model, loss_function=ahead), calibration, 0).importance == expected
 
 
 def test_loss_that_depends_on_none_of_the_layers() -> None:

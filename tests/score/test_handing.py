@@ -102,6 +102,14 @@ def test_block_that_is_something_else_when_it_is_computed_again(
     assert not any("forward" in block.module.__dict__ for block in model.blocks)
 
 
+@pytest.mark.parametrize("scorer", [FirstOrder(), ZerothOrder(probe="derivative")])
+def test_model_that_can_not_be_differentiated(scorer: FirstOrder | ZerothOrder) -> None:
+    with pytest.raises(
+        UserError, match=r"writes into tensors that a backward pass needs.*score=zeroth_order"
+    ):
+        scorer(handing.build("InPlace"), handing.samples(), 0)
+
+
 class Counting(nn.Module):
     """Counts its calls where no argument shows it; its first feature is a thousand times the others, as in
     large models.
