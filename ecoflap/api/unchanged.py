@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ecoflap.models.core.expert_slices import OPENED, all_slices
-from ecoflap.models.core.forward_modes import full_precision
+from ecoflap.models.core.forward_modes import computed_buffers, full_precision
 from ecoflap.models.core.mixtures import COUNTS
 
 HOOKS = (
@@ -102,13 +102,7 @@ State = tuple[type, dict[str, Any], dict[str, dict[int, Any]], dict[str, Any]]
 def _state(child: nn.Module) -> State:
     """The class of a module, its attributes, its hooks, and the buffers that are not weights."""
     hooks = {name: dict(getattr(child, name)) for name in HOOKS if hasattr(child, name)}
-    return type(child), dict(vars(child)), hooks, _computed_buffers(child)
-
-
-def _computed_buffers(child: nn.Module) -> dict[str, Any]:
-    """The buffers that are in no checkpoint, such as the frequencies of dynamic rotary embeddings."""
-    buffers, computed = getattr(child, "_buffers", {}), getattr(child, "_non_persistent_buffers_set", ())
-    return {name: buffers[name] for name in computed if name in buffers}
+    return type(child), dict(vars(child)), hooks, computed_buffers(child)
 
 
 def _restore(

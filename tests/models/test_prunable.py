@@ -4,13 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers as hf
 from torch import nn
 
 from ecoflap.data.batch import Batch
 from ecoflap.errors import NumericalError
 from ecoflap.models.core import prunable
 from ecoflap.models.core.attention import open_attention
-from ecoflap.models.core.forward_modes import quiet_forward
+from ecoflap.models.core.forward_modes import as_before, quiet_forward
 from ecoflap.models.core.losses import next_token_loss, token_loss
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.blip.retrieval import match_loss
@@ -162,6 +163,23 @@ def test_quiet_forward_puts_everything_back(fails: bool) -> None:
     assert [parameter.requires_grad for parameter in module.parameters()] == gradients
     assert module.language_model.config.use_cache is True
     assert module.config.text_config.use_cache is True
+
+
+def test_rotary_embeddings_that_grow_are_as_before() -> None:
+    """They keep the frequencies of the longest text: a step would depend on what was computed before it."""
+    if "llama" not in tiny.FAMILIES:
+        pytest.skip(f"transformers {hf.__version__} has no llama")
+    torch.manual_seed(0)
+    scaling = {"rope_type": "dynamic", "type": "dynamic", "factor": 4.0}
+    sizes = {**tiny.LLAMA, "max_position_embeddings": 8}
+    module = hf.LlamaForCausalLM(hf.LlamaConfig(**sizes, rope_scaling=scaling)).eval()
+    short, long = torch.arange(3, 15)[None], torch.arange(3, 35)[None]
+    with torch.no_grad():
+        with as_before(module):
+            before = module(short).logits
+        with quiet_forward(module):
+            module(long)
+        assert torch.equal(module(short).logits, before)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.statistics import MeanSquare
@@ -151,7 +153,7 @@ def predictions(folder: Path, weights: str, limit: int) -> str:
             return {"accuracy": 1.0}
 
     plan: Any = SimpleNamespace(code=defaultdict(str), folder=folder, mean=None)
-    model: Any = SimpleNamespace(fingerprint=lambda: weights)
+    model: Any = SimpleNamespace(fingerprint=lambda: weights, module=nn.Module())
     evaluate(plan, model, {"task": Evaluation()}, RunState("dense"), "pruned")
     return found[0]
 
@@ -159,6 +161,27 @@ def predictions(folder: Path, weights: str, limit: int) -> str:
 def test_predictions_of_another_pruned_model_or_task_are_not_resumed(tmp_path: Path) -> None:
     keys = {predictions(tmp_path, *given) for given in (("f", 1), ("g", 1), ("f", 2), ("f", 1))}
     assert len(keys) == 3
+
+
+def test_an_evaluation_leaves_no_computed_buffers(tmp_path: Path) -> None:
+    """A later step would compute with them, but not where the metrics came from the store."""
+    module = nn.Module()
+    module.register_buffer("angles", torch.zeros(2), persistent=False)
+
+    class Growing:
+        def identity(self) -> dict[str, Any]:
+            return {}
+
+        def __call__(self, _: Any, log: PredictionLog) -> dict[str, float]:
+            module.register_buffer("angles", torch.ones(2), persistent=False)
+            return {"accuracy": float(module.angles.sum())}
+
+    plan: Any = SimpleNamespace(code=defaultdict(str), folder=tmp_path, mean=None)
+    model: Any = SimpleNamespace(fingerprint=lambda: "f", module=module)
+    state = RunState("dense")
+    evaluate(plan, model, {"task": Growing()}, state, "pruned")
+    assert state.metrics == {"pruned": {"task": {"accuracy": 2.0}}}
+    assert not module.angles.any()
 
 
 def test_each_key_names_the_code_that_computes_the_value() -> None:

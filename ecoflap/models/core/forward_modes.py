@@ -122,12 +122,39 @@ def _set_precision(before: str | None, each: Iterable[tuple[Any, str]]) -> None:
         backend.fp32_precision = precision
 
 
+def computed_buffers(child: nn.Module) -> dict[str, Any]:
+    """The buffers that are in no checkpoint, such as the frequencies of dynamic rotary embeddings."""
+    buffers, computed = getattr(child, "_buffers", {}), getattr(child, "_non_persistent_buffers_set", ())
+    return {name: buffers[name] for name in computed if name in buffers}
+
+
+@contextmanager
+def as_before(module: nn.Module) -> Iterator[None]:
+    """Restore the buffers of a module that are in no checkpoint, and the numbers beside them.
+
+    Rotary embeddings that grow with the input keep the frequencies of the longest text that was read, and its
+    length. What is measured would depend on what was measured before.
+    """
+    before = [
+        (child, buffers, {name: value for name, value in vars(child).items() if type(value) in (int, float)})
+        for child in module.modules()
+        if (buffers := computed_buffers(child))
+    ]
+    try:
+        yield
+    finally:
+        for child, buffers, numbers in before:
+            child._buffers.update(buffers)
+            vars(child).update(numbers)
+
+
 @contextmanager
 def quiet_forward(module: nn.Module) -> Iterator[None]:
     """Run a module in evaluation mode, without key-value cache and without gradients of weights.
 
     A cache object that blocks share would grow at each replay and change the result. PyTorch's fused encoder
-    layer is disabled, too, because hooks see nothing inside it. Everything is restored afterwards.
+    layer is disabled, too, because hooks see nothing inside it. Everything is restored afterwards, see also
+    ``as_before``.
     """
     training = {child: child.training for child in module.modules()}
     weights = (*module.parameters(), *(one.weight for one in all_slices(module)))
@@ -143,7 +170,8 @@ def quiet_forward(module: nn.Module) -> Iterator[None]:
             weight.requires_grad_(False)
         for config, _ in caching:
             config.use_cache = False
-        yield
+        with as_before(module):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for child, flag in training.items():

@@ -16,6 +16,7 @@ from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.items import write_items
 from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.evaluate.protocol import Evaluation
+from ecoflap.models.core.forward_modes import as_before
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.run.plan import Plan
 from ecoflap.run.state import RunState
@@ -68,7 +69,7 @@ def evaluate(
         for name, evaluation in evaluations.items():
             prediction_log = _prediction_log(plan, state, name, when, fingerprint, evaluation)
             with _blaming_the_training(name) if when == "finetuned" else nullcontext():
-                metrics[name] = evaluation(model, prediction_log)
+                metrics[name] = _measured(evaluation, model, prediction_log)
             if prediction_log.items is not None and is_first():
                 file = plan.folder / PREDICTIONS / ITEMS.format(task=name, state=when)
                 write_items(file, state.items.get(name), prediction_log.items)
@@ -156,11 +157,19 @@ def with_mean(metrics: dict[str, dict[str, float]], metric: str | None) -> dict[
     return {"mean": {metric: mean, "tasks": float(len(metrics))}, **metrics}
 
 
+def _measured(
+    evaluation: Evaluation, model: PrunableModel, prediction_log: PredictionLog
+) -> dict[str, float]:
+    """The metrics; the evaluation leaves nothing in the model that a later step would compute with."""
+    with as_before(model.module):
+        return evaluation(model, prediction_log)
+
+
 def _with_items(
     evaluation: Evaluation, model: PrunableModel, prediction_log: PredictionLog
 ) -> dict[str, Any]:
     """The metrics, and what the evaluation notes of its items."""
-    metrics = evaluation(model, prediction_log)
+    metrics = _measured(evaluation, model, prediction_log)
     noted = prediction_log.items
     return {"metrics": metrics, "items": None if noted is None else noted.to_json()}
 

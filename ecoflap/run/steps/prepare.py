@@ -19,6 +19,7 @@ from ecoflap.evaluate.overlap import refuse_overlap
 from ecoflap.evaluate.protocol import Evaluation
 from ecoflap.finetune.options import ScheduleOptions
 from ecoflap.finetune.training_set import read_everything, split_of
+from ecoflap.models.core.forward_modes import as_before
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.load import load_offloaded
 from ecoflap.models.offload.placement import WORK
@@ -83,7 +84,7 @@ def calibrate(plan: Plan, model: PrunableModel, state: RunState) -> CalibrationS
     Raises:
         UserError: if there are no samples.
     """
-    with measure(state.costs, "calibrate") as cost:
+    with measure(state.costs, "calibrate") as cost, as_before(model.module):
         processor = {name: value for name, value in plan.config.model.items() if name not in ("name", "save")}
         key = {
             **computed_by(plan, "calibration"),
