@@ -98,6 +98,26 @@ UNUSED: list[Case] = [
         warns=True,
     ),
     Case(
+        (*IDLE, "score=none", "allocation=water_filling", "allocation.granularity=layer"),
+        ("allocation.granularity=layer changes nothing: score=none gives all layers the same sparsity",),
+        warns=True,
+    ),
+    Case(
+        (*IDLE, "allocation=owl", "allocation.samples=8"),
+        ("allocation.samples=8 changes nothing: only allocation.spread=auto compares samples",),
+        warns=True,
+    ),
+    Case(
+        (*IDLE, "pruner=admm", "allocation=er", "pruner.trial_iterations=8"),
+        ("pruner.trial_iterations=8 changes nothing: allocation=er prunes in no trials",),
+        warns=True,
+    ),
+    Case(
+        (*IDLE, "score=zeroth_order", "score.probe=derivative", "score.eps=0.01"),
+        ("score.eps=0.01 changes nothing: score.probe=derivative probes nothing",),
+        warns=True,
+    ),
+    Case(
         (*DENSE, "calibration.samples=9"),
         ("calibration.samples=9 changes nothing", "has no calibrate"),
         warns=True,

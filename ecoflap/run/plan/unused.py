@@ -18,6 +18,9 @@ READ_BY = {
     "task": ("evaluate",),
 }
 
+OF_SCORES = {"allocation.cap", "allocation.granularity", "allocation.aggregate"}
+OF_PROBES = {"score.eps", "score.samples_per_pass"}
+
 
 def unused(plan: Plan, given: Sequence[str]) -> list[str]:
     """A sentence about each option that changes nothing.
@@ -61,7 +64,7 @@ def _reason(plan: Plan, key: str, option: str) -> str | None:
     if group == "calibration" and not plan.reads_calibration:
         return _lacks(plan, ("calibrate",))
     if group == "score":
-        return _unscored(plan, option)
+        return _unscored(plan, option) or _without_its_part(plan, key)
     if group == "batch_size" and plan.allocates_from_data:
         return None
     steps = READ_BY.get(group, ())
@@ -83,10 +86,18 @@ def _without_inputs(plan: Plan, group: str) -> str | None:
 
 def _without_its_part(plan: Plan, key: str) -> str | None:
     """Why an option of a part is not read as another one of its options is; None if it is read."""
+    allocator, scorer = plan.allocator, plan.scorer
     if key == "pruner.swaps" and getattr(plan.pruner, "refine", None) == "none":
         return "pruner.refine=none swaps no weights"
-    if key == "allocation.cap" and plan.scorer is None:
+    if key == "pruner.trial_iterations" and not allocator.in_trials:
+        return f"allocation={allocator.name} prunes in no trials"
+    if key in OF_SCORES and scorer is None and allocator.requires.scores == "optional":
         return "score=none gives all layers the same sparsity"
+    if key == "allocation.samples" and (parameter := getattr(allocator, "parameter", None)) is not None:
+        given = getattr(allocator, parameter)
+        return None if given == AUTO else f"only allocation.{parameter}=auto compares samples"
+    if key in OF_PROBES and getattr(scorer, "probe", None) == "derivative":
+        return "score.probe=derivative probes nothing"
     return None
 
 
