@@ -21,10 +21,13 @@ class Bootstrap:
         code: the folder of a code snapshot; None for the installed code.
         parts: folders of parts outside the package, last on the import path.
         job: a function and its arguments, pickled.
+        variables: environment variables to set for the job; None unsets one.
     """
 
-    def __init__(self, code: str | None, parts: list[str], job: bytes) -> None:
-        self.code, self.parts, self.job = code, parts, job
+    def __init__(
+        self, code: str | None, parts: list[str], job: bytes, variables: dict[str, str | None]
+    ) -> None:
+        self.code, self.parts, self.job, self.variables = code, parts, job, variables
 
     def __call__(self) -> Any:
         """Run the job."""
@@ -33,6 +36,9 @@ class Bootstrap:
         if self.code is not None:
             sys.path.insert(0, self.code)
         sys.path += [folder for folder in self.parts if folder not in sys.path]
+        for name in self.variables:
+            os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in self.variables.items() if value is not None})
         _name_processes()
         function, arguments = cloudpickle.loads(self.job)
         return function(*arguments)

@@ -24,12 +24,24 @@ log = logging.getLogger(__name__)
 
 CONTROLLERS = ".submitit/controllers.log"
 """What submitit's processes that start and watch the jobs write to stderr, in the folder of a sweep."""
+DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
 class LocalLauncher(SubmititLauncher):
     """Runs jobs as processes of this machine, a few at a time."""
 
     _EXECUTOR = "local"
+
+    @override
+    def variables(self) -> dict[str, str | None]:
+        """The devices of this process, or the first of them that ``gpus_per_node`` asks for.
+
+        submitit shows jobs no device where nothing is asked for, and else the first ones of the machine.
+        """
+        visible, asked = os.environ.get(DEVICES), self.params["gpus_per_node"]
+        if asked is None:
+            return {DEVICES: visible}
+        return {} if visible is None else {DEVICES: ",".join(visible.split(",")[:asked])}
 
     @override
     def submit(self, jobs: Sequence[Job], folder: Path, command: Mapping[str, Any]) -> dict[int, JobReturn]:

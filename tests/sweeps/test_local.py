@@ -1,0 +1,52 @@
+"""The launcher of processes of this machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from ecoflap.sweeps import bootstrap, local
+from ecoflap.sweeps.launcher_options import LocalOptions
+
+DEVICES = "CUDA_VISIBLE_DEVICES"
+
+
+def launcher_with(**options: Any) -> local.LocalLauncher:
+    """The launcher with its defaults but for these options."""
+    names = [entry.name for entry in fields(LocalOptions) if entry.name != "_target_"]
+    return local.LocalLauncher(**{**{name: getattr(LocalOptions(), name) for name in names}, **options})
+
+
+@pytest.mark.parametrize(
+    ("visible", "asked", "seen"),
+    [
+        (None, None, {DEVICES: None}),
+        ("2,3", None, {DEVICES: "2,3"}),
+        ("2,3", 1, {DEVICES: "2"}),
+        ("2,3", 0, {DEVICES: ""}),
+        (None, 2, {}),
+    ],
+)
+def test_jobs_see_the_devices_of_the_command(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, asked: int | None, seen: dict[str, str | None]
+) -> None:
+    """Or the first of them that are asked for; of all, submitit takes the first ones itself."""
+    monkeypatch.delenv(DEVICES, raising=False)
+    if visible is not None:
+        monkeypatch.setenv(DEVICES, visible)
+    assert launcher_with(gpus_per_node=asked).variables() == seen
+
+
+def test_a_job_sees_all_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where submitit would hide them all."""
+    monkeypatch.delenv(DEVICES, raising=False)
+    launcher = launcher_with(name="devices")
+    cloudpickle.register_pickle_by_value(bootstrap)
+    read = cloudpickle.dumps((os.getenv, (DEVICES, "not set")))
+    job = bootstrap.Bootstrap(None, [], read, launcher.variables())
+    assert launcher.executor(tmp_path).submit(job).result() == "not set"
