@@ -17,7 +17,7 @@ from typing_extensions import override
 from ecoflap.errors import require_positive
 from ecoflap.sweeps.ended import Submitted, collect
 from ecoflap.sweeps.jobs import Job
-from ecoflap.sweeps.launcher import SubmititLauncher
+from ecoflap.sweeps.launcher import SubmititLauncher, logs_in
 from ecoflap.sweeps.submitted import record_jobs
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class LocalLauncher(SubmititLauncher):
     def submit(self, jobs: Sequence[Job], folder: Path, command: Mapping[str, Any]) -> dict[int, JobReturn]:
         """Run the jobs, ``parallel`` at a time; Ctrl-C ends the running ones."""
         require_positive("hydra.launcher", SimpleNamespace(**self.params), "parallel")
+        _discard_results(folder)
         executor, submitted = self.executor(folder), list[Submitted]()
         waiting = list(zip(jobs, self.packed(jobs, folder), strict=True))
         record_jobs(folder, self._EXECUTOR, [(job, None) for job in jobs], command)
@@ -65,6 +66,15 @@ class LocalLauncher(SubmititLauncher):
             log.warning("the running jobs end; to resume: ecoflap status %s --rerun-failed", folder)
             raise
         return collect(submitted, folder)
+
+
+def _discard_results(folder: Path) -> None:
+    """Remove what earlier jobs of a sweep returned: submitit names these files by ids of processes.
+
+    Such an id is given again, in a container at every start, and a killed job returns nothing.
+    """
+    for file in logs_in(folder).parent.glob("*/*_result.pkl"):
+        file.unlink(missing_ok=True)
 
 
 @contextmanager

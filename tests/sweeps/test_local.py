@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
 import pytest
+import submitit
+from hydra.core.utils import JobStatus
 
 from ecoflap.sweeps import bootstrap, local
+from ecoflap.sweeps.ended import completed
+from ecoflap.sweeps.jobs import Job
+from ecoflap.sweeps.launcher import logs_in
 from ecoflap.sweeps.launcher_options import LocalOptions
 
 DEVICES = "CUDA_VISIBLE_DEVICES"
@@ -50,3 +57,21 @@ def test_a_job_sees_all_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     read = cloudpickle.dumps((os.getenv, (DEVICES, "not set")))
     job = bootstrap.Bootstrap(None, [], read, launcher.variables())
     assert launcher.executor(tmp_path).submit(job).result() == "not set"
+
+
+def test_a_killed_job_does_not_end_with_the_result_of_an_earlier_one_of_its_process_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """submitit names files by it, and a container counts from the same one whenever it is started."""
+    logs = tmp_path / ".submitit" / "7"
+    logs.mkdir(parents=True)
+    (logs / "7_0_result.pkl").write_bytes(cloudpickle.dumps(("success", completed(1.0))))
+
+    def submit(_: object) -> submitit.LocalJob[Any]:
+        return submitit.LocalJob(logs_in(tmp_path), "7", process=subprocess.Popen(["false"]))
+
+    monkeypatch.setattr(submitit.LocalJob, "_results_timeout_s", 0)
+    monkeypatch.setattr(local.LocalLauncher, "executor", lambda *_: SimpleNamespace(submit=submit))
+    monkeypatch.setattr(local.LocalLauncher, "packed", lambda *_: [None])
+    ended = launcher_with().submit([Job(0, ["seed=0"])], tmp_path, {})
+    assert ended[0].status == JobStatus.FAILED
