@@ -61,7 +61,7 @@ def check_sweep(flags: Namespace) -> tuple[DictConfig, int]:
         UserError: if a job can't run, or jobs have other folders than their numbers.
     """
     context, config, jobs = jobs_of(flags)
-    require_numbers(config)
+    require_numbers(context, config, jobs)
     check_jobs(context, config, jobs)
     show_jobs(jobs)
     with composed(context, config, jobs[0]) as (own, _):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from ecoflap.errors import UserError
 from ecoflap.storage.file_names import LEASE
 from ecoflap.storage.lease import held, is_held
 from ecoflap.sweeps.check import check_jobs
-from ecoflap.sweeps.jobs import Job, finished_values
+from ecoflap.sweeps.jobs import Job, composed, finished_values
 from ecoflap.sweeps.rerun import command_of, recorded_command
 from ecoflap.sweeps.submitted import ALIVE, slurm_states, submitted_jobs
 
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 NUMBER = "${hydra.job.num}"
 """The name of a job's folder in that of its sweep."""
+OPTION = re.compile(r"\$\{[^:}]*\}")
+"""The value of another option in a text, such as ``${seed}``."""
 REST = "wait for it, or choose another hydra.sweep.dir"
 
 
@@ -40,7 +43,7 @@ def admitted(
         UserError: if the folder or the place of a job is taken, a job can't run, or jobs have other folders
             than their numbers.
     """
-    require_numbers(config)
+    require_numbers(context, config, jobs)
     with claimed(folder):
         values = finished_values(context, config, jobs, folder)
         todo = [job for job in jobs if values[job.number] is None]
@@ -51,11 +54,11 @@ def admitted(
         yield values
 
 
-def require_numbers(config: DictConfig) -> None:
-    """Refuse names of jobs' folders that are not their numbers, by which all that reads a sweep finds them.
+def require_numbers(context: HydraContext, config: DictConfig, jobs: Sequence[Job]) -> None:
+    """Refuse folders of jobs that are not their numbers in one folder, where all that reads a sweep looks.
 
     Raises:
-        UserError: if they have other names.
+        UserError: if they have other names, or lie in several folders.
     """
     sweep: Any = OmegaConf.to_container(config.hydra.sweep)
     if (subdir := sweep["subdir"]) != NUMBER:
@@ -63,6 +66,21 @@ def require_numbers(config: DictConfig) -> None:
             f"hydra.sweep.subdir={subdir}: the folder of a job has its number as its name, by which ecoflap"
             " status and report find it; leave this out, as they show the options of each job"
         )
+    if OPTION.search(sweep["dir"]) is None:
+        return
+    folder = str(Path(str(config.hydra.sweep.dir)))
+    for other in (_place(context, config, job) for job in jobs):
+        if other != folder:
+            raise UserError(
+                f"hydra.sweep.dir={sweep['dir']} is {folder}, and {other} for one of the jobs; a sweep has"
+                " one folder, in which ecoflap status and report find its jobs: leave out options that vary"
+            )
+
+
+def _place(context: HydraContext, config: DictConfig, job: Job) -> str:
+    """The folder that a job's folder is in."""
+    with composed(context, config, job) as (_, folder):
+        return str(folder.parent)
 
 
 @contextmanager

@@ -40,6 +40,7 @@ CASES: list[Case] = [
     of("report", "blip2-table", "{tmp}/run", says=("no table", "result.json")),
     of("plan", "-m", "sparsity=0.5,1.6", says=("job 1 (sparsity=1.6)", "none of the 2 jobs was started")),
     of("plan", "-m", "sparsity=0.5,0.6", "hydra.sweep.subdir=a", says=("hydra.sweep.subdir=a", "its number")),
+    of("plan", "-m", "sparsity=0.5,0.6", "hydra.sweep.dir=a/${sparsity}", says=("is a/0.6, and a/0.5 for",)),
     of("plan", "sparsity=0.5,0.6", says=("sparsity=0.5,0.6 has several values",)),
     of("plan", "sparsity=1.5", says=("sparsity=1.5",)),
     of("plan", "sparsty=0.5", says=("sparsty", "did you mean sparsity?")),

@@ -30,6 +30,14 @@ CASES: list[Case] = [
         (*SHORT, "sparsity=0.5,0.6", "hydra.sweep.subdir=${sparsity}", "cluster=local"),
         ("hydra.sweep.subdir=${sparsity}", "its number", "leave this out"),
     ),
+    Case(
+        (*SHORT, "pruner=wanda,magnitude", "hydra.sweep.dir={tmp}/${pruner.name}"),
+        (
+            "hydra.sweep.dir={tmp}/${pruner.name}",
+            "is {tmp}/wanda, and {tmp}/magnitude for",
+            "a sweep has one folder",
+        ),
+    ),
     Case((*SHORT, "sparsity=0.5,1.2,2"), ("2 of 3 jobs can't run",)),
     Case((*SHORT, "towers=[vision],[sight]"), ("job 1 (towers=[sight])", "sight", "vision")),
     Case((*SHORT, "batch_size=16,0"), ("job 1 (batch_size=0): batch_size=0",)),
