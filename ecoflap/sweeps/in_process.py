@@ -29,7 +29,8 @@ class InProcessLauncher(BasicLauncher):
         """Run every job, if all can run."""
         assert self.hydra_context is not None
         assert self.config is not None
-        jobs, folder = numbered(job_overrides, initial_job_idx), Path(str(self.config.hydra.sweep.dir))
+        folder = Path(str(self.config.hydra.sweep.dir))
+        jobs = numbered(job_overrides, initial_job_idx, folder)
         with admitted(self.hydra_context, self.config, jobs, folder):
             command = command_to_record(self.config.hydra, folder, jobs)
             record_jobs(folder, "none", [(job, None) for job in jobs], command)

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import RESULT
+from ecoflap.storage.results.record import read_result
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +31,21 @@ class Job(NamedTuple):
     Attributes:
         number: its position in the sweep.
         overrides: the overrides of its config.
+        replaces: when the run finished whose result it replaces (``resume=false``); None if it replaces none.
     """
 
     number: int
     overrides: list[str]
+    replaces: str | None = None
 
 
-def numbered(job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
+def numbered(job_overrides: Sequence[Sequence[str]], first: int, folder: Path | None = None) -> list[Job]:
     """The jobs of a sweep, numbered from ``first``.
+
+    Args:
+        job_overrides: the overrides of each.
+        first: the number of the first one.
+        folder: the folder of the sweep, with the results that jobs may replace.
 
     Raises:
         UserError: if there are none.
@@ -47,7 +55,21 @@ def numbered(job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
             "the sweep has no jobs: one of its axes, such as a range(), has no values; give it some:"
             " key=VALUE,VALUE"
         )
-    return [Job(first + place, list(overrides)) for place, overrides in enumerate(job_overrides)]
+    jobs = [Job(first + place, list(overrides)) for place, overrides in enumerate(job_overrides)]
+    if folder is None:
+        return jobs
+    return [
+        job._replace(replaces=result.finished)
+        if _begins_anew(job) and (result := read_result(folder / str(job.number))) is not None
+        else job
+        for job in jobs
+    ]
+
+
+def _begins_anew(job: Job) -> bool:
+    """Whether a job is started with ``resume=false``."""
+    given = dict(one.lstrip("+").partition("=")[::2] for one in job.overrides)
+    return given.get("resume", "").lower() == "false"
 
 
 def all_jobs(context: HydraContext, config: DictConfig) -> list[Job]:

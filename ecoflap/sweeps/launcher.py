@@ -71,7 +71,7 @@ class SubmititLauncher(BaseSubmititLauncher):  # type: ignore[misc]
         """Submit every job that has not finished before, if all of them can run, and wait for all."""
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        jobs = numbered(job_overrides, initial_job_idx)
+        jobs = numbered(job_overrides, initial_job_idx, folder)
         with admitted(self.hydra_context, self.config, jobs, folder) as values:
             todo = [job for job in jobs if values[job.number] is None]
             if len(todo) < len(jobs):

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecoflap.errors import UserError, path_option
-from ecoflap.storage.file_names import HYDRA, JOBS
-from ecoflap.storage.files import read_json
+from ecoflap.storage.file_names import HYDRA, JOBS, STATUS
+from ecoflap.storage.files import read_json, remove
 from ecoflap.storage.installation import checkout
-from ecoflap.sweeps.submitted import ALIVE, slurm_states, submitted_jobs
+from ecoflap.storage.results.record import read_result
+from ecoflap.sweeps.submitted import ALIVE, own_result, slurm_states, submitted_jobs
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,6 +41,7 @@ def rerun(folder: Path) -> int:
             f"{folder}: Slurm has {len(alive)} of its jobs queued or running, such as {alive[0]}, which"
             " would be submitted twice; wait for them, or cancel them with scancel"
         )
+    _discard_replaced(folder)
     command, started_in = _command(recorded, folder, is_sweep), Path(recorded["cwd"])
     print(json.dumps(command))
     return subprocess.run(command, cwd=started_in if started_in.is_dir() else None, check=False).returncode
@@ -110,6 +112,17 @@ def _program() -> list[str]:
     """Python's arguments to start a run: ``main.py`` of the checkout, or the installed package."""
     project = checkout()
     return ["-m", "ecoflap", "run"] if project is None else [str(project / "main.py")]
+
+
+def _discard_replaced(folder: Path) -> None:
+    """Remove the results that jobs were to replace and have not replaced yet: they would pass for theirs."""
+    from ecoflap.run.folder import discard_products
+
+    for job in submitted_jobs(folder):
+        run = folder / str(job["number"])
+        if own_result(run, job) is None and read_result(run) is not None:
+            discard_products(run)
+            remove(run / STATUS)
 
 
 def _in_slurm(folder: Path) -> list[str]:

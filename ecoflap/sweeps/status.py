@@ -26,7 +26,7 @@ from ecoflap.storage.files import read_json
 from ecoflap.storage.lease import is_held
 from ecoflap.storage.results.record import read_result
 from ecoflap.sweeps.rerun import rerun
-from ecoflap.sweeps.submitted import ENDED_BADLY, WAITING, slurm_states, submitted_jobs
+from ecoflap.sweeps.submitted import ENDED_BADLY, WAITING, own_result, slurm_states, submitted_jobs
 
 FAILED = ("failed", "died")
 
@@ -98,7 +98,9 @@ def read(folder: Path) -> list[Line]:
 
 def _line(run: Path, job: Mapping[str, Any], slurm: Mapping[str, str]) -> Line:
     status: dict[str, Any] = read_json(run / STATUS) or {}
-    queued, result = slurm.get(str(job.get("id")), ""), read_result(run)
+    queued, result = slurm.get(str(job.get("id")), ""), own_result(run, job)
+    if result is None and job.get("replaces") is not None and status.get("state") == "done":
+        status = {}  # of the run whose result it replaces
     state = _state(run, status, queued, result is not None)
     end = time.time() if state == "running" else status.get("updated", 0)
     seconds = end - status["started"] if "started" in status else None

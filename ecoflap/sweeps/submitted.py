@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ecoflap.storage.file_names import JOBS
 from ecoflap.storage.files import read_json, write_json
+from ecoflap.storage.results.record import Result, read_result
 
 if TYPE_CHECKING:  # ecoflap status --help loads no Hydra
     from ecoflap.sweeps.jobs import Job
@@ -20,7 +21,7 @@ ENDED_BADLY = ("FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "
 
 
 def submitted_jobs(folder: Path) -> list[dict[str, Any]]:
-    """What ``jobs.json`` says of each job, {number, overrides, id}; empty in the folder of a single run."""
+    """What ``jobs.json`` says of each job, {number, overrides, replaces, id}; empty for a single run."""
     jobs: list[dict[str, Any]] = (read_json(folder / JOBS) or {}).get("jobs", [])
     return jobs
 
@@ -44,9 +45,20 @@ def record_jobs(
         known = {
             number: job for number, job in known.items() if job.get("id") or (folder / str(number)).exists()
         }
-    known |= {job.number: {"number": job.number, "overrides": job.overrides, "id": id} for job, id in ids}
+    known |= {job.number: {**job._asdict(), "id": id} for job, id in ids}
     jobs = [known[number] for number in sorted(known)]
     write_json(folder / JOBS, {"launcher": launcher, "command": command, "jobs": jobs})
+
+
+def own_result(run: Path, job: Mapping[str, Any]) -> Result | None:
+    """The result of a job; None if it has none yet, perhaps but one that it is to replace.
+
+    Args:
+        run: the folder of the job.
+        job: what ``jobs.json`` says of it; empty for a run that is not one of a sweep.
+    """
+    result, replaced = read_result(run), job.get("replaces")
+    return None if result is not None and replaced == result.finished is not None else result
 
 
 def slurm_states(ids: Sequence[str]) -> dict[str, str]:
