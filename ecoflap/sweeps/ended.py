@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from ecoflap.errors import UserError
 from ecoflap.sweeps.jobs import Job
 
 log = logging.getLogger(__name__)
+
+POLL = 5.0  # seconds until a job is looked at again
 
 
 class Submitted(NamedTuple):
@@ -28,15 +31,40 @@ class Submitted(NamedTuple):
     handle: Any
 
 
-def collect(submitted: Sequence[Submitted], folder: Path) -> dict[int, JobReturn]:
-    """Wait for all jobs of the sweep in a folder; returns {number: how the job ended}."""
+def collect(
+    submitted: Sequence[Submitted], folder: Path, alive: Callable[[str], bool] = lambda _: False
+) -> dict[int, JobReturn]:
+    """Wait for all jobs of a sweep; returns {number: how the job ended}.
+
+    Args:
+        submitted: the jobs.
+        folder: the folder of the sweep.
+        alive: whether the queue has a job of an id, although submitit takes it to have ended.
+    """
     ended = {}
     for job, handle in submitted:
         try:
-            ended[job.number] = handle.results()[0]
+            ended[job.number] = _returned(handle, alive)
         except Exception as error:  # submitit's, for a job that failed, was cancelled or ran out of memory
             ended[job.number] = _failed(job, _last_line(error), handle.paths.stderr, folder)
     return ended
+
+
+def _returned(handle: Any, alive: Callable[[str], bool]) -> Any:
+    """Wait for a job; returns what it returned.
+
+    Raises:
+        Exception: submitit's, if it failed, or ended without a result.
+    """
+    from submitit.core.utils import UncompletedJobError
+
+    while True:
+        try:
+            return handle.results()[0]
+        except UncompletedJobError:
+            if not alive(handle.job_id):
+                raise
+            time.sleep(POLL)
 
 
 def _failed(job: Job, last: str, stderr: Path, folder: Path) -> JobReturn:

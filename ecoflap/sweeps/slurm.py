@@ -39,6 +39,11 @@ def alive_jobs(jobs: Sequence[Job], folder: Path) -> list[Submitted]:
     ]
 
 
+def _is_alive(id: str) -> bool:
+    """Whether Slurm still has a job, such as one that is suspended, which submitit takes to have ended."""
+    return slurm_states([id]).get(id) in ALIVE
+
+
 class SlurmLauncher(SubmititLauncher):
     """Queues jobs as one array of Slurm."""
 
@@ -64,7 +69,7 @@ class SlurmLauncher(SubmititLauncher):
         if not self.params["wait"]:
             return {one.job.number: completed(None) for one in submitted}
         try:
-            return collect(submitted, folder)
+            return collect(submitted, folder, _is_alive)
         except KeyboardInterrupt:
             arrays = " ".join(dict.fromkeys(one.handle.job_id.partition("_")[0] for one in submitted))
             log.warning(

@@ -26,7 +26,7 @@ from ecoflap.storage.files import read_json
 from ecoflap.storage.lease import is_held
 from ecoflap.storage.results.record import read_result
 from ecoflap.sweeps.rerun import rerun
-from ecoflap.sweeps.submitted import ENDED_BADLY, WAITING, own_result, slurm_states, submitted_jobs
+from ecoflap.sweeps.submitted import ALIVE, ENDED_BADLY, WAITING, own_result, slurm_states, submitted_jobs
 
 FAILED = ("failed", "died")
 
@@ -159,7 +159,7 @@ def _state(run: Path, status: Mapping[str, Any], queued: str, has_result: bool) 
         if queued in WAITING:
             return "queued"  # anew: it was preempted, or is run again
         if state == "running":
-            return "died"
+            return "running" if queued in ALIVE else "died"  # suspended, or about to go on
     return "died" if state == "stopped" and ended_badly else state
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import submitit
+from submitit.core.utils import UncompletedJobError
 
 from ecoflap.storage.files import write_json
-from ecoflap.sweeps import slurm
+from ecoflap.sweeps import ended, slurm
 from ecoflap.sweeps.ended import Submitted, completed
 from ecoflap.sweeps.jobs import Job
 from ecoflap.sweeps.launcher_options import SlurmOptions
@@ -30,6 +31,7 @@ def launcher_with(**options: bool) -> slurm.SlurmLauncher:
 @pytest.mark.parametrize(
     ("states", "queued"),
     [
+        ({"7_0": "SUSPENDED", "7_1": "STOPPED"}, [2]),
         ({"7_0": "RUNNING", "7_1": "PENDING"}, [2]),
         ({"7_0": "COMPLETED", "7_1": "REQUEUED"}, [0, 2]),
         ({"7_0": "CANCELLED by 0", "7_1": "TIMEOUT"}, [0, 1, 2]),
@@ -58,9 +60,9 @@ def test_jobs_in_the_queue_are_not_queued_again(
     monkeypatch.setattr(slurm, "slurm_states", lambda ids: {id: states[id] for id in ids})
     monkeypatch.setattr(slurm.SlurmLauncher, "_queue", queue)
     monkeypatch.setattr(submitit, "SlurmJob", job_of)
-    ended = launcher_with(wait=wait).submit(jobs, tmp_path, COMMAND)
+    returns = launcher_with(wait=wait).submit(jobs, tmp_path, COMMAND)
     assert asked == queued
-    assert sorted(ended) == [0, 1, 2]
+    assert sorted(returns) == [0, 1, 2]
     ids = [f"{8 if number in queued else 7}_{number}" for number in range(3)]
     assert [job["id"] for job in submitted_jobs(tmp_path)] == ids
     assert sorted(waited_for) == (sorted(ids) if wait else [])
@@ -103,3 +105,27 @@ def test_jobs_stay_in_the_queue_when_the_wait_is_interrupted(
     with pytest.raises(KeyboardInterrupt):
         launcher_with(wait=True).submit([Job(number, []) for number in range(2)], tmp_path, COMMAND)
     assert f"the jobs stay in Slurm; ecoflap status {tmp_path} shows them, scancel 8 ends them" in caplog.text
+
+
+@pytest.mark.parametrize(("then", "status"), [("SUSPENDED", "COMPLETED"), ("NODE_FAIL", "FAILED")])
+def test_a_suspended_job_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str, status: str
+) -> None:
+    """submitit takes it to have ended without a result."""
+    states, asked = iter(["SUSPENDED", then]), list[str]()
+
+    def results() -> list[Any]:
+        if len(asked) < 2:
+            raise UncompletedJobError("it has not produced any output")
+        return [completed(1.0)]
+
+    def slurm_states(ids: list[str]) -> dict[str, str]:
+        asked.extend(ids)
+        return {ids[0]: next(states)}
+
+    monkeypatch.setattr(slurm, "slurm_states", slurm_states)
+    monkeypatch.setattr(ended, "POLL", 0.0)
+    handle = SimpleNamespace(job_id="7_0", results=results, paths=SimpleNamespace(stderr=tmp_path / "log"))
+    found = ended.collect([Submitted(Job(0, ["seed=0"]), handle)], tmp_path, slurm._is_alive)
+    assert found[0].status.name == status
+    assert asked == ["7_0", "7_0"]

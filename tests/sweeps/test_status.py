@@ -97,6 +97,9 @@ def test_slurm_knows_what_a_killed_job_could_not_write(sweep: Path, monkeypatch:
     found = {line.name: line for line in status.read(sweep)}
     assert [found[name].state for name in "01234"] == ["done", "failed", "queued", "died", "died"]
     assert "OUT_OF_MEMORY" in found["3"].reason
+    for state, shown in (("SUSPENDED", "running"), ("RUNNING", "running"), ("COMPLETED", "died")):
+        monkeypatch.setattr(status, "slurm_states", lambda _, state=state: {"7_2": state})
+        assert status.read(sweep)[2].state == shown, "it was suspended, or is about to go on"
     write(sweep / "2", state="stopped", reason="ended from outside")
     again = {f"7_{number}": "PENDING" for number in range(4)}
     monkeypatch.setattr(status, "slurm_states", lambda ids: again)
