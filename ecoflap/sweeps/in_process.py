@@ -10,6 +10,7 @@ from hydra.core.utils import JobReturn
 
 from ecoflap.sweeps.claim import admitted, command_to_record
 from ecoflap.sweeps.failures import Failures
+from ecoflap.sweeps.frozen import freeze
 from ecoflap.sweeps.jobs import numbered
 from ecoflap.sweeps.submitted import record_jobs
 
@@ -26,9 +27,10 @@ class InProcessLauncher(BasicLauncher):
         self.failures = Failures()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run every job, if all can run."""
+        """Run every job, if all can run, with the configs as they were when that was checked."""
         assert self.hydra_context is not None
         assert self.config is not None
+        freeze(self.hydra_context.config_loader)
         folder = Path(str(self.config.hydra.sweep.dir))
         jobs = numbered(job_overrides, initial_job_idx, folder)
         with admitted(self.hydra_context, self.config, jobs, folder):
