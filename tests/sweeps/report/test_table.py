@@ -23,6 +23,15 @@ def lines(folder: Path) -> list[str]:
     return list(markdown(make_tables(make_sections(read_runs(folder)))))
 
 
+def test_a_line_break_in_a_setting_ends_no_row(tmp_path: Path) -> None:
+    for name, prompt in (("a", "Question: {}\nAnswer:"), ("b", "Question: {} Answer:")):
+        write_run(tmp_path, name, 70.0, task={"name": "vqa", "prompt": prompt})
+    assert [line.split(" | ")[3] for line in lines(tmp_path)[2:]] == [
+        r"task.prompt=Question: {}\nAnswer:",
+        "task.prompt=Question: {} Answer:",
+    ]
+
+
 def test_mean_deviation_and_count_over_seeds(tmp_path: Path) -> None:
     for seed, value in enumerate([70.0, 72.0, 74.0]):
         write_run(tmp_path, f"w{seed}", value, seed=seed)
