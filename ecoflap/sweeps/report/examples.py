@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
@@ -38,14 +39,21 @@ def examples_of(table: MetricTable, tasks: int) -> dict[str, Any] | None:
 
 
 def _from_the_sparsest(table: MetricTable) -> list[tuple[str, Run]]:
-    """The runs with their methods: highest sparsity first, then best mean, then lowest seed."""
+    """The runs with their methods: highest sparsity first, then best mean, NaN last, then lowest seed."""
     sign = 1 if table.smaller_is_better else -1
     runs = [
-        (-run.sparsity, sign * statistics(pruned(seeds))[0], run.seed, method.label, run)
+        (
+            -run.sparsity,
+            math.isnan(mean := statistics(pruned(seeds))[0]),
+            sign * mean,
+            run.seed,
+            method.label,
+            run,
+        )
         for method, run in zip(table.section.methods, table.section.runs, strict=True)
         if (seeds := table.cells.get(method, {}).get(run.sparsity)) is not None
     ]
-    return [(label, run) for *_, label, run in sorted(runs, key=lambda one: one[:4])]
+    return [(label, run) for *_, label, run in sorted(runs, key=lambda one: one[:5])]
 
 
 def _passage(scores: ItemScores) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,14 @@ def test_the_examples_are_those_of_the_best_method_at_the_highest_sparsity(tmp_p
     assert "worse&gt;?" not in html
     assert html.count(f'<img src="{DOT}" alt=""') == 1
     assert re.search(r"dense: red&nbsp;✓<br>pruned: blue</p>", html)
+
+
+@pytest.mark.parametrize("broken", ["a", "z"])
+def test_a_model_without_a_figure_is_not_the_best(tmp_path: Path, broken: str) -> None:
+    for name, figure, score in ((broken, math.nan, "none"), ("m", 70.0, "zeroth_order")):
+        run = write_run(tmp_path, name, figure, sparsity=0.6, score={"name": score})
+        keep(run, "vqa", examples=[example(f"colour of <{name}>?", "blue")])
+    assert "colour of &lt;m&gt;?" in page(tmp_path)
 
 
 def test_a_text_is_coloured_by_the_loss_of_each_token_of_both_models(tmp_path: Path) -> None:
