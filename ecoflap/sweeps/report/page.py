@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from ecoflap.sweeps.report.settings import AXES, fixed_and_varying
 from ecoflap.sweeps.report.table import figure
 
 NAME = "index.html"
+PLOT = re.compile(r'<figure data-name="([A-Za-z0-9._-]+)"')
+"""A plot of a page, with the name of its files."""
 
 
 def write_page(
@@ -28,7 +31,7 @@ def write_page(
     unfinished: Sequence[Unfinished],
     source: str,
 ) -> Path:
-    """Write the page and its plots into a folder.
+    """Write the page and its plots into a folder, in place of an earlier page and its plots.
 
     Args:
         folder: the folder; created if it does not exist.
@@ -42,6 +45,7 @@ def write_page(
         The file of the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _remove_plots(folder)
     runs = [run for section in sections for run in section.runs]
     named = {key for section in sections for method in section.methods for key, _ in method.settings}
     constant, varying = fixed_and_varying(runs, named)
@@ -71,6 +75,15 @@ def write_page(
     path = folder / NAME
     path.write_text(html, encoding="utf-8")
     return path
+
+
+def _remove_plots(folder: Path) -> None:
+    """Remove the plots of an earlier page, which may be of runs or metrics that the new one doesn't have."""
+    page = folder / NAME
+    text = page.read_text(encoding="utf-8", errors="ignore") if page.is_file() else ""
+    for name in PLOT.findall(text):
+        for suffix in ("png", "pdf"):
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
 
 
 def _bench(run: Run, bench: Bench) -> dict[str, Any]:

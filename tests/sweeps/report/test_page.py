@@ -230,3 +230,17 @@ def test_the_page_is_written_even_if_nobody_reads_the_table(
 def test_nothing_to_show_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     assert "no report: no result.json below" in capsys.readouterr().err
+
+
+def test_a_new_page_leaves_no_plots_of_an_earlier_one(tmp_path: Path) -> None:
+    """Beside it, where --wandb takes them from; what else is there stays."""
+    write_run(tmp_path / "sweep", "a", 70.0)
+    output = tmp_path / "report"
+    given = [str(tmp_path / "sweep"), "--output", str(output), "--metric"]
+    assert main([*given, "vqa/loss"]) == 0
+    assert (output / "tiny_vqa_loss.png").is_file()
+    (output / "own.png").touch()
+    assert main([*given, "vqa/accuracy"]) == 0
+    names = {path.name for path in output.iterdir()}
+    assert {"own.png", "tiny_vqa_accuracy.png", "tiny_vqa_accuracy.pdf"} <= names
+    assert not any("loss" in name for name in names)
