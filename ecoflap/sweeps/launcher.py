@@ -23,6 +23,7 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 
 from ecoflap.console.startup import collect_less_garbage
+from ecoflap.errors import UserError
 from ecoflap.run.import_path import beside, config_folders
 from ecoflap.storage.installation import checkout, conf_folder
 from ecoflap.sweeps.claim import admitted, command_to_record
@@ -70,6 +71,11 @@ class SubmititLauncher(BaseSubmititLauncher):  # type: ignore[misc]
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit every job that has not finished before, if all of them can run, and wait for all."""
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
+        if Path(logs := self.params["submitit_folder"]).absolute() != logs_in(folder):
+            raise UserError(
+                f"hydra.launcher.submitit_folder={logs}: the logs of jobs are in .submitit in the folder of"
+                " the sweep, where it looks for them when it is started again; leave it out"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         jobs = numbered(job_overrides, initial_job_idx, folder)
         with admitted(self.hydra_context, self.config, jobs, folder) as values:

@@ -14,7 +14,7 @@ from typing import Any
 from hydra.core.utils import JobReturn, filter_overrides
 from typing_extensions import override
 
-from ecoflap.errors import require_positive
+from ecoflap.errors import UserError, require_positive
 from ecoflap.sweeps.ended import Submitted, collect
 from ecoflap.sweeps.jobs import Job
 from ecoflap.sweeps.launcher import SubmititLauncher, logs_in
@@ -47,6 +47,11 @@ class LocalLauncher(SubmititLauncher):
     def submit(self, jobs: Sequence[Job], folder: Path, command: Mapping[str, Any]) -> dict[int, JobReturn]:
         """Run the jobs, ``parallel`` at a time; Ctrl-C ends the running ones."""
         require_positive("hydra.launcher", SimpleNamespace(**self.params), "parallel")
+        if (nodes := self.params["nodes"]) != 1:
+            raise UserError(
+                f"hydra.launcher.nodes={nodes}: cluster=local has one node, this machine; leave it out, or"
+                " use cluster=slurm"
+            )
         _discard_results(folder)
         executor, submitted = self.executor(folder), list[Submitted]()
         waiting = list(zip(jobs, self.packed(jobs, folder), strict=True))

@@ -38,6 +38,14 @@ CASES: list[Case] = [
             "a sweep has one folder",
         ),
     ),
+    Case(
+        (*SHORT, "sparsity=0.5,0.6", "cluster=local", "hydra.launcher.nodes=2"),
+        ("hydra.launcher.nodes=2: cluster=local has one node", "cluster=slurm"),
+    ),
+    Case(
+        (*SHORT, "sparsity=0.5,0.6", "cluster=local", "hydra.launcher.submitit_folder={tmp}/logs"),
+        ("hydra.launcher.submitit_folder={tmp}/logs", "leave it out"),
+    ),
     Case((*SHORT, "sparsity=0.5,1.2,2"), ("2 of 3 jobs can't run",)),
     Case((*SHORT, "towers=[vision],[sight]"), ("job 1 (towers=[sight])", "sight", "vision")),
     Case((*SHORT, "batch_size=16,0"), ("job 1 (batch_size=0): batch_size=0",)),
