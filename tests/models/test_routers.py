@@ -1,4 +1,4 @@
-"""What stays dense inside the blocks: routers, and linear classes whose output is no plain product."""
+"""What stays dense in blocks: routers, indexers, and linear classes whose output is no plain product."""
 
 from __future__ import annotations
 
@@ -51,6 +51,13 @@ OTHER_PRODUCTS = {
         "self_attn.o_a_proj": "forward of DeepseekV4GroupedLinear isn't the plain product"
     }
 }
+# What chooses the tokens that attention reads.
+INDEXED = {
+    "DeepseekV32ForCausalLM": "self_attn.indexer",
+    "DeepseekV4ForCausalLM": "self_attn.compressor.indexer",
+    "GlmMoeDsaForCausalLM": "self_attn.indexer",
+    "AXK2ForCausalLM": "self_attn.indexer",
+}
 
 
 def left_dense(module: nn.Module) -> list[Skipped]:
@@ -80,7 +87,18 @@ def test_routers_stay_dense_and_nothing_else_that_is_linear_does(name: str) -> N
     for tower in find_towers(module):
         for path, child in module.get_submodule(tower.path).named_modules(prefix=tower.path):
             if isinstance(child, nn.Linear):
-                assert (path in layers) != (inside(path) in ROUTED[name] | others), path
+                dense = inside(path) in ROUTED[name] | others or ".indexer." in path
+                assert (path in layers) != dense, path
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_indexers_stay_dense(name: str) -> None:
+    module = architecture(name)
+    inner = f".{INDEXED[name]}."
+    expected = {path for path, one in module.named_parameters() if inner in path and one.ndim > 1}
+    assert expected
+    assert {one.name for one in left_dense(module) if one.reason == "indexer"} == expected
+    assert not [layer for tower in find_towers(module) for layer in tower.layers if inner in layer.name]
 
 
 @pytest.mark.parametrize("name", OTHER_PRODUCTS)

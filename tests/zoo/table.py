@@ -22,7 +22,7 @@ where metrics are equal up to rounding, statistics that agree to 1e-4, and score
 - **kind**: experts are decoders with routed experts; hybrid models have state-space, linear-attention or convolution layers.
 - **layers**: the number of weight matrices that are pruned, in a model of two to four blocks per tower.
 - **prunable**: the share of all weights in the blocks that these layers have. Each matrix of each expert is a layer;
-  routers and convolutions are not.
+  routers, indexers and convolutions are not.
 - **result**: equal; or refused, with the error that ends a run. If the error names layers to leave dense, they were left
   dense, and the rest was compared. Models get no sound as input, so towers that read sound are left out.
 

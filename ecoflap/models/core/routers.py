@@ -1,4 +1,6 @@
-"""Find the routers of a mixture of experts: the few weights that decide which experts a token reaches."""
+"""Find the few weights that choose: routers, which experts a token reaches, and indexers, which tokens are
+attended to.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from torch import nn
 # is half of an MLP.
 ROUTER = re.compile(r"(^|_)router(_|$)|^shared_experts?_gate$")
 GATE_NEXT_TO_EXPERTS = "gate"
+INDEXER = re.compile(r"(^|_)indexer(_|$)")
 
 
 def routers(module: nn.Module) -> Iterator[nn.Module]:
@@ -21,3 +24,14 @@ def routers(module: nn.Module) -> Iterator[nn.Module]:
         for name, child in children.items():
             if ROUTER.search(name) or (has_experts and name == GATE_NEXT_TO_EXPERTS):
                 yield from child.modules()
+
+
+def indexers(module: nn.Module) -> Iterator[nn.Module]:
+    """Every indexer of sparse attention, such as DeepSeek-V3.2's, and the modules inside them.
+
+    Only the order of its outputs counts. No loss has a gradient with respect to it, and a token that it
+    doesn't choose is lost to attention.
+    """
+    for name, child in module.named_modules():
+        if INDEXER.search(name.rpartition(".")[2]):
+            yield from child.modules()
