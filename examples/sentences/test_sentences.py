@@ -124,6 +124,7 @@ def test_padding_changes_no_mask(text: Path) -> None:
 
 
 @wikitext
+@pytest.mark.variant
 def test_pruned_model_still_retrieves(model: PrunableModel) -> None:
     calibration = Sentences(path=str(WIKITEXT / "valid.txt"), samples=16).load(model, seed=0)
     evaluation = SentenceRetrieval(path=str(WIKITEXT / "wiki.test.raw"), limit=100).load(model)

@@ -262,6 +262,7 @@ def test_offload(
 
 
 @pytest.mark.parametrize("task", TASKS)
+@pytest.mark.every_run("captions", "classes")
 def test_evaluation(tmp_path: Path, task: str) -> None:
     cpu, npy = on_both([*TASKS[task], "steps=[evaluate]", "score=none"], tmp_path)
     assert npy.metrics == cpu.metrics

@@ -144,6 +144,7 @@ def shortened(overrides: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in CARRIED])
+@pytest.mark.every_run(*ONE_OF_EACH_SYSTEM)
 def test_an_experiment_composes_as_published(experiment: str) -> None:
     config = composed([f"+experiment={experiment}"])
     assert config.sparsity in (0.4, 0.5, 0.6)
@@ -210,6 +211,7 @@ def options_alone() -> DictConfig:
 
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in CARRIED])
+@pytest.mark.every_run(*ONE_OF_EACH_SYSTEM)
 def test_no_option_is_left_of_a_choice_that_is_replaced(experiment: str, options_alone: DictConfig) -> None:
     """Those that an experiment alone sets, and the command line can leave out, are named when they are in the
     way.

@@ -56,6 +56,7 @@ def test_the_same_with_weights_on_the_disk(
     compare(run, [*expert_run, "score=first_order"], hf.AutoModelForCausalLM, tmp_path)
 
 
+@pytest.mark.every_run("Qwen3Moe")
 def test_main_prunes_reports_and_verifies(expert_run: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     overrides = [

@@ -54,6 +54,7 @@ def test_good_when_dense_and_worse_when_pruned(
 
 
 @pytest.mark.parametrize("model", ["clip_mini", "blip_retrieval_mini", "t5_mini", "blip_caption_mini"])
+@pytest.mark.every_run("clip_mini", "t5_mini")
 def test_zeroth_order_and_sparsegpt(run: Callable[..., Result], short: list[str], model: str) -> None:
     options = [f"model={model}", "pruner=sparsegpt", "sparsity=0.5", "score.samples=8", *MINIS[model][2]]
     result = run([*short, *options])

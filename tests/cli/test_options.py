@@ -81,6 +81,7 @@ def test_first_order_measures(run: Run, text_run: list[str], measure: str) -> No
 @pytest.mark.parametrize("granularity", ["layer", "block", "tower", "model"])
 @pytest.mark.parametrize("scope", ["model", "tower"])
 @pytest.mark.parametrize("aggregate", ["sum", "average"])
+@pytest.mark.every_run("*-model-model", "*-tower-layer")
 def test_allocation_choices(
     run: Run, text_run: list[str], granularity: str, scope: str, aggregate: str
 ) -> None:
@@ -120,6 +121,7 @@ def test_pruners_and_masks(run: Run, text_run: list[str], pruner: str, mask: str
 
 @pytest.mark.parametrize("pruner", ["magnitude", "wanda", "ria", "sparsegpt", "admm"])
 @pytest.mark.parametrize(("mask", "sparsity"), [("2:4", 0.5), ("4:8", 0.5), ("1:4", 0.75)])
+@pytest.mark.every_run("2:4-*", "*-admm")
 def test_n_of_m_masks(
     run: Run, text_run: list[str], pruner: str, mask: str, sparsity: float, tmp_path: Path
 ) -> None:

@@ -137,6 +137,7 @@ def test_each_trial_solve_is_made_by_one_process(
 
 
 @pytest.mark.parametrize("name", ALLOCATORS)
+@pytest.mark.every_run("in context", "in context by row, ADMM", "evopress by loss", "tamp", "owl")
 def test_allocations_are_those_of_one_process(name: str) -> None:
     allocator, family, pruner = ALLOCATORS[name]
     if family not in tiny.FAMILIES:

@@ -137,6 +137,7 @@ def test_a_batch_of_more_samples_than_processes_is_enough(propagate: str) -> Non
 
 
 @pytest.mark.parametrize("choice", ["atv", "text", "answer"])
+@pytest.mark.every_run("answer")
 def test_tokens_are_chosen_among_those_of_all_processes(choice: str) -> None:
     """The last samples have no pictures, so that a process may see none."""
     with_pictures = token_samples("llava").samples

@@ -50,6 +50,7 @@ def written(module: Any, processor: Any, numbers: list[int], chat: dict[str, Any
 
 @pytest.mark.parametrize("brief", [None, "\nAnswer the question using a single word or phrase."])
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.every_run("*-None")
 def test_answers_are_those_of_transformers_alone(name: str, brief: str | None) -> None:
     module, processor = MODELS[name].build()
     chat = {"enable_thinking": False} if "enable_thinking" in processor.chat_template else {}

@@ -124,6 +124,23 @@ def counts(name: str) -> dict[str, tuple[int, int, int]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.every_run(
+    "llama_3_8b",
+    "flan_t5_xl",
+    "clip_vit_l14",
+    "blip2_flan_t5_xl",
+    "blip_*",
+    "*qwen3_vl",
+    "smolvlm_256m",
+    "paligemma_3b",
+    "internvl3_2b",
+    "eva_clip_g",
+    "vit*",
+    "smollm2_135m",
+    "causal_lm",
+    "seq2seq",
+    "vlm",
+)
 def test_every_config_builds_its_model(name: str) -> None:
     config = config_of(name).model
     try:

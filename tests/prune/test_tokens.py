@@ -57,6 +57,7 @@ def test_weights_of_sparsegpt_in_all_towers(family: str, choice: str) -> None:
         ("blip2_opt", "atv", "dense"),
     ],
 )
+@pytest.mark.every_run("qwen2_5_vl-*", "llava-text-dense")
 def test_with_every_propagation(family: str, choice: str, propagate: str) -> None:
     check(lambda: only_mixed(family), samples(family), choice, MIXED[family], "wanda", propagate)
 

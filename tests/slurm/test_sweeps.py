@@ -48,6 +48,7 @@ def states(slurm: Cluster, folder: Path) -> list[str]:
     return [known[one] for one in ids]
 
 
+@pytest.mark.variant
 def test_twelve_jobs_at_once_score_once(
     slurm: Cluster, sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

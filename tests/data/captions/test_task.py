@@ -107,6 +107,7 @@ def plainly(references: Sequence[Sequence[str]], predictions: Sequence[str], jav
 @needs_package
 @needs_java
 @pytest.mark.parametrize("java", [True, False])
+@pytest.mark.every_run("False")
 def test_scores_are_the_packages_own(java: bool) -> None:
     metrics = CaptionMetrics(java=java, spice=False)
     found = scores(

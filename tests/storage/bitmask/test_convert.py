@@ -129,6 +129,7 @@ def kill_at(number: int) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.every_run("coded")
 def test_killed_at_20_random_moments(
     dense: Path, tensors: dict[str, Tensor], tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
