@@ -113,6 +113,7 @@ def test_totals_are_exact_for_unequal_layers(scope: str, sparsity: float) -> Non
 
 @pytest.mark.parametrize("pruner", PRUNERS, ids=lambda pruner: pruner.name)
 @pytest.mark.parametrize("family", ["llama", "clip", "blip_retrieval", "vit"])
+@pytest.mark.every_run("llama", "clip-wanda")
 def test_the_fitness_falls_below_that_of_the_uniform_model(family: str, pruner: LayerPruner) -> None:
     model = tiny.build(family)
     options = {**SMALL, "samples": [4, 5], "generations": 6}

@@ -95,6 +95,7 @@ def broken_llama(tiny_llama: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("cluster", ["none", "local"])
+@pytest.mark.every_run("local")
 def test_no_job_is_started_when_one_is_impossible(text_run: list[str], tmp_path: Path, cluster: str) -> None:
     folder = tmp_path / "sweep"
     done = sweep("-m", *text_run, "sparsity=0.5,2.0,1.5", f"cluster={cluster}", f"hydra.sweep.dir={folder}")

@@ -39,6 +39,7 @@ def test_both_pictures_and_every_layer_are_seen(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", tiny.MODULES)
+@pytest.mark.every_run("blip2")
 def test_zeroth_order_equals_really_moving_the_weights(family: str, caplog: pytest.LogCaptureFixture) -> None:
     model, calibration = tiny.build(family), tiny.samples(family)
     before = model.fingerprint()

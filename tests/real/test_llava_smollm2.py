@@ -112,6 +112,7 @@ def test_a_saved_one_is_read_as_any_vlm(model: PrunableModel, tmp_path: Path) ->
 
 
 @NEEDS
+@pytest.mark.variant
 def test_equals_pruning_layer_by_layer(model: PrunableModel) -> None:
     calibration = Calibration(samples=2).load(model, seed=0)
     assert_equals_reference(LOADER, calibration, blocks=1)

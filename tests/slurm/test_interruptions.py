@@ -78,6 +78,7 @@ def test_preempted_by_a_more_urgent_job(
     check(folder, undisturbed, printed, 2)
 
 
+@pytest.mark.variant
 def test_cancelled_and_started_again(
     slurm: Cluster, sweep: Sweep, tmp_path: Path, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
