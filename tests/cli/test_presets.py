@@ -11,22 +11,8 @@ from ecoflap.cli.presets import with_presets
 from ecoflap.errors import UserError
 from ecoflap.run.plan.building import build_tasks
 from tests.cli import forked
-from tests.cli.conftest import ROOT, composed_as_given
-
-EXPERIMENTS = sorted(
-    str(file.relative_to(ROOT / "conf/experiment").with_suffix(""))
-    for file in (ROOT / "conf/experiment").rglob("*.yaml")
-)
-ONE_OF_EACH_SYSTEM = (
-    "blip2/ecoflap_zeroth",
-    "blip2/iterative_global_gradient",
-    "blip/coco/ecoflap_finetune",
-    "blip/vqa/ecoflap",
-    "clip/ecoflap_wanda",
-    "eva_clip/ecoflap",
-    "flan_t5/ecoflap",
-    "llama/ecoflap_zeroth",
-)
+from tests.cli.conftest import composed_as_given
+from tests.cli.test_experiments import EXPERIMENTS, ONE_OF_EACH_SYSTEM
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
