@@ -35,3 +35,8 @@ def indexers(module: nn.Module) -> Iterator[nn.Module]:
     for name, child in module.named_modules():
         if INDEXER.search(name.rpartition(".")[2]):
             yield from child.modules()
+
+
+def selecting(module: nn.Module) -> dict[nn.Module, str]:
+    """{module of a router or an indexer: which of the two}; their weights stay dense."""
+    return {**dict.fromkeys(routers(module), "router"), **dict.fromkeys(indexers(module), "indexer")}

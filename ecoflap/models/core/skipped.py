@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ecoflap.models.core.layers import Layer, is_linear, is_plain, weights_of
-from ecoflap.models.core.routers import indexers, routers
+from ecoflap.models.core.routers import selecting
 from ecoflap.models.core.towers import Tower
 
 MATCHED = "matches skip_layers"
@@ -44,7 +44,7 @@ def skipped_weights(module: nn.Module, every: Sequence[Tower], chosen: Sequence[
             sizes[id(layer.parameter)] += layer.size
     tower_of = {id(layer.parameter): tower.name for tower in every for layer in tower.layers}
     chosen_names = {tower.name for tower in chosen}
-    choosing = {**dict.fromkeys(routers(module), "router"), **dict.fromkeys(indexers(module), "indexer")}
+    of_selecting = selecting(module)
     owners: dict[int, nn.Module] = {}
     for child in module.modules():
         for parameter in child.parameters(recurse=False):
@@ -60,7 +60,7 @@ def skipped_weights(module: nn.Module, every: Sequence[Tower], chosen: Sequence[
         elif tower is not None:
             reason = MATCHED if tower in chosen_names else f"tower {tower} is left dense"
         else:
-            reason = choosing.get(owner) or _no_layer(name, parameter, owner)
+            reason = of_selecting.get(owner) or _no_layer(name, parameter, owner)
         result.append(Skipped(name, size, reason))
     return result
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from ecoflap.errors import UserError, did_you_mean, nearest, similar, written
 from ecoflap.models.core.layers import Layer, weights_of
-from ecoflap.models.core.routers import indexers, routers
+from ecoflap.models.core.routers import selecting
 from ecoflap.models.core.tower_names import LEFT_DENSE, READS, kinds_of, name_towers, tower_kind
 
 
@@ -115,7 +115,7 @@ def find_towers(module: nn.Module, wanted: Mapping[str, str] | None = None) -> t
             )
     reads = READS.get(str(getattr(module, "main_input_name", None)))
     kinds, names = kinds_of(lists, reads), name_towers(lists, reads, wanted)
-    dense, seen = {*routers(module), *indexers(module)}, set[tuple[int, str]]()
+    dense, seen = selecting(module), set[tuple[int, str]]()
     return tuple(
         Tower(name, path, _blocks(path, lists[path], dense, seen), tower_kind(name) or kinds[path])
         for name, path in names.items()
