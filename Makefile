@@ -16,6 +16,8 @@ LMMS_EVAL := lmms-eval>=0.7.3,<0.8
 WHOLE_RUNS := accelerator api benchmarks cli evaluate finetune lavis mini prune real refusals score slurm zoo
 QUICK := score/test_first_order prune/test_driver prune/test_propagate prune/test_whole_model refusals/test_main
 FAST := $(filter-out $(WHOLE_RUNS:%=tests/%/) %/__pycache__/,$(wildcard tests/*/)) $(filter-out tests/test_wheel.py tests/test_benchmarks.py,$(wildcard tests/test_*.py)) $(QUICK:%=tests/%.py)
+# The tests that every run takes, by their markers.
+EVERY_RUN := not slow and not zoo and not variant
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 OVERRIDES ?=
 # Most modules of these packages are never imported: a module is compiled when it first is.
@@ -63,17 +65,17 @@ run: $(INSTALLED) ## set up and run the main job, offline: prune the embedded BL
 	HF_HUB_OFFLINE=1 $(BIN)/python main.py $(OVERRIDES)
 
 test: $(READY) ## set up and run the tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not zoo and not variant' --ignore=tests/slurm
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m '$(EVERY_RUN)' --ignore=tests/slurm
 
 test-all: $(READY) real-models ## run every test, also the variants, golden figures and architectures that those leave out (two hours on two cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m '' --ignore=tests/slurm
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --timeout 900 tests/slurm
 
 test-fast: $(READY) ## run the tests that need no whole run (about a minute on two cores)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not zoo and not variant and not long' $(FAST)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m '$(EVERY_RUN) and not long' $(FAST)
 
 coverage: $(READY) ## run them and a few longer ones, and count the lines that they reach (what tests run in processes of their own is not counted)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not zoo and not variant' --cov $(FAST)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m '$(EVERY_RUN)' --cov $(FAST)
 
 test-zoo: $(READY) ## compare every architecture of transformers with full forward passes (ten minutes on one core; `make test` has a minute of it)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'zoo or not slow' tests/zoo
