@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +24,9 @@ DEVICES = "CUDA_VISIBLE_DEVICES"
 
 def launcher_with(**options: Any) -> local.LocalLauncher:
     """The launcher with its defaults but for these options."""
-    names = [entry.name for entry in fields(LocalOptions) if entry.name != "_target_"]
-    return local.LocalLauncher(**{**{name: getattr(LocalOptions(), name) for name in names}, **options})
+    given = {**vars(LocalOptions()), **options}
+    del given["_target_"]  # as Hydra does
+    return local.LocalLauncher(**given)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +23,7 @@ COMMAND: dict[str, Any] = {"overrides": ["seed=0,1,2"]}
 
 def launcher_with(**options: bool) -> slurm.SlurmLauncher:
     """The launcher with its defaults but for these options."""
-    defaults = {entry.name: getattr(SlurmOptions(), entry.name) for entry in fields(SlurmOptions)}
-    return slurm.SlurmLauncher(**{**defaults, **options})
+    return slurm.SlurmLauncher(**{**vars(SlurmOptions()), **options})
 
 
 @pytest.mark.parametrize(
