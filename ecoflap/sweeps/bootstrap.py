@@ -21,13 +21,12 @@ class Bootstrap:
         code: the folder of a code snapshot; None for the installed code.
         parts: folders of parts outside the package, last on the import path.
         job: a function and its arguments, pickled.
-        variables: environment variables to set for the job; None unsets one.
+        variables: environment variables to set for the job, instead of what submitit sets; None unsets one.
     """
 
-    def __init__(
-        self, code: str | None, parts: list[str], job: bytes, variables: dict[str, str | None]
-    ) -> None:
-        self.code, self.parts, self.job, self.variables = code, parts, job, variables
+    def __init__(self, code: str | None, parts: list[str], job: bytes) -> None:
+        self.code, self.parts, self.job = code, parts, job
+        self.variables: dict[str, str | None] = {}
 
     def __call__(self) -> Any:
         """Run the job."""

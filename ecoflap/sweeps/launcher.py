@@ -137,12 +137,8 @@ class SubmititLauncher(BaseSubmititLauncher):  # type: ignore[misc]
             call = (job.overrides, "hydra.sweep.dir", job.number, f"job_id_for_{job.number}", state)
             pickled = cloudpickle.dumps((launcher, call))
             place = None if code is None else str(code)
-            packed.append(bootstrap.Bootstrap(place, parts, pickled, self.variables()))
+            packed.append(bootstrap.Bootstrap(place, parts, pickled))
         return packed
-
-    def variables(self) -> dict[str, str | None]:
-        """Environment variables to set for the jobs, instead of what submitit sets; None unsets one."""
-        return {}
 
     def _with_configs_of(self, code: Path) -> SubmititLauncher:
         """This launcher with the configs of a code snapshot."""

@@ -33,17 +33,6 @@ class LocalLauncher(SubmititLauncher):
     _EXECUTOR = "local"
 
     @override
-    def variables(self) -> dict[str, str | None]:
-        """The devices of this process, or the first of them that ``gpus_per_node`` asks for.
-
-        submitit shows jobs no device where nothing is asked for, and else the first ones of the machine.
-        """
-        visible, asked = os.environ.get(DEVICES), self.params["gpus_per_node"]
-        if asked is None:
-            return {DEVICES: visible}
-        return {} if visible is None else {DEVICES: ",".join(visible.split(",")[:asked])}
-
-    @override
     def submit(self, jobs: Sequence[Job], folder: Path, command: Mapping[str, Any]) -> dict[int, JobReturn]:
         """Run the jobs, ``parallel`` at a time; Ctrl-C ends the running ones."""
         require_positive("hydra.launcher", SimpleNamespace(**self.params), "parallel")
@@ -52,17 +41,22 @@ class LocalLauncher(SubmititLauncher):
                 f"hydra.launcher.nodes={nodes}: cluster=local has one node, this machine; leave it out, or"
                 " use cluster=slurm"
             )
+        shares = shares_of_devices(self.params["gpus_per_node"], self.params["parallel"])
         _discard_results(folder)
         executor, submitted = self.executor(folder), list[Submitted]()
         waiting = list(zip(jobs, self.packed(jobs, folder), strict=True))
         record_jobs(folder, self._EXECUTOR, [(job, None) for job in jobs], command)
+        running: dict[int, Submitted] = {}  # by the number of its share
         try:
             while waiting or not all(one.handle.done() for one in submitted):
-                if waiting and sum(not one.handle.done() for one in submitted) < self.params["parallel"]:
+                free = [n for n in range(len(shares)) if n not in running or running[n].handle.done()]
+                if waiting and free:
                     job, packed = waiting.pop(0)
+                    packed.variables[DEVICES] = shares[free[0]]
                     log.info("\t#%d : %s", job.number, " ".join(filter_overrides(job.overrides)))
                     with _errors_into(folder / CONTROLLERS):
-                        submitted.append(Submitted(job, executor.submit(packed)))
+                        running[free[0]] = Submitted(job, executor.submit(packed))
+                    submitted.append(running[free[0]])
                 else:
                     time.sleep(0.2)
         except KeyboardInterrupt:
@@ -71,6 +65,35 @@ class LocalLauncher(SubmititLauncher):
             log.warning("the running jobs end; to resume: ecoflap status %s --rerun-failed", folder)
             raise
         return collect(submitted, folder)
+
+
+def shares_of_devices(asked: int | None, parallel: int) -> list[str | None]:
+    """What CUDA_VISIBLE_DEVICES is for each of the jobs that run at a time; None leaves it unset.
+
+    submitit shows jobs no device where nothing is asked for, and else the first ones of the machine.
+
+    Args:
+        asked: number of devices for each job, which no other job sees; None shows each job all of them.
+        parallel: number of jobs at a time, if there are enough devices.
+
+    Raises:
+        UserError: if there are fewer devices than one job asks for.
+    """
+    visible = os.environ.get(DEVICES)
+    if not asked:
+        return [visible if asked is None else ""] * parallel
+    import torch
+
+    found = torch.cuda.device_count()
+    if (at_a_time := min(parallel, found // asked)) < 1:
+        raise UserError(
+            f"hydra.launcher.gpus_per_node={asked}: torch sees {found} GPUs here; ask for fewer, or leave it"
+            " out"
+        )
+    if at_a_time < parallel:
+        log.info("%d jobs at a time: %d GPUs, %d for each", at_a_time, found, asked)
+    names = [str(number) for number in range(found)] if visible is None else visible.split(",")
+    return [",".join(names[share * asked : (share + 1) * asked]) for share in range(at_a_time)]
 
 
 def _discard_results(folder: Path) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 import cloudpickle
 import pytest
 import submitit
+import torch
 from hydra.core.utils import JobStatus
 
+from ecoflap.errors import UserError
 from ecoflap.sweeps import bootstrap, local
 from ecoflap.sweeps.ended import completed
 from ecoflap.sweeps.jobs import Job
@@ -30,33 +32,61 @@ def launcher_with(**options: Any) -> local.LocalLauncher:
 
 
 @pytest.mark.parametrize(
-    ("visible", "asked", "seen"),
+    ("visible", "asked", "shares"),
     [
-        (None, None, {DEVICES: None}),
-        ("2,3", None, {DEVICES: "2,3"}),
-        ("2,3", 1, {DEVICES: "2"}),
-        ("2,3", 0, {DEVICES: ""}),
-        (None, 2, {}),
+        (None, None, [None, None]),
+        ("2,3", None, ["2,3", "2,3"]),
+        ("2,3", 1, ["2", "3"]),
+        ("GPU-a,GPU-b,GPU-c", 2, ["GPU-a,GPU-b"]),
+        ("2,3", 0, ["", ""]),
+        (None, 1, ["0", "1"]),
+        (None, 2, ["0,1", "2,3"]),
+        (None, 3, ["0,1,2"]),
     ],
 )
-def test_jobs_see_the_devices_of_the_command(
-    monkeypatch: pytest.MonkeyPatch, visible: str | None, asked: int | None, seen: dict[str, str | None]
+def test_each_job_sees_the_devices_of_the_command_or_a_share_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, asked: int | None, shares: list[str | None]
 ) -> None:
-    """Or the first of them that are asked for; of all, submitit takes the first ones itself."""
+    """Of two jobs at a time, or one where the four devices of the machine aren't enough for two."""
     monkeypatch.delenv(DEVICES, raising=False)
     if visible is not None:
         monkeypatch.setenv(DEVICES, visible)
-    assert launcher_with(gpus_per_node=asked).variables() == seen
+    found = 4 if visible is None else len(visible.split(","))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    assert local.shares_of_devices(asked, parallel=2) == shares
+
+
+def test_more_devices_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of jobs on the CPU."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="gpus_per_node=2: torch sees 1 GPUs here"):
+        local.shares_of_devices(2, parallel=1)
 
 
 def test_a_job_sees_all_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where submitit would hide them all."""
     monkeypatch.delenv(DEVICES, raising=False)
-    launcher = launcher_with(name="devices")
+    assert seen_by_jobs(tmp_path, monkeypatch) == ["not set"] * 3
+
+
+def test_jobs_at_one_time_see_different_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a later one those of a job that has ended."""
+    monkeypatch.setenv(DEVICES, "4,7")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    first, second, third = seen_by_jobs(tmp_path, monkeypatch, gpus_per_node=1)
+    assert {first, second} == {"4", "7"}
+    assert third in {"4", "7"}
+
+
+def seen_by_jobs(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[Any]:
+    """The devices that each of three jobs sees, two at a time."""
     cloudpickle.register_pickle_by_value(bootstrap)
     read = cloudpickle.dumps((os.getenv, (DEVICES, "not set")))
-    job = bootstrap.Bootstrap(None, [], read, launcher.variables())
-    assert launcher.executor(tmp_path).submit(job).result() == "not set"
+    jobs = [Job(number, [f"seed={number}"]) for number in range(3)]
+    launcher = launcher_with(name="devices", **options)
+    monkeypatch.setattr(launcher, "packed", lambda *_: [bootstrap.Bootstrap(None, [], read) for _ in jobs])
+    monkeypatch.setattr(local, "collect", lambda submitted, _: [one.handle.result() for one in submitted])
+    return launcher.submit(jobs, folder, {})  # type: ignore[return-value]
 
 
 def test_a_killed_job_does_not_end_with_the_result_of_an_earlier_one_of_its_process_id(
@@ -72,6 +102,6 @@ def test_a_killed_job_does_not_end_with_the_result_of_an_earlier_one_of_its_proc
 
     monkeypatch.setattr(submitit.LocalJob, "_results_timeout_s", 0)
     monkeypatch.setattr(local.LocalLauncher, "executor", lambda *_: SimpleNamespace(submit=submit))
-    monkeypatch.setattr(local.LocalLauncher, "packed", lambda *_: [None])
+    monkeypatch.setattr(local.LocalLauncher, "packed", lambda *_: [SimpleNamespace(variables={})])
     ended = launcher_with().submit([Job(0, ["seed=0"])], tmp_path, {})
     assert ended[0].status == JobStatus.FAILED
