@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 CONTROLLERS = ".submitit/controllers.log"
 """What submitit's processes that start and watch the jobs write to stderr, in the folder of a sweep."""
 DEVICES = "CUDA_VISIBLE_DEVICES"
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class LocalLauncher(SubmititLauncher):
@@ -42,6 +43,8 @@ class LocalLauncher(SubmititLauncher):
                 " use cluster=slurm"
             )
         shares = shares_of_devices(self.params["gpus_per_node"], self.params["parallel"])
+        at_a_time = min(len(shares), len(jobs)) * self.params["tasks_per_node"]
+        threads = share_of_threads(self.params["cpus_per_task"], at_a_time)
         _discard_results(folder)
         executor, submitted = self.executor(folder), list[Submitted]()
         waiting = list(zip(jobs, self.packed(jobs, folder), strict=True))
@@ -52,7 +55,7 @@ class LocalLauncher(SubmititLauncher):
                 free = [n for n in range(len(shares)) if n not in running or running[n].handle.done()]
                 if waiting and free:
                     job, packed = waiting.pop(0)
-                    packed.variables[DEVICES] = shares[free[0]]
+                    packed.variables.update({DEVICES: shares[free[0]], **threads})
                     log.info("\t#%d : %s", job.number, " ".join(filter_overrides(job.overrides)))
                     with _errors_into(folder / CONTROLLERS):
                         running[free[0]] = Submitted(job, executor.submit(packed))
@@ -94,6 +97,22 @@ def shares_of_devices(asked: int | None, parallel: int) -> list[str | None]:
         log.info("%d jobs at a time: %d GPUs, %d for each", at_a_time, found, asked)
     names = [str(number) for number in range(found)] if visible is None else visible.split(",")
     return [",".join(names[share * asked : (share + 1) * asked]) for share in range(at_a_time)]
+
+
+def share_of_threads(asked: int | None, processes: int) -> dict[str, str | None]:
+    """The variable with the number of threads of each of the processes that compute at the same time.
+
+    torch would start a thread for every core in each of them, which then wait for each other.
+
+    Args:
+        asked: ``cpus_per_task``; None is an equal share of this process's threads, or what the user has set.
+        processes: number of processes that run at the same time.
+    """
+    if asked is None and any(name in os.environ for name in THREADS):
+        return {}
+    import torch
+
+    return {THREADS[0]: str(asked or max(1, torch.get_num_threads() // processes))}
 
 
 def _discard_results(folder: Path) -> None:

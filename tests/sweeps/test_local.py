@@ -78,10 +78,38 @@ def test_jobs_at_one_time_see_different_devices(tmp_path: Path, monkeypatch: pyt
     assert third in {"4", "7"}
 
 
-def seen_by_jobs(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[Any]:
-    """The devices that each of three jobs sees, two at a time."""
+@pytest.mark.parametrize(("processes", "threads"), [(1, "6"), (2, "3"), (4, "1"), (8, "1")])
+def test_jobs_at_one_time_share_the_threads(
+    monkeypatch: pytest.MonkeyPatch, processes: int, threads: str
+) -> None:
+    """Of as many cores as this process uses."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    assert local.share_of_threads(None, processes) == {"OMP_NUM_THREADS": threads}
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
+def test_a_number_of_threads_from_outside_stays(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """For each job, unless the launcher is asked for another."""
+    monkeypatch.setenv(name, "5")
+    assert local.share_of_threads(None, 2) == {}
+    assert local.share_of_threads(4, 2) == {"OMP_NUM_THREADS": "4"}
+
+
+def test_jobs_run_with_their_share_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three jobs, two at a time."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    assert seen_by_jobs(tmp_path, monkeypatch, "OMP_NUM_THREADS") == ["3"] * 3
+
+
+def seen_by_jobs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, variable: str = DEVICES, **options: Any
+) -> list[Any]:
+    """The value of a variable of the environment in each of three jobs, two at a time."""
     cloudpickle.register_pickle_by_value(bootstrap)
-    read = cloudpickle.dumps((os.getenv, (DEVICES, "not set")))
+    read = cloudpickle.dumps((os.getenv, (variable, "not set")))
     jobs = [Job(number, [f"seed={number}"]) for number in range(3)]
     launcher = launcher_with(name="devices", **options)
     monkeypatch.setattr(launcher, "packed", lambda *_: [bootstrap.Bootstrap(None, [], read) for _ in jobs])
