@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 CONTROLLERS = ".submitit/controllers.log"
 """What submitit's processes that start and watch the jobs write to stderr, in the folder of a sweep."""
 DEVICES = "CUDA_VISIBLE_DEVICES"
+OPTION = "hydra.launcher.gpus_per_node"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -83,16 +84,17 @@ def shares_of_devices(asked: int | None, parallel: int) -> list[str | None]:
         UserError: if there are fewer devices than one job asks for.
     """
     visible = os.environ.get(DEVICES)
-    if not asked:
-        return [visible if asked is None else ""] * parallel
+    if asked == 0:
+        return [""] * parallel
     import torch
 
     found = torch.cuda.device_count()
+    if asked is None:
+        if found > 1:
+            log.info("jobs with device=auto use the first of %d GPUs; %s=1 gives each its own", found, OPTION)
+        return [visible] * parallel
     if (at_a_time := min(parallel, found // asked)) < 1:
-        raise UserError(
-            f"hydra.launcher.gpus_per_node={asked}: torch sees {found} GPUs here; ask for fewer, or leave it"
-            " out"
-        )
+        raise UserError(f"{OPTION}={asked}: torch sees {found} GPUs here; ask for fewer, or leave it out")
     if at_a_time < parallel:
         log.info("%d jobs at a time: %d GPUs, %d for each", at_a_time, found, asked)
     names = [str(number) for number in range(found)] if visible is None else visible.split(",")

@@ -56,6 +56,17 @@ def test_each_job_sees_the_devices_of_the_command_or_a_share_of_its_own(
     assert local.shares_of_devices(asked, parallel=2) == shares
 
 
+@pytest.mark.parametrize(("asked", "told"), [(None, True), (1, False)])
+def test_jobs_that_crowd_on_the_first_device_are_told_how_to_spread(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, asked: int | None, told: bool
+) -> None:
+    """Where the machine has several."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with caplog.at_level("INFO"):
+        local.shares_of_devices(asked, parallel=2)
+    assert ("the first of 4 GPUs; hydra.launcher.gpus_per_node=1" in caplog.text) is told
+
+
 def test_more_devices_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of jobs on the CPU."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
