@@ -16,6 +16,7 @@ from ecoflap.prune.protocol import Pruner
 from ecoflap.prune.report import NOTABLE, PruneReport
 from ecoflap.run.state import RunState
 from ecoflap.storage.results import UNCORRELATED, LayerCount, Result, sparsity_section
+from ecoflap.storage.results.hardware import hardware
 from ecoflap.storage.saved_model import usual_dtype
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ def make_record(
         metrics=state.metrics,
         sparsity=_sparsity(counts, model.parameter_count(), state.allocation, pruner, coarse),
         steps=state.costs,
+        hardware=hardware(model.device),
         scores=None if state.scores is None else state.scores.to_json(),
         allocation=describe_allocation(state.allocation),
         sources=sources,

@@ -84,6 +84,7 @@ class Result:
         scores: The scores of the coarse stage with their standard errors, or None without scores.
         allocation: ``granularity`` and ``details`` of the allocation, or None without one; its counts are in
             ``sparsity``.
+        hardware: What computed it, see ``hardware``; None in records that are older than this field.
         standard_errors: Of the metrics that have one, laid out as they are; None for ``ecoflap.save``.
         sources: The user's own code and the files that it was made from, see ``sources_of``.
     """
@@ -103,6 +104,7 @@ class Result:
     weights: str | None = None
     scores: dict[str, Any] | None = None
     allocation: dict[str, Any] | None = None
+    hardware: dict[str, Any] | None = None
     standard_errors: dict[str, dict[str, dict[str, float]]] | None = None
     sources: dict[str, Any] = field(default_factory=lambda: {"parts": {}, "files": {}})
 
@@ -121,9 +123,9 @@ class Result:
         return {name: _map_leaves(value, _encode) for name, value in fields.items()}
 
     def digest(self) -> str:
-        """A hash of all but the time and the costs, which differ whenever a run is repeated."""
+        """A hash of all but the time, the costs and the hardware, which differ whenever a run is repeated."""
         fields = self.to_json()
-        del fields["finished"], fields["steps"]
+        del fields["finished"], fields["steps"], fields["hardware"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
     def write(self, path: Path) -> None:
@@ -166,7 +168,7 @@ class Result:
             raise FileNotFoundError(
                 f"no result record at {path}: give the folder of a finished run, which holds a {RESULT}"
             )
-        record = {"finished": None, "weights": None, **_parse(path)}
+        record = {"finished": None, "weights": None, "hardware": None, **_parse(path)}
         missing = [field.name for field in dataclasses.fields(cls) if field.name not in record]
         if missing:
             raise ValueError(

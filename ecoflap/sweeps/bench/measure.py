@@ -16,6 +16,7 @@ from ecoflap.models.core.expert_slices import refresh
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.storage.results.bench import Bench, FormRow, Spread
+from ecoflap.storage.results.hardware import name_of
 from ecoflap.storage.results.metrics import first_metric
 from ecoflap.sweeps.bench.forms import Form, SavedRun, forms_of, memory_bytes
 from ecoflap.sweeps.bench.speed import Workload, operations_of, reads_cpu_time, seconds_of, workload_for
@@ -165,10 +166,8 @@ def _value(form: Form, metric: tuple[str, str] | None) -> float | None:
 
 
 def _machine(model: PrunableModel) -> dict[str, Any]:
-    device = model.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return {
-        "device": name,
+        "device": name_of(model.device),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "clock": "CPU time" if reads_cpu_time(model) else "wall clock",

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ecoflap.storage.results.bench import Bench, cells_of, columns_of, machine_line, read_bench
 from ecoflap.sweeps.report.metrics import MetricTable
 from ecoflap.sweeps.report.page_section import Plots, describe_section
-from ecoflap.sweeps.report.runs import Run, Unfinished
+from ecoflap.sweeps.report.runs import Run, Unfinished, hardware_of
 from ecoflap.sweeps.report.sections import Section
 from ecoflap.sweeps.report.settings import AXES, fixed_and_varying
 from ecoflap.sweeps.report.table import figure
@@ -68,6 +68,7 @@ def write_page(
         constant=constant,
         varying=[(key, values, _part(key, named)) for key, values in varying.items()],
         origins=_origins(runs),
+        hardware=hardware_of(runs).most_common(),
         metrics=list(dict.fromkeys(table.name for table in tables)),
         rows=[row for section, own in tables_of for row in _rows(section, own)],
         benches=[_bench(run, found) for run in runs if (found := read_bench(run.folder)) is not None],

@@ -5,6 +5,7 @@ ecoflap report paired SWEEP [--models-across]
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ecoflap.sweeps.report import models_across
 from ecoflap.sweeps.report.cells import statistics
 from ecoflap.sweeps.report.metrics import make_tables
 from ecoflap.sweeps.report.pairs import Pairs, metric_names, paired
-from ecoflap.sweeps.report.runs import read_runs
+from ecoflap.sweeps.report.runs import hardware_of, read_runs
 from ecoflap.sweeps.report.sections import make_sections
 from ecoflap.sweeps.report.table import figure
 
@@ -35,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        found = list(paired(make_tables(make_sections(read_runs(options.folder)), options.metric)))
+        runs = read_runs(options.folder)
+        found = list(paired(make_tables(make_sections(runs), options.metric)))
         if not found:
             raise UserError(
                 f"below {options.folder} no allocation has the seed, sparsity and pruner of a uniform one"
@@ -44,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         return complain(f"no table: {error}")
     print("\n".join((models_across.markdown if options.models_across else markdown)(found)))
+    if len(machines := hardware_of(runs)) > 1:
+        print(f"note: seconds can't be compared across hardware: {'; '.join(machines)}", file=sys.stderr)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -11,6 +12,7 @@ from typing import Any
 
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import HYDRA, JOBS, RESULT
+from ecoflap.storage.results.hardware import in_words
 from ecoflap.storage.results.identity import rounded_sparsity
 from ecoflap.storage.results.record import Result, find_copies, find_records
 from ecoflap.sweeps.submitted import submitted_jobs
@@ -151,6 +153,11 @@ def read_runs(folder: Path) -> list[Run]:
         print(f"left out: {path} is beside a copy of the model of {copies[path].parent}", file=sys.stderr)
     left_out = {*from_python, *copies}
     return [_run(path, folder, result) for path, result in results.items() if path not in left_out]
+
+
+def hardware_of(runs: Iterable[Run]) -> Counter[str]:
+    """The number of runs on each hardware, of those whose record names it."""
+    return Counter(in_words(run.result.hardware) for run in runs if run.result.hardware is not None)
 
 
 def read_unfinished(folder: Path) -> list[Unfinished]:

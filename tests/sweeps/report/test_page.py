@@ -147,6 +147,20 @@ def test_what_it_says(html: str) -> None:
     assert html.count("<svg") == html.count("<figure") == 9
 
 
+def test_hardware_is_named_and_costs_of_several_are_not_compared(tmp_path: Path) -> None:
+    """The note is there from the second on."""
+    cpu = {"device": "cpu", "name": "EPYC", "threads": 2, "processes": 1}
+    write_run(tmp_path, "a", 70.0, seed=0, record={"hardware": cpu})
+    write_run(tmp_path, "b", 71.0, seed=1, record={"hardware": cpu})
+    page, note = make(tmp_path), "seconds and memory can't be compared"
+    assert "2 runs on EPYC, 2 threads." in page
+    assert note not in page
+    write_run(tmp_path, "c", 72.0, seed=2, record={"hardware": {**cpu, "device": "cuda", "name": "H100"}})
+    page = make(tmp_path)
+    assert "2 runs on EPYC, 2 threads, 1 run on H100." in page
+    assert note in page
+
+
 def test_plots_stand_beside_the_page(sweep: Path, html: str) -> None:
     files = list((sweep / "report").iterdir())
     names = {path.stem for path in files if path.suffix == ".png"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,21 @@ def test_runs_of_other_settings_are_no_pair(tmp_path: Path, capsys: pytest.Captu
     write(tmp_path, [60.0, 70.0, 80.0], samples=64)
     (row,) = table(tmp_path, capsys)
     assert row[5:10] == ["3", "70.00", "82.00", "+12.0 ± 2.5", "better"]
+
+
+@pytest.mark.parametrize("names", [(None, None), ("EPYC", "EPYC"), ("EPYC", "H100")])
+def test_seconds_of_several_machines_are_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: tuple[str | None, str | None]
+) -> None:
+    """Beside the table, which is for other programs."""
+    write(tmp_path, [70.0, 80.0])
+    write(tmp_path, [72.0, 83.0], "er")
+    for path, name in zip(sorted(tmp_path.rglob(RESULT)), [*names, *names], strict=True):
+        known = name and {"device": "cpu", "name": name, "threads": 1, "processes": 1}
+        replace(Result.read(path), hardware=known).write(path)
+    assert main([str(tmp_path)]) == 0
+    note = "note: seconds can't be compared across hardware: EPYC; H100\n"
+    assert capsys.readouterr().err == (note if "H100" in names else "")
 
 
 def test_a_uniform_run_on_the_same_samples_is_the_pair(
