@@ -20,6 +20,7 @@ from benchmarks.measure import ROOT, Row, write_between
 from benchmarks.models import device
 from ecoflap.console.startup import reuse_freed_memory
 from ecoflap.errors import UserError
+from ecoflap.storage.results.hardware import name_of
 
 GROUPS = {
     "kernels": kernels,
@@ -78,13 +79,12 @@ def write(folder: Path, groups: dict[str, Any]) -> None:
 
 def machine(threads: int) -> dict[str, str]:
     """What the figures depend on."""
-    where = device()
-    name = (
-        torch.get_device_module(where).get_device_name(where)
-        if where.type != "cpu"
-        else f"CPU, {threads} thread(s), CPU seconds of the process"
-    )
-    return {"device": name, "torch": torch.__version__, "transformers": transformers.__version__}
+    counted = f", {threads} thread(s), CPU seconds of the process" if device().type == "cpu" else ""
+    return {
+        "device": name_of(device()) + counted,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def line(row: dict[str, Any]) -> str:
