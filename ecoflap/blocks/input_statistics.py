@@ -178,7 +178,7 @@ class InputStatistics:
         return counted_inputs(layer, inputs, self._counted, self._foreign)
 
     def __getitem__(self, layer: Layer) -> Statistic:
-        if layer.is_expert and (layer not in self.of or not self.of[layer].tokens):
+        if layer.is_routed and (layer not in self.of or not self.of[layer].tokens):
             if layer not in self._unseen:
                 self._unseen[layer] = self.kind.unseen(layer.shape[1], layer.weight.device)
             return self._unseen[layer]

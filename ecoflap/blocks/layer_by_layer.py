@@ -127,9 +127,10 @@ class LayerByLayer:
                 if (stage := self._next) is None:
                     break
                 self._prune(stage)
-        for stage, groups in self._stages.items():
-            if stage not in self._pruned:
-                raise never_ran(groups[0][0])
+        for stage in [stage for stage in self._stages if stage not in self._pruned]:
+            if not (layer := self._stages[stage][0][0]).is_routed:
+                raise never_ran(layer)
+            self._prune(stage)  # an expert that no token reaches, now that all before it is pruned
 
     def _run_on(self, batch: _Progress, index: int) -> None:
         """Run a batch from the beginning of the block to the next dense stage, or to the block's end."""
@@ -230,7 +231,7 @@ class LayerByLayer:
             self._count_none(group, group[0].weight.device)  # no batch of this process may have reached it
             statistic, drift = self._statistics.pop(group), self._drifts.pop(group, None)
             statistic.combine()
-            if group[0].is_expert and not statistic.tokens:
+            if group[0].is_routed and not statistic.tokens:
                 statistic = self.kind.unseen(group[0].shape[1], group[0].weight.device)
             if self.twin is not None:
                 self.twin.remember(group)
@@ -240,7 +241,7 @@ class LayerByLayer:
             known.append(SharedInput(group, require_tokens(group[0], statistic), drifts))
         self.prune(known)
         self._pruned.add(stage)
-        del self._next  # every caller has read it before it prunes
+        vars(self).pop("_next", None)
         self._ready = [batch for batch in self._batches if batch.waits == stage]
 
 

@@ -116,7 +116,7 @@ def _record(
     report.errors[layer.name] = piece.relative_error
     if piece.zeroed:
         report.zeroed[layer.name] = piece.zeroed
-    if layer.is_expert and statistic is not None:
+    if layer.is_routed and statistic is not None:
         report.tokens[layer.name] = 0 if statistic.assumed else statistic.tokens
     if piece.note:
         log.warning("%s: %s", layer.name, piece.note)
