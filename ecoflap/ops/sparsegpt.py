@@ -107,11 +107,12 @@ def _correct(solved: Tensor, factor: InverseFactor, columns: slice, errors: Tens
 
 
 def _saliency(solved: Tensor, factor: InverseFactor, columns: slice) -> Tensor:
-    """The loss that removing each weight of some columns adds, W^2 / diag(U)^2 [columns, rows].
+    """The root of the loss that removing each weight of some columns adds, |W| / diag(U) [columns, rows].
 
-    The weights are those that earlier columns have already updated.
+    The weights are those that earlier columns have already updated. The root is in the range of fp32 where
+    the squares of very large or small weights are not.
     """
-    scores = solved[columns].square() / factor.upper.diagonal()[columns].square().unsqueeze(1)
+    scores = solved[columns].abs() / factor.upper.diagonal()[columns].unsqueeze(1)
     # Below any loss: removing these costs nothing, not even a chance to compensate for other weights.
     return scores.masked_fill_(factor.dead[columns].unsqueeze(1), -1.0)
 

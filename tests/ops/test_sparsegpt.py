@@ -124,6 +124,17 @@ def test_layers_with_one_input_are_solved_as_each_by_itself(pattern: Pattern) ->
         torch.testing.assert_close(solution.weight, alone.weight, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("pattern", ["matrix", (2, 4)])
+@pytest.mark.parametrize("exponent", [-90, 90])
+def test_the_scale_of_the_weights_does_not_matter(exponent: int, pattern: Pattern) -> None:
+    """Their squares are out of the range of fp32."""
+    weight, hessian = problem(6, 24)
+    expected = solve(weight, hessian, 72, pattern, block=8)
+    found = solve(weight * 2.0**exponent, hessian, 72, pattern, block=8)
+    assert torch.equal(found.mask, expected.mask)
+    torch.testing.assert_close(found.weight / 2.0**exponent, expected.weight)
+
+
 def test_batched_and_column_by_column_errors_agree() -> None:
     weight, hessian = problem(30, 48)
     upper = inverse_factor(hessian).upper[16:32, 16:32]
