@@ -133,6 +133,26 @@ UNUSED: list[Case] = [
         ("score.samples=128 is more than the 32 of calibration.samples",),
         warns=True,
     ),
+    Case(
+        (*IDLE, "pruner=global_gradient", "pruner.samples=8"),
+        ("pruner.samples=8 is more than the 4 of calibration.samples: 4 are used",),
+        warns=True,
+    ),
+    Case(
+        (*IDLE, "allocation=in_context", "allocation.samples=8"),
+        ("allocation.samples=8 is more than the 4 of calibration.samples: 4 are used",),
+        warns=True,
+    ),
+    Case(
+        (*IDLE, "allocation=evopress", "allocation.samples=[2,3,8]"),
+        ("allocation.samples=[2,3,8] is more than the 4 of calibration.samples: 4 are used",),
+        warns=True,
+    ),
+    Case(
+        (*IDLE, "pruner=sparsegpt", "pruner.mask=2:4", "sparsity=0.5", "pruner.block=64"),
+        ("pruner.block=64 changes nothing: pruner.mask=2:4 is chosen for each group of 4 columns",),
+        warns=True,
+    ),
 ]
 
 CASES: list[Case] = [*MODELS, *ALLOCATIONS, *UNUSED]

@@ -18,6 +18,9 @@ READ_BY = {
     "task": ("evaluate",),
 }
 
+# What uses the first samples of the calibration set, and what it does with them.
+USED = {"score": ("scorer", "scored"), "allocation": ("allocator", "used"), "pruner": ("pruner", "used")}
+
 OF_SCORES = {"allocation.cap", "allocation.granularity", "allocation.aggregate"}
 OF_PROBES = {"score.eps", "score.samples_per_pass"}
 
@@ -42,20 +45,25 @@ def unused(plan: Plan, given: Sequence[str]) -> list[str]:
 
 
 def few_samples(plan: Plan, given: Sequence[str], count: int) -> list[str]:
-    """A sentence if more score samples were requested than there are; the default may be more.
+    """A sentence about each part that was to use more samples than there are; its default may be more.
 
     Args:
         plan: the plan of the run.
         given: the overrides of its config.
         count: number of samples in the calibration set.
     """
-    asked = any(option.lstrip("+").startswith("score.samples=") for option in given)
-    if not asked or plan.scorer is None or "score" not in plan.steps or plan.scorer.samples <= count:
-        return []
-    return [
-        f"score.samples={plan.scorer.samples} is more than the {count} of calibration.samples: {count} are"
-        " scored"
-    ]
+    found = []
+    for option in given:
+        group, _, name = option.lstrip("+").partition("=")[0].partition(".")
+        if name != "samples" or group not in USED or _reason(plan, f"{group}.samples", option) is not None:
+            continue
+        part, used = USED[group]
+        asked = getattr(getattr(plan, part), "samples", 0)
+        if (asked if isinstance(asked, int) else max(asked)) > count:
+            found.append(
+                f"{option.lstrip('+')} is more than the {count} of calibration.samples: {count} are {used}"
+            )
+    return found
 
 
 def _reason(plan: Plan, key: str, option: str) -> str | None:
@@ -89,6 +97,9 @@ def _without_its_part(plan: Plan, key: str) -> str | None:
     allocator, scorer = plan.allocator, plan.scorer
     if key == "pruner.swaps" and getattr(plan.pruner, "refine", None) == "none":
         return "pruner.refine=none swaps no weights"
+    rule = None if plan.pruner.allocates else plan.pruner.rule
+    if key == "pruner.block" and rule is not None and rule.group is not None:
+        return f"pruner.mask={rule.name} is chosen for each group of {rule.group} columns"
     if key == "pruner.trial_iterations" and not allocator.in_trials:
         return f"allocation={allocator.name} prunes in no trials"
     if key in OF_SCORES and scorer is None and allocator.requires.scores == "optional":
