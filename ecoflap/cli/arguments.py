@@ -17,7 +17,7 @@ from ecoflap.cli.choices import Choices, searched
 from ecoflap.cli.hydra_parser import accepting_help_objects
 from ecoflap.cli.presets import with_presets
 from ecoflap.cli.recipe import without_recipe
-from ecoflap.errors import UserError, did_you_mean, text_option, typed_command
+from ecoflap.errors import UserError, did_you_mean, path_option, text_option, typed_command
 from ecoflap.run.config import METHODS, RunConfig
 from ecoflap.run.import_path import beside, extend_import_path
 
@@ -195,6 +195,9 @@ def _check_notation(override: str, match: re.Match[str]) -> None:
         raise UserError(
             f"{override} names no folder, so the run would write into this one; give one: {key}=FOLDER"
         )
+    if key in ("hydra.run.dir", "hydra.sweep.dir", "cache") and value.strip("'\"").startswith("~/"):
+        there = path_option(key, Path(value.strip("'\"")).expanduser())
+        raise UserError(f"{override}: the shell left the ~ as it is; write {there}")
     if key == "hydra.job.chdir" and match["sign"] != "~" and value.lower() not in ("false", "null"):
         raise UserError(
             f"{key}={value}: paths of options and the cache, which runs share, are relative to the folder"

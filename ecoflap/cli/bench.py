@@ -13,9 +13,8 @@ thread on a CPU, the clock is the CPU time of the process, which excludes other 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from ecoflap.console.arguments import ArgumentParser, complain
+from ecoflap.console.arguments import ArgumentParser, complain, given_path
 from ecoflap.console.tables import table
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import BENCH, RESULT
@@ -63,9 +62,13 @@ def bench(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(prog="ecoflap bench", description=__doc__)
     parser.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help=f"folder of a run, with {RESULT} and a saved model"
+        "runs",
+        type=given_path,
+        nargs="+",
+        metavar="RUN",
+        help=f"folder of a run, with {RESULT} and a saved model",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="another file for the figures")
+    parser.add_argument("--json", type=given_path, metavar="FILE", help="another file for the figures")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 8], help="samples at a time")
     parser.add_argument("--repeats", type=int, default=10, help="timed repeats of each model and batch size")
     parser.add_argument("--tokens", type=int, default=32, help="tokens that a language model writes")

@@ -16,7 +16,7 @@ import re
 import time
 from pathlib import Path
 
-from ecoflap.console.arguments import ArgumentParser, complain
+from ecoflap.console.arguments import ArgumentParser, complain, given_path
 from ecoflap.console.tables import table
 from ecoflap.storage.cache.upkeep import collect_garbage, entries, foreign, problem
 from ecoflap.storage.file_names import CACHE
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("command", choices=("ls", "verify", "gc"))
     parser.add_argument(
         "--cache",
-        type=Path,
+        type=given_path,
         default=Path(CACHE),
         help=f"folder of the cache (default: {CACHE})",
     )

@@ -10,9 +10,7 @@ writing it.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ecoflap.console.arguments import ArgumentParser, complain
+from ecoflap.console.arguments import ArgumentParser, complain, given_path
 from ecoflap.errors import UserError
 from ecoflap.storage.bitmask.forms import FORMS
 
@@ -20,8 +18,10 @@ from ecoflap.storage.bitmask.forms import FORMS
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = ArgumentParser(prog="ecoflap convert", description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder of a saved model, or of the run that saved it")
-    parser.add_argument("out", type=Path, help="new or empty folder to write")
+    parser.add_argument(
+        "folder", type=given_path, help="folder of a saved model, or of the run that saved it"
+    )
+    parser.add_argument("out", type=given_path, help="new or empty folder to write")
     parser.add_argument("--to", choices=FORMS, required=True, help="the form to write")
     options = parser.parse_args(arguments)
     if not options.folder.is_dir():

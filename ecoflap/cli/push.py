@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ecoflap.console.arguments import ArgumentParser, complain
+from ecoflap.console.arguments import ArgumentParser, complain, given_path
 from ecoflap.console.tables import table
 from ecoflap.errors import UserError
 
@@ -59,7 +58,9 @@ def _show(prepared: Prepared, repo_id: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(prog="ecoflap push", description=__doc__)
-    parser.add_argument("place", type=Path, help="folder of a run with model.save=true, or of a saved model")
+    parser.add_argument(
+        "place", type=given_path, help="folder of a run with model.save=true, or of a saved model"
+    )
     parser.add_argument("repo_id", help="NAME, or OWNER/NAME")
     parser.add_argument("--public", action="store_true", help="make a new repository public, not private")
     parser.add_argument(

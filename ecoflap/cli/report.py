@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ecoflap.console.arguments import ArgumentParser, complain
+from ecoflap.console.arguments import ArgumentParser, complain, given_path
 from ecoflap.console.options import WandbOptions
 from ecoflap.console.tracking import WandbTracker
 from ecoflap.errors import UserError
@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         "folders",
         metavar="FOLDER",
         nargs="+",
-        type=Path,
+        type=given_path,
         help="folder of a sweep or a run; every result.json below it is read",
     )
     parser.add_argument(
@@ -139,11 +139,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=given_path,
         help="folder of the page and the plots (default: report/ inside the first sweep)",
     )
     parser.add_argument(
-        "--csv", type=Path, help="file of the table (default: table.csv in the output folder)"
+        "--csv", type=given_path, help="file of the table (default: table.csv in the output folder)"
     )
     parser.add_argument("--title", help="heading of the page (default: the folder's name)")
     parser.add_argument(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ecoflap.console.arguments import ArgumentParser, complain
+from ecoflap.console.arguments import ArgumentParser, complain, given_path
 from ecoflap.console.tables import table
 from ecoflap.storage.file_names import RESULT
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = ArgumentParser(prog="ecoflap verify", description=__doc__)
-    parser.add_argument("run", type=Path, help=f"folder of a run, holding {RESULT} and the saved checkpoint")
+    parser.add_argument(
+        "run", type=given_path, help=f"folder of a run, holding {RESULT} and the saved checkpoint"
+    )
     run = parser.parse_args(arguments).run
     if run.is_file():
         return complain(f"{run} is a file; give the folder of a run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ecoflap.console.wrapping import paragraphs, wrapped
@@ -28,6 +29,11 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print what is wrong, and exit with 2."""
         self.exit(complain(f"{message}; {self.prog} --help shows the usage"))
+
+
+def given_path(text: str) -> Path:
+    """The path that an argument names; after ``--output=``, the shell leaves a ~ as it is."""
+    return Path(text).expanduser()
 
 
 def complain(message: object) -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ecoflap.console.arguments import ArgumentParser, complain
+from ecoflap.console.arguments import ArgumentParser, complain, given_path
 from ecoflap.console.pace import seconds_in_words
 from ecoflap.console.tables import table
 from ecoflap.errors import UserError, written
@@ -57,7 +57,7 @@ class Line:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = ArgumentParser(prog="ecoflap status", description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder of a sweep, or of a run")
+    parser.add_argument("folder", type=given_path, help="folder of a sweep, or of a run")
     parser.add_argument(
         "--rerun-failed", action="store_true", help="restart the unfinished jobs in the same folders"
     )

@@ -79,6 +79,15 @@ def test_each_subcommand_refuses_a_wrong_flag_in_one_line(
     assert said.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("command_line", ["cache ls --cache=~/it", "verify ~/it", "report ~/it"])
+def test_a_tilde_that_the_shell_leaves_is_the_home(
+    command_line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert command.main(command_line.split()) == 2
+    assert str(tmp_path / "it") in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("subcommand", ["", "status", "report", "cache", "convert"])
 def test_help_loads_neither_torch_nor_hydra(subcommand: str) -> None:
     finished = ecoflap(*subcommand.split(), "--help", python=("-X", "importtime"))

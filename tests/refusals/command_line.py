@@ -47,6 +47,8 @@ SYNTAX: list[Case] = [
     Case(
         ("-m", "seed=0,1", "hydra.sweep.dir="), ("hydra.sweep.dir= names no folder", "hydra.sweep.dir=FOLDER")
     ),
+    Case(('hydra.run.dir="~/runs"',), ("the shell left the ~ as it is", "write hydra.run.dir=")),
+    Case(("cache=~/cache",), ("cache=~/cache: the shell left the ~ as it is", "write cache=")),
     Case(("model.path=/a", "b"), ("'b' is not an option", """'model.path="/a b"'""")),
     Case(("blip2_mini",), ("'blip2_mini' is not an option", "key=value")),
     Case(("model.path=/a=b",), ("'/a=b'", "quote it twice", """'model.path="/a=b"'""")),

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from ecoflap.console.arguments import ArgumentParser, complain
+from ecoflap.console.arguments import ArgumentParser, complain, given_path
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.markdown import markdown_row
 from ecoflap.storage.results.record import Result, find_copies, find_records
@@ -52,7 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = ArgumentParser(prog="ecoflap report blip2-table", description=__doc__)
     parser.add_argument(
-        "folders", type=Path, nargs="+", help=f"folders of runs or sweeps; every {RESULT} below them is read"
+        "folders",
+        type=given_path,
+        nargs="+",
+        help=f"folders of runs or sweeps; every {RESULT} below them is read",
     )
     folders: list[Path] = parser.parse_args(arguments).folders
     if missing := [folder for folder in folders if not folder.is_dir()]:

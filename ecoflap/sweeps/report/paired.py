@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from ecoflap.console.arguments import ArgumentParser, complain
+from ecoflap.console.arguments import ArgumentParser, complain, given_path
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.markdown import markdown_row
@@ -25,7 +24,7 @@ from ecoflap.sweeps.report.table import figure
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 2 if there is nothing to show."""
     parser = ArgumentParser(prog="ecoflap report paired", description=__doc__)
-    parser.add_argument("folder", type=Path, help=f"folder of a sweep; every {RESULT} below it is read")
+    parser.add_argument("folder", type=given_path, help=f"folder of a sweep; every {RESULT} below it is read")
     parser.add_argument(
         "--metric", action="append", default=[], help="TASK/METRIC instead of each task's first; repeatable"
     )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ecoflap.console.arguments import ArgumentParser, complain
+from ecoflap.console.arguments import ArgumentParser, complain, given_path
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.markdown import markdown_row
@@ -47,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 2 if there is nothing to show."""
     parser = ArgumentParser(prog="ecoflap report recovery", description=__doc__)
     parser.add_argument(
-        "folder", type=Path, help=f"folder of a sweep; every {RESULT} of a fine-tuned model below it is read"
+        "folder",
+        type=given_path,
+        help=f"folder of a sweep; every {RESULT} of a fine-tuned model below it is read",
     )
     parser.add_argument("--metric", help="another metric than each task's first")
     options = parser.parse_args(arguments)
