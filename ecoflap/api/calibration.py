@@ -65,9 +65,10 @@ def calibrate(
               ``target``, depending on the model;
             - chats: dicts with ``messages`` or ``conversations``, and ``image`` or ``images``; the loss is
               that of the last answer;
-            - model inputs: dicts of tensors, of one sample each or with a batch dimension, with or without
-              ``labels``. Padding is removed: what an ``attention_mask`` marks, and what a decoder of its own
-              reads behind the last label. A mask of padding that can't be removed is refused.
+            - model inputs: dicts of tensors, of one sample each or, always under names of your own, with a
+              batch dimension, with or without ``labels``. Padding is removed: what an ``attention_mask``
+              marks, and what a decoder of its own reads behind the last label. A mask of padding that can't
+              be removed is refused.
 
             Texts, examples and inputs may come as a list, a ``datasets.Dataset``, a ``DataLoader`` or any
             other iterable, which is read once.

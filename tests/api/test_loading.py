@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,16 @@ def test_a_loss_by_name_or_as_a_function() -> None:
     dotted = "ecoflap.models.families.language.causal_lm.language_loss"
     torch.testing.assert_close(ecoflap.load(one.module, one.processor, loss=dotted).loss(batch), plain)
     refused("loss=nex", "next_token", model=one.module, loss="nex")
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"), [(None, "is None"), ([1.5], "is [1.5]"), (torch.ones(3), "has shape [3]")]
+)
+def test_a_loss_that_is_not_a_number_per_sample_is_refused(given: Any, shown: str) -> None:
+    one = llama()
+    model = ecoflap.load(one.module, one.processor, loss=lambda *_: given)
+    with pytest.raises(UserError, match=re.escape(f"{shown} for 2 samples; model.loss must give one number")):
+        ecoflap.prune(model, data=one.data, sparsity=0.5, score="first_order")
 
 
 def refused(*words: str, model: Any, processor: Any = None, **options: Any) -> None:

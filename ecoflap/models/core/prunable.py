@@ -120,13 +120,14 @@ class PrunableModel:
         """
         inputs = Inputs({name: tensor.to(self.device, copy=True) for name, tensor in batch.items()})
         samples = samples_in(batch)
-        loss = self.loss_function(self.module, inputs, copies).float()
-        if batch and loss.shape != (samples,):
+        loss: Any = self.loss_function(self.module, inputs, copies)
+        if not isinstance(loss, Tensor) or (batch and loss.shape != (samples,)):
+            found = f"has shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"is {loss!r:.40}"
             raise UserError(
-                f"the loss of {self.name} has shape {list(loss.shape)} for {samples} samples; model.loss must"
-                " give one number per sample"
+                f"the loss of {self.name} {found} for {samples} samples; model.loss must give one number per"
+                " sample, in a tensor"
             )
-        return loss
+        return loss.float()
 
     def loss_identity(self, name: str | None) -> dict[str, Any]:
         """What a loss depends on beside weights and samples.
