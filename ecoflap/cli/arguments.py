@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
-from ecoflap.cli.choices import Choices, searched
+from ecoflap.cli.choices import Choices, check_config_dir, searched
 from ecoflap.cli.hydra_parser import accepting_help_objects
 from ecoflap.cli.presets import with_presets
 from ecoflap.cli.recipe import without_recipe
@@ -126,11 +126,7 @@ def _no_flag(argument: str, known: list[str], arguments: list[str]) -> str:
 
 
 def _check_flags(flags: Namespace) -> None:
-    if flags.config_dir is not None and not Path(flags.config_dir).is_dir():
-        raise UserError(
-            f"--config-dir {flags.config_dir}: there is no such folder; give one that holds configs, such as"
-            " my_conf/model/*.yaml"
-        )
+    check_config_dir(flags.config_dir)
     if flags.shell_completion and not any(COMPLETION.match(override) for override in flags.overrides):
         raise UserError("--shell-completion needs a shell: install=bash, install=zsh or install=fish")
     modes = [flags.run, flags.multirun, flags.cfg is not None, flags.info is not None, flags.shell_completion]

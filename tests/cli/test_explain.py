@@ -95,6 +95,14 @@ def test_a_choice_of_a_group_inside_another_is_explained_as_it_is_typed() -> Non
     assert text.startswith("+experiment=blip2/wanda: ")
 
 
+@pytest.mark.parametrize("topics", [[], ["pruner=wanda"]])
+def test_a_config_dir_that_is_not_there_is_refused(
+    tmp_path: Path, topics: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*topics, "--config-dir", str(tmp_path / "conf")]) == 2
+    assert f"--config-dir {tmp_path / 'conf'}: there is no such folder" in capsys.readouterr().err
+
+
 def test_a_file_that_is_no_yaml_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "conf/pruner").mkdir(parents=True)
     (tmp_path / "conf/pruner/own.yaml").write_text("name: own\n  mask: row\n")
