@@ -102,6 +102,21 @@ class Found(NamedTuple):
     take_over: Callable[[], None]
 
 
+def _require_utf8(folder: Path) -> None:
+    """Refuse a path that tokenizers and safetensors can't open, and no record can hold.
+
+    Raises:
+        UserError: if it has other bytes, or Python reads names in another encoding.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"the path {str(folder)!a} is not UTF-8, in which models and records are written; rename it, or"
+            " set PYTHONUTF8=1 if your terminal shows it as it should be"
+        ) from None
+
+
 @contextmanager
 def claimed(
     folder: Path,
@@ -120,8 +135,10 @@ def claimed(
         patience: seconds to wait for another run in the folder to end.
 
     Raises:
-        UserError: if another run is active there, or a run of another config finished there.
+        UserError: if another run is active there, a run of another config finished there, or its path is not
+            UTF-8.
     """
+    _require_utf8(folder.absolute())
 
     def refusal(owner: str) -> str:
         return f"another run ({owner}) is active in {folder}; wait for it, or choose another hydra.run.dir"

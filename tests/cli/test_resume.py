@@ -201,6 +201,13 @@ def test_two_runs_never_share_a_folder(text_run: list[str], tmp_path: Path) -> N
         pass
 
 
+def test_a_folder_whose_name_is_not_utf_8_is_refused_before_a_model_is_pruned_for_it(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(UserError, match="is not UTF-8"), claimed(folder, {}, resume=True):
+        pass
+    assert not folder.exists()
+
+
 def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     left = abandoned(tmp_path)
     left.write_text("half")

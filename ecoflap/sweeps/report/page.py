@@ -74,7 +74,7 @@ def write_page(
         benches=[_bench(run, found) for run in runs if (found := read_bench(run.folder)) is not None],
     )
     path = folder / NAME
-    path.write_text(html, encoding="utf-8")
+    path.write_text(html, encoding="utf-8", errors="replace")  # a folder's name may be in another one
     return path
 
 

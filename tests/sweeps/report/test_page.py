@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -244,6 +245,12 @@ def test_the_page_is_written_even_if_nobody_reads_the_table(
 def test_nothing_to_show_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     assert "no report: no result.json below" in capsys.readouterr().err
+
+
+def test_a_title_may_have_bytes_that_are_not_utf_8(tmp_path: Path) -> None:
+    """As the name of a folder may."""
+    write_run(tmp_path, "a", 70.0)
+    assert "<h1>caf?</h1>" in make(tmp_path, "--title", os.fsdecode(b"caf\xe9"))
 
 
 def test_a_new_page_leaves_no_plots_of_an_earlier_one(tmp_path: Path) -> None:
