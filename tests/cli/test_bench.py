@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,21 @@ def test_language_models_side_by_side(
         )
     ]
     assert any("2:4 ran as dense matrices" in note for note in bench.notes) == (not torch.cuda.is_available())
+
+
+def test_a_metric_of_other_data_is_said_to_be_one(
+    language_runs: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with another task.limit: the dense figure is that of the first run."""
+    other = shutil.copytree(language_runs[0], tmp_path / "other")
+    record = json.loads((other / "result.json").read_text())
+    (data,) = record["data"]["tasks"].values()
+    data["tokens"] = "of another text"
+    (other / "result.json").write_text(json.dumps(record))
+    assert command.main(["bench", *map(str, (*language_runs[:2], other)), *QUICK]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    (said,) = [note for note in notes if "on other data" in note]
+    assert said.startswith("note: other was measured on other data than rows and the dense model")
 
 
 def test_the_figures_are_written_even_if_nobody_reads_the_table(

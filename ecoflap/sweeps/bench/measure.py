@@ -36,11 +36,12 @@ def measure(runs: Sequence[SavedRun], sizes: Sequence[int], repeats: int, tokens
     Raises:
         UserError: if the runs are of several models, or one can't be loaded.
     """
-    notes = [*_notes(runs)]
+    metric = _headline(runs)
+    notes = [*_notes(runs, metric)]
     forms, models, loads = _load(forms_of(runs), notes)
     workload = workload_for(models[0], runs[0].record.config.get("calibration"), tokens)
     seconds = {size: _times(workload, models, size, repeats) for size in sizes}
-    metric, inputs = _headline(runs), workload.prepare(sizes[0])
+    inputs = workload.prepare(sizes[0])
     rows = [
         FormRow(
             form.name,
@@ -176,7 +177,16 @@ def _machine(model: PrunableModel) -> dict[str, Any]:
     }
 
 
-def _notes(runs: Sequence[SavedRun]) -> Iterator[str]:
-    """What is not in the table, and why."""
+def _notes(runs: Sequence[SavedRun], metric: tuple[str, str] | None) -> Iterator[str]:
+    """What is not in the table, and why; and which runs have the metric of other data than the first one."""
     if any(run.record.pattern == "2:4" for run in runs) and resolve_device("auto").type != "cuda":
         yield "2:4 ran as dense matrices: its kernel is for CUDA GPUs with sparse tensor cores"
+    if metric is None:
+        return
+    first, *known = [run.record.data.get("tasks", {}).get(metric[0]) for run in runs]
+    for run, data in zip(runs[1:], known, strict=True):
+        if data is not None and data != first:
+            yield (
+                f"{run.name} was measured on other data than {runs[0].name} and the dense model, so that its"
+                f" {'/'.join(metric)} can't be compared with theirs"
+            )
