@@ -93,6 +93,11 @@ def _given(data: Any) -> Iterable[Any]:
         if splits:
             raise UserError(f"the data are a dict of splits; choose one, such as data[{splits[0]!r}]")
         return [data]
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Iterable):
+        raise UserError(
+            f"the data are a {type(data).__name__}, which can't be iterated over; give its rows:"
+            " [data[place] for place in range(len(data))], or a DataLoader of it"
+        )
     if isinstance(data, str | bytes) or not isinstance(data, Iterable):
         raise UserError(f"the data are a {type(data).__name__}; give an iterable of {FORMS}")
     return data

@@ -10,6 +10,7 @@ import torch
 import transformers as hf
 from datasets import Dataset
 from safetensors.torch import save_file
+from torch.utils.data import TensorDataset
 
 import ecoflap
 from ecoflap.api.forms import read, texts_of
@@ -33,6 +34,8 @@ def test_what_is_not_understood_is_refused(language_model: PrunableModel) -> Non
     ids = torch.ones(1, 5).long()
     refused(language_model, [], "empty")
     refused(language_model, 3, "int", "texts")
+    rows = TensorDataset(torch.ones(2, 5).long())
+    refused(language_model, rows, "TensorDataset", "can't be iterated over", "[data[place] for place in")
     refused(language_model, [3], "int", "texts")
     refused(language_model, torch.ones(2, 4, 3).long(), "shape [2, 4, 3]", "[batch, tokens]")
     refused(language_model, "hello", "calibration=hello is not known; give texts as a list; the choices are")
