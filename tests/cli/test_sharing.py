@@ -333,6 +333,24 @@ def test_push_refuses_a_model_that_is_not_as_recorded(
     assert hub == []
 
 
+@pytest.mark.parametrize("damage", ["cut off", "other figures", "paths taken out"])
+def test_push_checks_the_record_that_it_uploads(
+    copy: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which is a copy of the run's, beside the model."""
+    file = copy / "checkpoint" / "result.json"
+    record = json.loads(file.read_text())
+    if damage == "other figures":
+        next(iter(record["metrics"]["pruned"].values()))["perplexity"] = 1.5
+    if damage == "paths taken out":
+        record["config"]["model"]["path"] = "of the dense model"
+    text = json.dumps(record)
+    file.write_text(text[:-9] if damage == "cut off" else text)
+    said = {"cut off": "is not JSON", "other figures": "has other figures than"}.get(damage, "")
+    assert command.main(["push", str(copy), "me/tiny", "--dry-run"]) == (2 if said else 0)
+    assert said in capsys.readouterr().err
+
+
 def test_push_of_no_run_and_to_a_hub_that_refuses(
     saved: Path,
     tmp_path: Path,

@@ -18,6 +18,8 @@ LEFT_OUT = (".cache/*", "*.partial/*", ".tmp-*", *FOREIGN_WEIGHTS, *ADAPTER)
 REPLACED = (*WEIGHTS, *FOREIGN_WEIGHTS, *ADAPTER)
 """Patterns of an earlier model's weights in the repository, which may be loaded instead of the new ones."""
 
+FIGURES = ("model", "metrics", "standard_errors", "sparsity", "weights")
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -63,6 +65,8 @@ def prepare(place: Path) -> Prepared:
     try:
         result = Result.read(place / RESULT)
         differences = verify(place)
+        folder = place / str(result.checkpoint)
+        copied = Result.read(folder / RESULT) if (folder / RESULT).is_file() else result
     except (OSError, ValueError) as error:
         raise UserError(f"{place} can't be shared: {error}") from error
     if differences:
@@ -71,12 +75,20 @@ def prepare(place: Path) -> Prepared:
             f"{f', and {len(differences) - 1} more' if len(differences) > 1 else ''}); ecoflap verify {place}"
             " lists it all; run it again"
         )
-    assert result.checkpoint is not None
-    folder = place / result.checkpoint
+    if _figures(copied) != _figures(result):
+        raise UserError(
+            f"{place} can't be shared: {folder / RESULT} has other figures than {place / RESULT}; remove it,"
+            " and it is written anew"
+        )
     if any(not (folder / name).is_file() for name in (CARD, RECIPE, RESULT)):
         describe(folder, result)
     sizes = {name: (folder / name).stat().st_size for name in _uploaded(folder)}
     return Prepared(folder, f"{result.model['name']} at sparsity {result.config.get('sparsity')}", sizes)
+
+
+def _figures(result: Result) -> dict[str, Any]:
+    """What the record of a run and its copy beside the model share; from the latter, paths may be taken."""
+    return {name: value for name, value in result.to_json().items() if name in FIGURES}
 
 
 def _uploaded(folder: Path) -> list[str]:
