@@ -9,6 +9,7 @@ from typing import Any
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.distributed.processes import size
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
@@ -57,7 +58,7 @@ def make_record(
         metrics=state.metrics,
         sparsity=_sparsity(counts, model.parameter_count(), state.allocation, pruner, coarse),
         steps=state.costs,
-        hardware=hardware(model.device),
+        hardware=hardware(model.device, size()),
         scores=None if state.scores is None else state.scores.to_json(),
         allocation=describe_allocation(state.allocation),
         sources=sources,

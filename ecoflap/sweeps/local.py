@@ -15,6 +15,7 @@ from hydra.core.utils import JobReturn, filter_overrides
 from typing_extensions import override
 
 from ecoflap.errors import UserError, require_positive
+from ecoflap.sweeps.bootstrap import Bootstrap
 from ecoflap.sweeps.ended import Submitted, collect
 from ecoflap.sweeps.jobs import Job
 from ecoflap.sweeps.launcher import SubmititLauncher, logs_in
@@ -37,12 +38,7 @@ class LocalLauncher(SubmititLauncher):
     @override
     def submit(self, jobs: Sequence[Job], folder: Path, command: Mapping[str, Any]) -> dict[int, JobReturn]:
         """Run the jobs, ``parallel`` at a time; Ctrl-C ends the running ones."""
-        require_positive("hydra.launcher", SimpleNamespace(**self.params), "parallel")
-        if (nodes := self.params["nodes"]) != 1:
-            raise UserError(
-                f"hydra.launcher.nodes={nodes}: cluster=local has one node, this machine; leave it out, or"
-                " use cluster=slurm"
-            )
+        self._require_possible()
         shares = shares_of_devices(self.params["gpus_per_node"], self.params["parallel"])
         at_a_time = min(len(shares), len(jobs)) * self.params["tasks_per_node"]
         threads = share_of_threads(self.params["cpus_per_task"], at_a_time)
@@ -57,10 +53,8 @@ class LocalLauncher(SubmititLauncher):
                 if waiting and free:
                     job, packed = waiting.pop(0)
                     packed.variables.update({DEVICES: shares[free[0]], **threads})
-                    log.info("\t#%d : %s", job.number, " ".join(filter_overrides(job.overrides)))
-                    with _errors_into(folder / CONTROLLERS):
-                        running[free[0]] = Submitted(job, executor.submit(packed))
-                    submitted.append(running[free[0]])
+                    submitted.append(_submitted(executor, job, packed, folder))
+                    running[free[0]] = submitted[-1]
                 else:
                     time.sleep(0.2)
         except KeyboardInterrupt:
@@ -69,6 +63,19 @@ class LocalLauncher(SubmititLauncher):
             log.warning("the running jobs end; to resume: ecoflap status %s --rerun-failed", folder)
             raise
         return collect(submitted, folder)
+
+    def _require_possible(self) -> None:
+        """Refuse options that this machine can't follow.
+
+        Raises:
+            UserError: if there are some.
+        """
+        require_positive("hydra.launcher", SimpleNamespace(**self.params), "parallel")
+        if (nodes := self.params["nodes"]) != 1:
+            raise UserError(
+                f"hydra.launcher.nodes={nodes}: cluster=local has one node, this machine; leave it out, or"
+                " use cluster=slurm"
+            )
 
 
 def shares_of_devices(asked: int | None, parallel: int) -> list[str | None]:
@@ -115,6 +122,13 @@ def share_of_threads(asked: int | None, processes: int) -> dict[str, str | None]
     import torch
 
     return {THREADS[0]: str(asked or max(1, torch.get_num_threads() // processes))}
+
+
+def _submitted(executor: Any, job: Job, packed: Bootstrap, folder: Path) -> Submitted:
+    """Start a job of the sweep in a folder."""
+    log.info("\t#%d : %s", job.number, " ".join(filter_overrides(job.overrides)))
+    with _errors_into(folder / CONTROLLERS):
+        return Submitted(job, executor.submit(packed))
 
 
 def _discard_results(folder: Path) -> None:

@@ -23,9 +23,9 @@ def test_the_processor_and_the_threads(monkeypatch: pytest.MonkeyPatch, tmp_path
     """By the name that Linux knows."""
     monkeypatch.setattr(module, "CPUINFO", tmp_path / "cpuinfo")
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: AMD EPYC: 9654\n\nmodel name\t: B\n")
-    found = hardware(torch.device("cpu"))
+    found = hardware(torch.device("cpu"), 2)
     threads = torch.get_num_threads()
-    assert found == {"device": "cpu", "name": "AMD EPYC: 9654", "threads": threads, "processes": 1}
+    assert found == {"device": "cpu", "name": "AMD EPYC: 9654", "threads": threads, "processes": 2}
 
 
 def test_a_processor_without_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

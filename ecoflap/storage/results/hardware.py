@@ -11,22 +11,20 @@ from typing import Any
 CPUINFO = Path("/proc/cpuinfo")
 
 
-def hardware(device: Any) -> dict[str, Any]:
+def hardware(device: Any, processes: int) -> dict[str, Any]:
     """The ``hardware`` field of a result.
 
     Args:
         device: the ``torch.device`` that the model runs on.
+        processes: how many processes share the run.
 
     Returns:
-        ``device`` (its type), ``name`` (see ``name_of``), ``threads`` (of torch on the host) and
-        ``processes`` (that share the run).
+        ``device`` (its type), ``name`` (see ``name_of``), ``threads`` (of torch on the host), ``processes``.
     """
     import torch
 
-    from ecoflap.distributed.processes import size
-
     threads = torch.get_num_threads()
-    return {"device": device.type, "name": name_of(device), "threads": threads, "processes": size()}
+    return {"device": device.type, "name": name_of(device), "threads": threads, "processes": processes}
 
 
 def name_of(device: Any) -> str:
