@@ -62,6 +62,7 @@ def test_a_run_leaves_a_result_that_verifies(text_run: list[str], tmp_path: Path
     assert started < datetime.fromisoformat(record["finished"]) < datetime.now(timezone.utc)
     assert record["model"]["dtype"] == "float32"
     assert record["steps"].keys() >= {"load", "calibrate", "score", "allocate", "prune", "evaluate"}
+    assert record["hardware"].keys() == {"device", "name", "threads", "processes"}
     assert list((folder / "wandb").glob("offline-run-*/files/media/images/allocation_*.png"))
     assert "perplexity" in finished.stdout
     assert "language   block 1    sparsity" in finished.stderr

@@ -94,6 +94,7 @@ def test_the_result_is_that_of_one_process(model: str, method: str, tmp_path: Pa
     assert found["metrics"] == alone["metrics"]
     assert found["sparsity"].keys() == alone["sparsity"].keys()
     assert found["scores"] == alone["scores"]
+    assert [one["hardware"]["processes"] for one in (alone, found)] == [1, 2]
     assert verify(tmp_path / "together") == []
     assert_same_model(tmp_path / "together", tmp_path / "alone")
 
