@@ -154,7 +154,7 @@ class SparseLinear(nn.Module):
         if made.dtype != self.dtype or made.device.type != "cpu":
             raise UserError(
                 f"sparse layers of {self.dtype} on the CPU can't become {made.dtype} on {made.device}; load"
-                " the model with sparse=False"
+                " the model with sparse=False, since other parts of this one may have been converted"
             )
         super()._apply(fn, recurse)
         return self
