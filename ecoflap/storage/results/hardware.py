@@ -41,10 +41,12 @@ def in_words(known: Mapping[str, Any] | None) -> str:
     """``hardware`` on one line; empty for records from before the field."""
     if known is None:
         return ""
-    counts = {"thread": known["threads"] if known["device"] == "cpu" else 1, "process": known["processes"]}
-    plural = {"thread": "threads", "process": "processes"}
-    more = [f"{count} {plural[name]}" for name, count in counts.items() if count != 1]
-    return ", ".join([known["name"], *more])
+    words = [known["name"]]
+    if known["device"] == "cpu" and known["threads"] > 1:
+        words.append(f"{known['threads']} threads")
+    if known["processes"] > 1:
+        words.append(f"{known['processes']} processes")
+    return ", ".join(words)
 
 
 def _processor() -> str:

@@ -157,7 +157,7 @@ def read_runs(folder: Path) -> list[Run]:
 
 def hardware_of(runs: Iterable[Run]) -> Counter[str]:
     """The number of runs on each hardware, of those whose record names it."""
-    return Counter(in_words(run.result.hardware) for run in runs if run.result.hardware is not None)
+    return Counter(words for run in runs if (words := in_words(run.result.hardware)))
 
 
 def read_unfinished(folder: Path) -> list[Unfinished]:
