@@ -55,7 +55,6 @@ class Choices:
             config_dir: the folder of ``--config-dir``.
             overrides: the overrides of the command line; ``hydra.searchpath`` names further places.
         """
-        self._config_dir = config_dir
         search, last = create_config_search_path(str(conf_folder())), SearchPathQuery(provider="schema")
         if config_dir is not None:
             search.prepend(provider=COMMAND_LINE, path=f"file://{os.path.abspath(config_dir)}", anchor=last)
@@ -64,12 +63,11 @@ class Choices:
         self.loader = ConfigLoaderImpl(search)
 
     def check_places(self) -> None:
-        """Refuse places of ``--config-dir`` and ``hydra.searchpath`` that do not exist.
+        """Refuse places of ``hydra.searchpath`` that do not exist.
 
         Raises:
             UserError: if there is one.
         """
-        check_config_dir(self._config_dir)
         for source in self.loader.get_sources():
             if source.provider == SEARCH_PATH and not source.available():
                 what = "package" if source.scheme() == "pkg" else "folder"

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ecoflap.cli.arguments import PLACES
-from ecoflap.cli.choices import Choices, is_search_path
+from ecoflap.cli.choices import Choices, check_config_dir, is_search_path
 from ecoflap.cli.descriptions import Description, described, summary_of
 from ecoflap.console.arguments import ArgumentParser, complain
 from ecoflap.console.wrapping import wrapped
@@ -77,6 +77,7 @@ class _Explainer:
     """Explains the choices and options of a command line."""
 
     def __init__(self, config_dir: str | None, places: Sequence[str] = ()) -> None:
+        check_config_dir(config_dir)
         self.choices = Choices(config_dir, places)
         self.choices.check_places()
         self.folders = [Path(folder) for folder in (config_dir, conf_folder()) if folder is not None]
