@@ -79,9 +79,10 @@ def write(folder: Path, groups: dict[str, Any]) -> None:
 
 def machine(threads: int) -> dict[str, str]:
     """What the figures depend on."""
-    counted = f", {threads} thread(s), CPU seconds of the process" if device().type == "cpu" else ""
+    where = device()
+    counted = f", {threads} thread(s), CPU seconds of the process" if where.type == "cpu" else ""
     return {
-        "device": name_of(device()) + counted,
+        "device": name_of(where) + counted,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
