@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.families.language.causal_lm import CausalLM
 from ecoflap.storage.results import Result, verify
 from tests.cli import forked
-from tests.cli.conftest import ROOT, WORDS
+from tests.cli.conftest import WORDS
 from tests.cli.test_offload_names import compare
 
 pytestmark = pytest.mark.skipif(not hasattr(hf, "GptOssForCausalLM"), reason="experts are modules here")
@@ -66,9 +64,7 @@ def test_main_prunes_reports_and_verifies(expert_run: list[str], tmp_path: Path)
         "calibration.samples=1",
         f"hydra.run.dir={folder}",
     ]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "main.py"), *overrides], capture_output=True, text=True, cwd=tmp_path
-    )
+    done = forked.main(overrides, tmp_path)
     assert done.returncode == 0, done.stderr
     assert verify(folder) == []
     result = Result.read(folder / "result.json")
@@ -122,9 +118,7 @@ def test_reap_saves_a_smaller_model_that_main_evaluates_the_same(
 ) -> None:
     folder = tmp_path / "run"
     overrides = [*expert_run, "pruner=reap", "sparsity=0.3", f"hydra.run.dir={folder}"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "main.py"), *overrides], capture_output=True, text=True, cwd=tmp_path
-    )
+    done = forked.main(overrides, tmp_path)
     assert done.returncode == 0, done.stderr
     assert verify(folder) == []
     result = Result.read(folder / "result.json")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import transformers
 
+from tests.cli import forked
 from tests.cli.conftest import ROOT
 
 BLOCK = re.compile(r"^```(python|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -39,9 +40,12 @@ def test_every_command_of_the_page(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     said = []
     for command in commands():
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
-        )
+        if command[1:4] == ["-m", "ecoflap", "run"]:
+            done = forked.main(command[4:], tmp_path)
+        else:
+            done = subprocess.run(
+                command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+            )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         said.append(done.stdout + done.stderr)
     assert len(said) == 10

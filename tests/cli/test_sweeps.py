@@ -31,14 +31,7 @@ from tests.cli.conftest import ROOT
 
 
 def sweep(*overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "main.py", *overrides],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    return forked.main(overrides, ROOT)
 
 
 def layers(file: Path) -> dict[str, object]:
