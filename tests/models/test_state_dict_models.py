@@ -51,6 +51,7 @@ def pruned(model: PrunableModel, samples: int = 2) -> PrunableModel:
     return model
 
 
+@pytest.mark.any_release
 def test_torchvision_from_a_file(vit_file: Path, tmp_path: Path) -> None:
     model = Torchvision("vit_b_32", str(vit_file)).load(
         CPU, Selection(skip_layers=[r"encoder_layer_([1-9]|10|11)\."])

@@ -23,7 +23,7 @@ from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 from tests.data import caption_folders as folders
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.any_release, pytest.mark.long]
 
 
 class Apart:

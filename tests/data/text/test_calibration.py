@@ -94,6 +94,7 @@ def test_text_file_is_taken_as_it_is_or_cut_at_blank_lines(tmp_path: Path) -> No
     ],
 )
 @pytest.mark.parametrize("group", ["task", "calibration"])
+@pytest.mark.any_release
 def test_published_file_is_the_text_of_the_hub(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -110,6 +110,7 @@ def test_small_and_full_layers_and_other_classes_stay_dense(dtype: torch.dtype) 
         (("COMPILE", "-D__builtin_cpu_supports(name)=0"), "lacks the instructions"),
     ],
 )
+@pytest.mark.any_release
 def test_without_a_compiler_or_the_instructions_it_stays_dense(
     change: tuple[str, str],
     message: str,
