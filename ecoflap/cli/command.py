@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 from ecoflap.console.arguments import complain
-from ecoflap.console.startup import collect_less_garbage, discard_output
+from ecoflap.console.startup import collect_less_garbage, discard_output, sleep_soon
 from ecoflap.errors import did_you_mean
 
 
@@ -51,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     collect_less_garbage()
+    sleep_soon()
     try:
         return _dispatch(arguments)
     except KeyboardInterrupt:

@@ -44,7 +44,13 @@ def test_every_command_of_the_page(tmp_path: Path) -> None:
             done = forked.main(command[4:], tmp_path)
         else:
             done = subprocess.run(
-                command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+                command,
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=300,
             )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         said.append(done.stdout + done.stderr)

@@ -1,4 +1,4 @@
-"""What a command changes of Python's garbage collector and of the C library's memory."""
+"""What a command changes of Python's garbage collector, of the C library's memory and of OpenMP's threads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from ecoflap.console.startup import ALLOCATIONS, SET_UP
+from ecoflap.console.startup import ALLOCATIONS, SET_UP, SPINS, WAITING
 
 pytestmark = pytest.mark.long
 
@@ -76,3 +76,23 @@ def test_large_tensors_get_the_memory_of_freed_ones() -> None:
     pages = faults(reuse=False)
     assert faults(reuse=True) < pages / 10
     assert faults(reuse=True, MALLOC_ARENA_MAX="2") > pages / 2, "the user has set malloc up"
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, str(SPINS)), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+)
+def test_threads_sleep_soon(given: dict[str, str], spins: str) -> None:
+    """As OpenMP itself says when torch is imported."""
+    environment = {name: value for name, value in os.environ.items() if name not in WAITING}
+    code = "from ecoflap.cli import command; command.main(['--version']); import torch"
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment | {"OMP_DISPLAY_ENV": "VERBOSE"} | given,
+    ).stderr
+    if "GOMP_SPINCOUNT" not in said:
+        pytest.skip("torch has another OpenMP here")
+    assert f"GOMP_SPINCOUNT = '{spins}'" in said
