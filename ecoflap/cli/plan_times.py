@@ -12,6 +12,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.run.plan import Plan
+from ecoflap.run.plan.preflight import check_methods
 from ecoflap.run.state import RunState
 from ecoflap.run.steps import prepare
 from ecoflap.run.steps.timing import step_times
@@ -46,8 +47,7 @@ def show_times(plan: Plan, shapes: PrunableModel | None) -> float | None:
     except UserError as error:
         print(f"no times: {error}")
         return None
-    if plan.finetuner is not None:
-        plan.finetuner.check_model(model)
+    check_methods(plan, model)
     times = _measured(plan, model)
     total = sum(times.values())
     table(

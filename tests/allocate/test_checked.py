@@ -113,7 +113,11 @@ def test_counts_of_numpy_become_numbers_that_a_record_can_hold() -> None:
 def test_an_allocator_of_shapes_is_checked_before_weights_are_read() -> None:
     config = SimpleNamespace(sparsity=0.5)
     plan = SimpleNamespace(
-        pruner=Magnitude(), steps=["allocate"], allocator=Changed(moved(-10_000)), config=config
+        pruner=Magnitude(),
+        steps=["allocate"],
+        allocator=Changed(moved(-10_000)),
+        finetuner=None,
+        config=config,
     )
     with pytest.raises(UserError, match="allocation=changed returned counts"):
         check_model(plan, tiny.build("llama"))  # type: ignore[arg-type]

@@ -179,3 +179,23 @@ def test_reap_refuses_before_weights_are_read(run: Callable[..., Result], expert
         weights.unlink()
     with pytest.raises(UserError, match="the largest possible is sparsity="):
         run([*expert_run, "pruner=reap", "sparsity=0.9"])
+
+
+@pytest.mark.parametrize("shapes_first", [True, False])
+@pytest.mark.parametrize("expert_run", ["GptOss"], indirect=True)
+def test_reap_refuses_before_anything_is_computed(
+    run: Callable[..., Result],
+    expert_run: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    shapes_first: bool,
+) -> None:
+    monkeypatch.setattr(CausalLM, "shapes_first", shapes_first)
+    caplog.set_level("INFO")
+    refused = [*expert_run, "pruner=reap", "sparsity=0.9"]
+    with pytest.raises(UserError, match="the largest possible is sparsity="):
+        run(refused)
+    assert "calibrate:" not in caplog.text
+    assert plan([*refused, "steps=[calibrate,prune]"]) == 2
+    assert "the largest possible is sparsity=" in capsys.readouterr().err

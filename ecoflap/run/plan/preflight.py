@@ -98,19 +98,26 @@ def check_model(plan: Plan, model: PrunableModel) -> None:
     Raises:
         UserError: if the plan can't be carried out on the model.
     """
-    if plan.pruner.allocates:
-        if "prune" in plan.steps:
-            plan.pruner.check_model(model, plan.config.sparsity)
-    else:
-        if {"allocate", "prune"} & set(plan.steps):
-            plan.pruner.check_layers(model.layers)
-        requires = plan.allocator.requires
-        if "allocate" in plan.steps and _shapes_suffice(requires):
-            checked_allocation(plan.allocator, model, None, plan.config.sparsity)
-    if plan.finetuner is not None:
-        plan.finetuner.check_model(model)
+    check_methods(plan, model)
+    if not plan.pruner.allocates and "allocate" in plan.steps and _shapes_suffice(plan.allocator.requires):
+        checked_allocation(plan.allocator, model, None, plan.config.sparsity)
     if model.processor is None and model.interface is None:  # some families have them only with weights
         return
     for _, part in data_sets(plan):
         if hasattr(part, "check_model"):
             part.check_model(model)
+
+
+def check_methods(plan: Plan, model: PrunableModel) -> None:
+    """Refuse a model that the pruner can't prune, or the finetuner can't train, by its shapes.
+
+    Raises:
+        UserError: if one of them can't.
+    """
+    if plan.pruner.allocates:
+        if "prune" in plan.steps:
+            plan.pruner.check_model(model, plan.config.sparsity)
+    elif {"allocate", "prune"} & set(plan.steps):
+        plan.pruner.check_layers(model.layers)
+    if plan.finetuner is not None:
+        plan.finetuner.check_model(model)

@@ -27,6 +27,7 @@ from ecoflap.prune.inputs import require_capture
 from ecoflap.run import model_reuse
 from ecoflap.run.invocation import given_options, runs_in_sequence
 from ecoflap.run.plan import Plan, few_samples
+from ecoflap.run.plan.preflight import check_methods
 from ecoflap.run.show import show_model
 from ecoflap.run.state import RunState
 from ecoflap.run.steps.keys import computed_by
@@ -43,8 +44,8 @@ def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, RunState]:
     """Load the model and show what will be pruned; returns the model and a new run state.
 
     Raises:
-        UserError: if it can't be loaded, the processes of the run load different ones, its layers can't have
-            the mask of the pruner, or the finetuner can't train them.
+        UserError: if it can't be loaded, the processes of the run load different ones, the pruner can't prune
+            it, or the finetuner can't train it.
     """
     costs: dict[str, dict[str, Any]] = {}
     with measure(costs, "load"):
@@ -58,10 +59,7 @@ def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, RunState]:
             fingerprint = model.fingerprint()
         require_same(lambda: fingerprint, "models (weights or settings)")
     show_model(model, plan.config.sparsity)
-    if not plan.pruner.allocates and {"allocate", "prune"} & set(plan.steps):
-        plan.pruner.check_layers(model.layers)
-    if plan.finetuner is not None:
-        plan.finetuner.check_model(model)
+    check_methods(plan, model)
     return model, RunState(fingerprint, costs)
 
 
