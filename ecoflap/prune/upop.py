@@ -74,11 +74,17 @@ class UPop(UPopOptions, ModelPruner):
 
     @override
     def check_model(self, model: PrunableModel, sparsity: float) -> None:
-        """Refuse all but a BLIP of transformers, and a sparsity that would leave a block without units.
+        """Refuse several processes, all but a BLIP of transformers, and a block that would lose all units.
 
         Raises:
-            UserError: if ``find_units`` refuses the model, or too few weights would stay.
+            UserError: if ``find_units`` refuses the model, too few weights would stay, or the run has several
+                processes.
         """
+        if size() > 1:
+            raise UserError(
+                f"pruner={self.name} searches in one process, and would find another model in each; start it"
+                " without torchrun"
+            )
         units = find_units(model)
         most = 1 - sum(one.cost for one in units) / total_cost(units)
         if sparsity > most:
@@ -91,13 +97,9 @@ class UPop(UPopOptions, ModelPruner):
     def prune(
         self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, seed: int = 0
     ) -> tuple[Allocation, PruneReport]:
-        """Search, then remove units; refuse all but a BLIP of transformers, and several processes."""
+        """Search, then remove units; refuse what ``check_model`` refuses."""
         assert calibration is not None
-        if size() > 1:
-            raise UserError(
-                f"pruner={self.name} searches in one process, and would find another model in each; start it"
-                " without torchrun"
-            )
+        self.check_model(model, sparsity)
         sizes, units = model.sizes, find_units(model)
         accelerators = [model.device] if model.device.type == "cuda" else []
         with in_float32(model.module), torch.random.fork_rng(accelerators):

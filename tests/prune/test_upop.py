@@ -15,6 +15,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.units import Units, find_units, total_cost
 from ecoflap.prune import upop
 from ecoflap.prune.upop import UPop, choose, progress, standardised, update
+from tests.distributed.together import together
 from tests.tiny import build, samples
 
 
@@ -102,6 +103,14 @@ def test_more_than_all_but_a_unit_of_each_part_is_refused_and_no_less() -> None:
     UPop().check_model(model, most)
     allocation, _ = UPop(steps=2, interval=2, batch_size=2).prune(model, calibration, most)
     assert 1 - sum(allocation.keep.values()) / size == pytest.approx(most)
+
+
+def test_several_processes_are_refused_in_advance() -> None:
+    def work() -> None:
+        with pytest.raises(UserError, match="searches in one process"):
+            UPop().check_model(build("blip_vqa"), 0.3)
+
+    together(2, work)
 
 
 def test_weights_are_trained_on_each_batch_alone() -> None:
