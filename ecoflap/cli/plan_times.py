@@ -55,8 +55,9 @@ def show_times(plan: Plan, shapes: PrunableModel | None) -> float | None:
         ["step", "time"],
         [(step, seconds_in_words(seconds)) for step, seconds in {**times, "total": total}.items()],
     )
+    idle = {"score": plan.scorer is None, "allocate": plan.pruner.allocates}
     for step in [one for one in ("score", "allocate", "prune", "finetune") if one in plan.steps]:
-        if step not in times and not (step == "score" and plan.scorer is None):
+        if step not in times and not idle.get(step):
             print(f"the total does not include {step}, whose time is unknown")
     return total
 

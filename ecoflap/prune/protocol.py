@@ -175,11 +175,14 @@ class ModelPruner(Protocol):
         allocates: True, as it decides itself how many weights each layer keeps.
         trains: whether it uses the training split of the calibration data instead of the calibration set.
         requires_calibration: whether it uses data.
+        removes_units: whether matrices become smaller (``total=UNITS``), so that a model can't be pruned to
+            the same sparsity twice; ``ecoflap plan`` then measures it with sparsity 0.
     """
 
     name: str
     allocates: ClassVar[Literal[True]] = True
     trains: ClassVar[bool] = False
+    removes_units: ClassVar[bool] = False
     requires_calibration: ClassVar[bool] = True
 
     @property

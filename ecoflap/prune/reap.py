@@ -18,6 +18,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class REAP(REAPOptions, ModelPruner):
     """Score every expert, then remove the lowest of each mixture."""
+
+    removes_units: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_positive("pruner", self, "batch_size")

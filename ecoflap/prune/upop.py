@@ -53,6 +53,7 @@ class UPop(UPopOptions, ModelPruner):
     """Search and cut; the training split behind the calibration set is searched on."""
 
     trains: ClassVar[bool] = True
+    removes_units: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_positive("pruner", self, "steps", "interval", "batch_size")

@@ -199,3 +199,15 @@ def test_reap_refuses_before_anything_is_computed(
     assert "calibrate:" not in caplog.text
     assert plan([*refused, "steps=[calibrate,prune]"]) == 2
     assert "the largest possible is sparsity=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("expert_run", ["GptOss"], indirect=True)
+def test_a_plan_measures_reap_more_than_once(
+    expert_run: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On samples of two numbers: a model without the removed experts would be refused the second time."""
+    planned = [*expert_run, "pruner=reap", "sparsity=0.6", "batch_size=1", "calibration.samples=6"]
+    assert plan(planned) == 0
+    said = capsys.readouterr().out
+    assert "all checks passed" in said
+    assert "whose time is unknown" not in said

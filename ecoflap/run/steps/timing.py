@@ -150,7 +150,7 @@ def _time_prune(
 
     def prune(samples: CalibrationSet | None) -> None:
         if pruner.allocates:
-            pruner.prune(model, samples, config.sparsity, config.seed)
+            pruner.prune(model, samples, 0.0 if pruner.removes_units else config.sparsity, config.seed)
             return
         driver.prune(
             model,
