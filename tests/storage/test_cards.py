@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from ecoflap.run import config as run_config
 from ecoflap.storage.bitmask.convert import convert
+from ecoflap.storage.file_names import BITMASK_INDEX
 from ecoflap.storage.installation import PACKAGE
 from ecoflap.storage.results import Result
 from ecoflap.storage.sharing.base_model import describe_base, model_name
@@ -233,7 +234,19 @@ def test_n_of_m_and_whole_units_are_told_apart(tmp_path: Path) -> None:
     assert head(card)["tags"] == ["ecoflap", "pruned", "structured", "upop"]
     assert "16 parameters remain" in card
     assert "not with plain `from_pretrained`" in card
+    assert "does less work" in card
     assert "runs as fast" not in card
+
+
+@pytest.mark.parametrize("files", ["model.safetensors", BITMASK_INDEX])
+def test_a_token_reaches_as_many_experts_as_before(files: str, tmp_path: Path) -> None:
+    (tmp_path / files).touch()
+    found = {"details": {"experts": {"layers.0.mlp.experts": {"kept": [0, 2]}}}}
+    units = {**record().sparsity, "total": "units"}
+    card = model_card(record(sparsity=units, allocation=found), tmp_path)
+    assert "takes less" in card
+    assert "less work" not in card
+    assert "as many experts as in the dense model" in card
 
 
 def test_a_card_of_someone_else_stays(tmp_path: Path) -> None:

@@ -37,12 +37,15 @@ Its zeros lie in the pattern {pattern}. GPUs with sparse tensor cores can use th
 `torch.sparse.to_sparse_semi_structured`; `ecoflap bench` measures whether that pays for this model."""
 SMALLER = f"""\
 {UNITS}, so that the matrices themselves are smaller. The model takes less disk and memory,
-and does less work, without any special format or kernel."""
+without any special format or kernel."""
 SMALLER_WITHOUT_ZEROS = f"""\
-{UNITS}, so that the matrices themselves are smaller: the loaded model takes less memory and
-does less work, without any special kernel. The files hold the weights that are not zero and where they
-belong; `ecoflap.load_pruned(FOLDER)` loads them, and `ecoflap convert FOLDER OUT --to dense` writes the
-safetensors that plain `from_pretrained` needs."""
+{UNITS}, so that the matrices themselves are smaller: the loaded model takes less memory,
+without any special kernel. The files hold the weights that are not zero and where they belong;
+`ecoflap.load_pruned(FOLDER)` loads them, and `ecoflap convert FOLDER OUT --to dense` writes the safetensors
+that plain `from_pretrained` needs."""
+FEWER_EXPERTS = """\
+The router sends each token to as many experts as in the dense model, so that a token takes as much work."""
+NARROWER = "It also does less work."
 OWN_LOADING = """\
 Its attentions and MLPs have widths that the class in transformers has no settings for: it loads with
 `ecoflap.load(FOLDER)`, not with plain `from_pretrained`."""
@@ -197,7 +200,10 @@ def _figure(metric: str, value: Any, error: float | None) -> str:
 def _gains(result: Result, folder: Path) -> Iterator[str]:
     if result.is_structured:
         yield _of_form(folder, SMALLER, SMALLER_WITHOUT_ZEROS)
+        if "experts" in ((result.allocation or {}).get("details") or {}):
+            yield FEWER_EXPERTS
         if "kept_units" in saved_settings(folder):
+            yield NARROWER
             yield OWN_LOADING
         return
     yield _of_form(folder, MASKED, WITHOUT_ZEROS)
