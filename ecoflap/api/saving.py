@@ -8,10 +8,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ecoflap.api.given import require
 from ecoflap.api.result import PruneResult
+from ecoflap.api.still_masked import require_masked, zeros_of
 from ecoflap.api.wrapped import refuse_wrapped
 from ecoflap.errors import UserError, require_choice
 from ecoflap.models.core.prunable import PrunableModel
@@ -73,9 +74,10 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
     Raises:
         UserError: if there is no such form, the model has no ``save_pretrained``, a part of it is what
             ``torch.compile`` returned or has adapters, its embeddings are tied and its config says that
-            they aren't, a layer was replaced since it was pruned, weights that the masks remove are no longer
-            zero, transformers does not save its generation config, the folder is that of a run or can't be
-            made or written to, another process keeps moving a checkpoint into it, or the disk is full.
+            they aren't, a layer was replaced or experts were removed since it was pruned, weights that the
+            masks remove are no longer zero, transformers does not save its generation config, the folder is
+            that of a run or can't be made or written to, another process keeps moving a checkpoint into it,
+            or the disk is full.
     """
     loaded = model.prunable if isinstance(model, PruneResult) else model
     require(loaded, PrunableModel, "ecoflap.load or ecoflap.prune")
@@ -95,7 +97,7 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
     refuse_wrapped(loaded.module)
     _refuse_tied_by_hand(loaded.module)
     if isinstance(model, PruneResult):
-        _require_masked(model)
+        require_masked(model)
     try:
         final.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -161,49 +163,6 @@ def _is_tied_when_loaded(module: Any, head: nn.Module) -> bool:
     return bool(getattr(config, "tie_word_embeddings", True))
 
 
-def _require_masked(result: PruneResult) -> None:
-    """Refuse a result whose model has changed since, so that its masks and its record are of another one.
-
-    Raises:
-        UserError: if a layer was replaced, a weight that the masks remove is not zero, or more are zero than
-            were counted.
-    """
-    counted = read_layers(result.record.sparsity)
-    present = {id(parameter) for parameter in result.model.parameters()}
-    for layer in result.prunable.layers:
-        if id(layer.parameter) not in present:
-            raise UserError(
-                f"{layer.name} is not in the model any more, as its module was replaced after it was pruned;"
-                " put it back, or give result.prunable for a checkpoint without masks and record"
-            )
-        mask, weight = result.masks.get(layer.name), layer.weight.detach()
-        if mask is not None and not weight.is_meta and weight[~mask.to(weight.device)].any():
-            raise UserError(
-                f"{layer.name} has weights other than zero where the masks remove them, so the model was"
-                " changed after it was pruned; set them to zero again, or give result.prunable for a"
-                " checkpoint without masks and record"
-            )
-        if layer.name in counted and not weight.is_meta and _zeros(weight) > counted[layer.name].zeros:
-            raise UserError(
-                f"{layer.name} has more zeros than this result counted, so the model was pruned"
-                f" further{_or_cast(result)}; save the result of the last pruning, or result.prunable without"
-                " masks and record"
-            )
-
-
-def _or_cast(result: PruneResult) -> str:
-    """The other cause of zeros, if the model has another dtype than it was pruned in."""
-    dtype, pruned_in = usual_dtype(result.model.parameters()), result.record.model["dtype"]
-    if dtype == pruned_in:
-        return ""
-    lost = "in which its smallest weights are zero (cast it before pruning)"
-    return f", or cast from {pruned_in} to {dtype}, {lost}"
-
-
-def _zeros(weight: Tensor) -> int:
-    return weight.numel() - int(weight.count_nonzero())
-
-
 def _write_record(result: PruneResult, folder: Path) -> None:
     """Write how the model was pruned, in the files of a run."""
     describe(folder, replace(_record_now(result), weights=hash_weights(folder)))
@@ -221,7 +180,7 @@ def _record_now(result: PruneResult) -> Result:
     counted = read_layers(section)
     for layer in result.prunable.layers:
         if layer.name in counted:
-            counted[layer.name] = replace(counted[layer.name], zeros=_zeros(layer.weight.detach()))
+            counted[layer.name] = replace(counted[layer.name], zeros=zeros_of(layer.weight.detach()))
     named = {name: section[name] for name in ("target", "total", "allocated_by", "coarse")}
     figures = sparsity_section(counted, parameters=parameters, **named)
     dtype = usual_dtype(result.model.parameters())

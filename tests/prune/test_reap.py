@@ -281,3 +281,19 @@ def test_a_model_in_memory_is_cut_in_place_and_saved(opened: bool, tmp_path: Pat
     ecoflap.save(result, tmp_path)
     saved = type(module).from_pretrained(tmp_path)
     torch.testing.assert_close(logits(saved), logits(other.module), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("first", ["reap", "wanda"])
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_result_whose_experts_were_removed_later_is_not_saved(
+    first: str, loaded: bool, tmp_path: Path
+) -> None:
+    model, data = build("mixtral"), samples(7, 9, 7)
+    given: Any = model if loaded else model.module
+    less, more = share(model, 1), share(model, 2)
+    options = {} if first == "reap" else {"score": "none", "allocation": "water_filling"}
+    result = ecoflap.prune(given, data=data, sparsity=less, pruner=first, **options)
+    again = ecoflap.prune(given, data=data, sparsity=more, pruner="reap")
+    with pytest.raises(UserError, match="experts were removed from the model after it was pruned"):
+        ecoflap.save(result, tmp_path / "first")
+    ecoflap.save(again, tmp_path / "last")

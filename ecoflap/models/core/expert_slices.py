@@ -55,6 +55,11 @@ class ExpertSlice(nn.Module):
         whole: nn.Parameter = getattr(self.owner[0], self.parameter)
         return whole
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether experts were removed from the parameter since, so that this is a part of it no longer."""
+        return self.whole.ndim == 3 and len(self.whole) != self.experts
+
     def part(self, tensor: Tensor) -> Tensor:
         """This expert's part of a tensor of the parameter's shape: a view, [rows, cols] as it is stored."""
         return tensor.view(self.experts, -1, tensor.shape[-1])[self.index]
