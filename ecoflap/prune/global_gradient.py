@@ -55,9 +55,14 @@ class GlobalGradient(GlobalGradientOptions, ModelPruner):
         masks = dict[str, Tensor]()
         for step in range(1, self.iterations + 1):
             batches = loss_batches(model, calibration.take(self.samples), self.batch_size)
-            metric = partial(_metric, gradients=mean_gradients(model, batches), kept=masks)
             reached = sparsity if step == self.iterations else sparsity ** (self.iterations / step)
-            masks = choose_masks(model, self.scope, reached, metric)
+            # Not kept in a variable: the next step's sums would lie beside these.
+            masks = choose_masks(
+                model,
+                self.scope,
+                reached,
+                partial(_metric, gradients=mean_gradients(model, batches), kept=masks),
+            )
             apply_masks(model, masks)
         return report_masks(model, masks, sparsity, self.scope)
 
@@ -89,6 +94,7 @@ def mean_gradients(model: PrunableModel, batches: Sequence[dict[str, Tensor]]) -
             gradients, scale = scaled_gradients(model, batch, keep, recompute=True)
             for layer, gradient in gradients.items():
                 sums[layer.name].add_(gradient.float().abs(), alpha=samples_in(batch) / total / scale)
+            del gradients  # or they would lie beside those of the next batch
     if not any(bool(gradient.any()) for gradient in sums.values()):
         raise loss_is_independent()
     return sums

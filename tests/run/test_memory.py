@@ -151,6 +151,15 @@ def test_the_allocators_own_batch_size_counts(model: PrunableModel) -> None:
     assert "allocation.batch_size" in what_helps(large, "none")
 
 
+def test_gradients_of_one_batch_and_of_one_step_at_a_time(model: PrunableModel) -> None:
+    calibration = tokens(SAMPLES, 64, 256)
+    pruner = GlobalGradient(iterations=3, batch_size=BATCH)
+    (need,) = memory_needs(model, sample_cost(model, calibration), Workload(pruner, SAMPLES, BATCH))
+    dense = sum(layer.weight.nbytes for layer in model.layers)
+    taken = alive(lambda: pruner.prune(model, calibration, 0.0)) - dense  # in the place of old weights
+    assert taken / 1.4 < need.states + need.work < 2 * taken
+
+
 @pytest.mark.parametrize("pruner", [REAP, GlobalGradient, UPop])
 def test_the_plan_uses_the_pruners_own_batch_size(model: PrunableModel, pruner: type[Pruner]) -> None:
     calibration = tokens(SAMPLES, 64, 256)
