@@ -29,6 +29,8 @@ class Footprint:
             with an offloaded model.
         batch_size: samples per pass; None for the run's own.
         float32: the weights are held in fp32, whatever the model's dtype.
+        trained: all weights are trained: their gradients and the two moments of Adam are on the model's
+            device, and the activations of a whole pass are stored.
         beside_dense: the dense tower runs beside the pruned one, with hidden states, a statistic and a
             block's weights of its own.
     """
@@ -41,4 +43,5 @@ class Footprint:
     trials: int = 0
     batch_size: int | None = None
     float32: bool = False
+    trained: bool = False
     beside_dense: bool = False

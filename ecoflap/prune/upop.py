@@ -70,8 +70,8 @@ class UPop(UPopOptions, ModelPruner):
     @property
     @override
     def footprint(self) -> Footprint:
-        """A backward pass in fp32, and sums and gradients of all weights."""
-        return Footprint("backward", copies=2, batch_size=self.batch_size, float32=True)
+        """A training in fp32."""
+        return Footprint("backward", batch_size=self.batch_size, float32=True, trained=True)
 
     @override
     def check_model(self, model: PrunableModel, sparsity: float) -> None:

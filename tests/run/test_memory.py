@@ -163,7 +163,7 @@ def test_gradients_of_one_batch_and_of_one_step_at_a_time(model: PrunableModel) 
 @pytest.mark.parametrize("pruner", [REAP, GlobalGradient, UPop])
 def test_the_plan_uses_the_pruners_own_batch_size(model: PrunableModel, pruner: type[Pruner]) -> None:
     calibration = tokens(SAMPLES, 64, 256)
-    cost = sample_cost(model, calibration)
+    cost = sample_cost(model, calibration, stores=True)
     small, large = (
         memory_needs(model, cost, Workload(pruner(batch_size=size), SAMPLES, BATCH))[0]  # type: ignore[call-arg]
         for size in (1, 8)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.models import llama, tokens
 from ecoflap.allocate.water_filling import WaterFilling
@@ -15,8 +16,10 @@ from ecoflap.finetune.lora import Lora
 from ecoflap.finetune.protocol import Finetuner
 from ecoflap.finetune.reconstruct import Reconstruct
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.offload.placement import Placement
 from ecoflap.prune.driver import prune
 from ecoflap.prune.magnitude import Magnitude
+from ecoflap.prune.upop import UPop
 from ecoflap.run.steps.memory import memory_needs, weights_in_use
 from ecoflap.run.steps.memory_table import what_helps
 from ecoflap.run.steps.sample_cost import sample_cost
@@ -84,6 +87,20 @@ def test_half_precision_is_trained_in_fp32() -> None:
     assert found.weights == whole.weights
     assert whole.work <= found.work < 1.2 * whole.work, "logits are in fp32 anyway"
     assert needed(half, Full(precision="bfloat16")).work == found.work // 2
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_search_trains_all_weights_where_the_model_is(device: str, batch: int) -> None:
+    model, data = tiny.build("blip_vqa"), tiny.samples("blip_vqa", (6,) * SAMPLES)
+    cost, placement = sample_cost(model, data, stores=True), Placement()
+    placement.device = torch.device(device)
+    pruner = UPop(steps=2, interval=2, batch_size=batch)
+    (need,) = memory_needs(replace(model, placement=placement), cost, Workload(pruner, 1, 1))
+    weights = weights_in_use(model)
+    assert need.weights == weights
+    found = alive(lambda: pruner.prune(model, data, 0.3)) - weights  # new ones in the place of old ones
+    assert found / 1.5 < need.states + need.work < 1.5 * found
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -72,7 +72,7 @@ def _need(
     model: PrunableModel, step: str, footprint: Footprint, cost: SampleCost, samples: int, batch: int
 ) -> Need:
     """How much memory a step with this footprint needs for batches of at most ``batch`` samples."""
-    batch = min(batch, samples)
+    batch = batch if footprint.trained else min(batch, samples)  # a training reads other samples
     wide = footprint.float32
     weights = weights_in_use(model, WIDE if wide else 1, footprint.passes == "backward")
     cost = cost.in_float32(model) if wide else cost
@@ -84,7 +84,7 @@ def _need(
             return Need(step, weights, waiting, work, wide=wide)
         return Need(step, weights, streams * batch * cost.states, work, waiting, wide, of_batch=True)
     if footprint.passes == "backward":
-        work = batch * 2 * max(cost.forward, cost.block)
+        work = batch * (cost.training if footprint.trained else 2 * max(cost.forward, cost.block))
     else:
         pair, pairs = 2 * batch * cost.forward, max(1, footprint.samples_per_pass // (2 * batch))
         work = min(pairs * pair, max(pair, SATURATION))
@@ -121,6 +121,8 @@ def _held(model: PrunableModel, footprint: Footprint) -> int:
     layers, on_cpu = model.layers, model.device.type == "cpu"
     together = bool(footprint.trials) and (on_cpu or model.placement.kind == "none")
     held = WIDE * footprint.layers * max(layer.size for layer in layers)
+    if footprint.trained:
+        held += 3 * WIDE * sum(parameter.numel() for parameter in model.module.parameters())
     if footprint.statistic is not None:
         columns = [[layer.shape[1] for layer in block.layers] for block in model.blocks if block.layers]
         sizes = list(map(footprint.statistic.size_of, columns))

@@ -125,6 +125,7 @@ def show_memory(plan: Plan, model: PrunableModel, state: RunState) -> None:
     assert state.calibration is not None
     training = None if plan.finetuner is None else plan.finetuner.footprint(model, plan.config.sparsity)
     stores = training is not None and not (training.by_block or training.recompute)
+    stores = stores or ("prune" in plan.steps and plan.pruner.footprint.trained)
     cost = sample_cost(model, state.calibration, stores)
     work = Workload.of(plan, len(state.calibration))
     needs = memory_needs(model, cost, work)
