@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from ecoflap.storage.file_names import ALLOCATION
 from ecoflap.sweeps.report.runs import Run
 
 Blocks = dict[str, dict[str, float]]
@@ -19,10 +16,13 @@ Blocks = dict[str, dict[str, float]]
 def allocated(run: Run) -> Blocks:
     """The sparsities of a run's blocks: realised if it pruned, else from its allocation file, else none."""
     layers = run.result.sparsity.get("layers", {})
-    if "prune" in run.result.steps:
+    if run.result.is_structured:  # the record has the sizes of the smaller matrices, and no removed experts
+        sizes = run.allocation.get("sizes", {})
+        layers = {name: {**layer, "size": sizes.get(name, 0)} for name, layer in layers.items()}
+    if "prune" in run.result.steps and not run.result.is_structured:
         kept = {name: layer["kept"] for name, layer in layers.items()}
     else:
-        kept = _saved(run.folder)
+        kept = run.allocation.get("keep", {})
     return block_sparsities(layers, kept) if kept and kept.keys() == layers.keys() else {}
 
 
@@ -56,9 +56,3 @@ def block_names(layers: Iterable[str]) -> dict[str, str]:
     is_list = (len(set(level)) > 1 or re.fullmatch(r"(.*_)?\d+", level[0]) for _, level in levels)
     depth = next((depth for depth, found in enumerate(is_list) if found), 0)
     return {name: ".".join(path[: depth + 1]) for name, path in parts.items()}
-
-
-def _saved(folder: Path) -> dict[str, int]:
-    """The counts in a run's allocation file; empty if it has none."""
-    file = folder / ALLOCATION
-    return dict(json.loads(file.read_text(encoding="utf-8"))["keep"]) if file.is_file() else {}

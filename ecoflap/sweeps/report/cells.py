@@ -16,7 +16,7 @@ class Measured(NamedTuple):
     Attributes:
         pruned: the metric of the pruned model.
         dense: the metric of the dense model; None if it was not measured.
-        realised: the share of zeros; None for structured pruning, which removes whole units.
+        realised: the share of the prunable weights that are gone; None where it is unknown.
     """
 
     pruned: float
@@ -55,7 +55,7 @@ def other_sparsity(target: float, cell: Cell) -> float | None:
 
 
 def realised_mean(cell: Cell) -> float | None:
-    """The mean of a cell's realised sparsities; None for structured pruning."""
+    """The mean of a cell's realised sparsities; None if they are unknown."""
     values = [one.realised for one in cell.values() if one.realised is not None]
     return fmean(values) if values else None
 

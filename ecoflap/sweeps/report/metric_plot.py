@@ -80,7 +80,7 @@ def _by_method(table: MetricTable, ranks: dict[Any, int]) -> Figure:
 
 
 def _realised(row: dict[float, Any]) -> list[float]:
-    """The realised sparsity of each cell; the target of structured pruning, which removes whole units."""
+    """The realised sparsity of each cell; the target where it is unknown."""
     means = [(target, realised_mean(seeds)) for target, seeds in row.items()]
     return [target if realised is None else realised for target, realised in means]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ecoflap.errors import UserError
-from ecoflap.storage.file_names import HYDRA, JOBS, RESULT
+from ecoflap.storage.file_names import ALLOCATION, HYDRA, JOBS, RESULT
 from ecoflap.storage.results.hardware import in_words
 from ecoflap.storage.results.identity import rounded_sparsity
 from ecoflap.storage.results.record import Result, find_copies, find_records
@@ -57,8 +58,21 @@ class Run:
 
     @property
     def realised(self) -> float | None:
-        """The share of zeros; None for structured pruning, which removes whole units."""
-        return None if self.result.is_structured else float(self.result.sparsity["prunable"])
+        """The share of the prunable weights that are gone; None of whole units that no file tells of.
+
+        Whole units leave no zeros: the counts of the dense model's layers are in the allocation file alone.
+        """
+        if not self.result.is_structured:
+            return float(self.result.sparsity["prunable"])
+        counts: Any = self.allocation
+        sizes = sum(counts["sizes"].values()) if counts else 0
+        return 1 - sum(counts["keep"].values()) / sizes if sizes else None
+
+    @property
+    def allocation(self) -> dict[str, Any]:
+        """What its allocation file holds, such as ``keep`` and ``sizes``; empty if it has none."""
+        file = self.folder / ALLOCATION
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
     @property
     def samples(self) -> str | None:

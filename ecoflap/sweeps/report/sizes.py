@@ -54,7 +54,7 @@ def sizes_of(section: Section) -> list[Size]:
 
 
 def _masked(runs: list[Run]) -> Iterator[Run]:
-    return (run for run in runs if run.realised is not None and run.result.sparsity.get("layers"))
+    return (run for run in runs if not run.result.is_structured and run.result.sparsity.get("layers"))
 
 
 def _size(method: Method, sparsity: float, runs: list[Run]) -> Size | None:

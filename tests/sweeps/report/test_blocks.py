@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from ecoflap.sweeps.report.blocks import allocated, block_names, block_sparsities
+from ecoflap.sweeps.report.cells import other_sparsity
+from ecoflap.sweeps.report.metrics import make_tables
 from ecoflap.sweeps.report.runs import read_runs
+from ecoflap.sweeps.report.sections import make_sections
 from tests.sweeps.report.conftest import write_run
 
 
@@ -78,3 +81,26 @@ def test_of_a_run_that_stopped_before_pruning_the_allocation_counts(tmp_path: Pa
     assert list(allocated(run)["text"].values()) == [0.75, 0.25]
     (path.parent / "allocation.json").write_text(json.dumps({"keep": {"other.layer": 1}}))
     assert allocated(run) == {}
+
+
+def test_whole_units_are_counted_by_the_allocation_file(tmp_path: Path) -> None:
+    """The record has the smaller matrices, without zeros and without removed experts."""
+    path = write_run(tmp_path, "a", 70.0, blocks={"text": [0.0, 0.0]}, sparsity=0.3)
+    data = json.loads(path.read_text())
+    data["sparsity"] |= {"total": "units"}
+    path.write_text(json.dumps(data))
+    (run,) = read_runs(tmp_path)
+    assert (run.realised, allocated(run)) == (None, {})
+    names = list(run.result.sparsity["layers"])
+    file, sizes = path.parent / "allocation.json", dict.fromkeys(names, 200)
+    keep = {name: 150 if ".0." in name else 200 for name in names}
+    file.write_text(json.dumps({"keep": keep, "sizes": sizes}))
+    assert run.realised == pytest.approx(0.125)
+    assert list(allocated(run)["text"].values()) == [0.25, 0.0]
+    gone = {"keep": {**keep, "text.expert.3": 0}, "sizes": {**sizes, "text.expert.3": 200 * len(names)}}
+    file.write_text(json.dumps(gone))
+    assert run.realised == pytest.approx(0.5625)
+    assert allocated(run) == {}, "no record says which block a removed expert was in"
+    (table,) = make_tables(make_sections([run]), ["vqa/accuracy"])
+    ((row,),) = [table.cells.values()]
+    assert other_sparsity(0.3, row[0.3]) == pytest.approx(0.5625)
