@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -297,3 +298,22 @@ def test_a_result_whose_experts_were_removed_later_is_not_saved(
     with pytest.raises(UserError, match="experts were removed from the model after it was pruned"):
         ecoflap.save(result, tmp_path / "first")
     ecoflap.save(again, tmp_path / "last")
+
+
+def test_the_memory_of_removed_experts_is_free_before_the_next_ones_are_removed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, cut = build("mixtral"), Mixture.cut
+    freed: list[str] = []
+    left: list[int] = []
+
+    def watched(mixture: Mixture, keep: Tensor) -> None:
+        for parameter in mixture.experts.parameters():
+            weakref.finalize(parameter.untyped_storage(), freed.append, mixture.name)
+        del parameter
+        cut(mixture, keep)
+        left.append(2 * len(left) + 2 - len(freed))
+
+    monkeypatch.setattr(Mixture, "cut", watched)
+    prune_whole(model, samples(7, 9, 7), REAP(), share(model, 3), lambda _: None)
+    assert left == [0, 0]

@@ -78,6 +78,10 @@ class ExpertSlice(nn.Module):
             view.data = part
         return view
 
+    def release(self) -> None:
+        """Keep no memory of the parameter; the next look at the weight makes another leaf."""
+        self.__dict__.pop("_view", None)
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Multiply the tokens of this expert: [routed, cols] -> [routed, rows]."""
         bias = getattr(self.owner[0], f"{self.parameter}_bias", None)

@@ -64,6 +64,8 @@ class Mixture:
 
     def cut(self, keep: Tensor) -> None:
         """Remove all experts but those at the indices ``keep`` [kept], in ascending order."""
+        for one in slices_of(self.experts).values():
+            one.release()  # or the memory of all experts would stay until the last mixture is cut
         for module in (self.router, self.experts):
             for owner, name, tensor in _owned(module):
                 part = tensor.detach()[keep.to(tensor.device)]
