@@ -120,7 +120,7 @@ def test_equals_pruning_layer_by_layer(model: PrunableModel) -> None:
 
 @NEEDS
 def test_the_command_line_prunes_both_towers(tmp_path: Path) -> None:
-    few = ["calibration.samples=4", "task.limit=20", "tracking=none", f"cache={tmp_path / 'cache'}"]
+    few = ["calibration.samples=4", "task.limit=8", "tracking=none", f"cache={tmp_path / 'cache'}"]
     result = pipeline.run(
         composed(["model=llava_smollm2", "score=none", "sparsity=0.5", *few]), tmp_path / "run"
     )
