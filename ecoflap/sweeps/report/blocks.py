@@ -14,12 +14,16 @@ Blocks = dict[str, dict[str, float]]
 
 
 def allocated(run: Run) -> Blocks:
-    """The sparsities of a run's blocks: realised if it pruned, else from its allocation file, else none."""
+    """The sparsities of a run's blocks, none if they are unknown.
+
+    Whole units and runs that did not prune are counted by the allocation file, others by the record.
+    """
     layers = run.result.sparsity.get("layers", {})
     if run.result.is_structured:  # the record has the sizes of the smaller matrices, and no removed experts
-        sizes = run.allocation.get("sizes", {})
+        counts = run.allocation
+        kept, sizes = counts.get("keep", {}), counts.get("sizes", {})
         layers = {name: {**layer, "size": sizes.get(name, 0)} for name, layer in layers.items()}
-    if "prune" in run.result.steps and not run.result.is_structured:
+    elif "prune" in run.result.steps:
         kept = {name: layer["kept"] for name, layer in layers.items()}
     else:
         kept = run.allocation.get("keep", {})
