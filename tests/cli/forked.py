@@ -58,6 +58,24 @@ def main(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[
     return start(arguments, folder).finished()
 
 
+def new_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it in a process of its own, in the checkout.
+
+    For tests of the process itself, and of what one loads or says once: a copy has what earlier tests in this
+    process have loaded and said.
+    """
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        check=False,
+        timeout=300,
+    )
+
+
 def _run(arguments: Sequence[str], folder: Path, output: TextIO, errors: TextIO) -> NoReturn:
     """What the copy does; it never returns to pytest."""
     code: int | str | None = 1

@@ -34,12 +34,6 @@ def sweep(*overrides: str) -> subprocess.CompletedProcess[str]:
     return forked.main(overrides, ROOT)
 
 
-def new_process(*overrides: str) -> subprocess.CompletedProcess[str]:
-    """Where it counts what a process has already loaded or said."""
-    command = [sys.executable, "main.py", *overrides]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
-
-
 def layers(file: Path) -> dict[str, object]:
     result = Result.read(file)
     return {"metrics": result.metrics, "layers": result.sparsity["layers"]}
@@ -49,7 +43,7 @@ def test_one_load_for_many_runs_gives_the_results_of_separate_processes(
     text_run: list[str], tmp_path: Path
 ) -> None:
     axis = "pruner=sparsegpt,wanda"  # the first changes the weights that it keeps
-    here = new_process("-m", *text_run, axis, f"hydra.sweep.dir={tmp_path / 'here'}")
+    here = forked.new_process("-m", *text_run, axis, f"hydra.sweep.dir={tmp_path / 'here'}")
     assert here.returncode == 0, here.stderr
     assert here.stderr.count("is still in memory") == 1
     apart = sweep(
@@ -69,7 +63,7 @@ def test_one_load_for_many_runs_gives_the_results_of_separate_processes(
 
 def test_a_sweep_says_which_job_it_is_at_and_tables_once(text_run: list[str], tmp_path: Path) -> None:
     given = ["sparsity=0.4,0.5,0.6", "finetune.epochs=3", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    done = new_process("-m", *text_run, *given)
+    done = forked.new_process("-m", *text_run, *given)
     assert done.returncode == 0, done.stderr
     assert (done.stdout + done.stderr).count("finetune.epochs=3 changes nothing: steps=") == 1
     for number, sparsity in enumerate((0.4, 0.5, 0.6)):
