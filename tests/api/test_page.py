@@ -4,13 +4,12 @@ named ones.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 from tests.api.conftest import llama, texts
+from tests.cli import forked
 from tests.cli.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "python.md").read_text()
@@ -40,15 +39,7 @@ def run_blocks(page: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     one.processor.save_pretrained(folder)
     (tmp_path / "test.txt").write_text(" ".join(texts(100, seed=2)))
     (tmp_path / "page.py").write_text("\n".join([SET_UP, *blocks]))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "page.py"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return forked.python(["page.py"], tmp_path)
 
 
 def test_the_readme_runs_as_written(tmp_path: Path) -> None:

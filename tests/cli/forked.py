@@ -1,4 +1,4 @@
-"""``main.py`` in a copy of this process: what a new one would do, without its seconds of imports."""
+"""Programs in a copy of this process: what a new one would do, without its seconds of imports."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import NoReturn, TextIO
 from hydra.core.global_hydra import GlobalHydra
 
 ROOT = Path(__file__).parents[2]
+MAIN = str(ROOT / "main.py")
 
 
 @dataclass
@@ -44,29 +45,29 @@ class Started:
 
 
 def start(arguments: Sequence[str], folder: Path, variables: Mapping[str, str] | None = None) -> Started:
-    """Start it in a folder, with some environment variables."""
-    output, errors = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115
-    child = os.fork()
-    if child == 0:
-        os.environ.update(variables or {})
-        _run(arguments, folder, output, errors)
-    return Started(arguments, child, output, errors)
+    """Start ``main.py`` in a folder, with some environment variables."""
+    return _start([MAIN, *arguments], folder, variables or {})
 
 
 def main(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run it in a folder, and return what it printed and its exit code."""
+    """Run ``main.py`` in a folder, and return what it printed and its exit code."""
     return start(arguments, folder).finished()
 
 
+def python(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run what ``python`` with these arguments runs: ``FILE ...``, ``-m MODULE ...`` or ``-c SOURCE ...``."""
+    return _start(arguments, folder, {}).finished()
+
+
 def new_process(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run it in a process of its own, in the checkout.
+    """Run ``main.py`` in a process of its own, in the checkout.
 
     For tests of the process itself, and of what one loads or says once: a copy has what earlier tests in this
     process have loaded and said.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     return subprocess.run(
-        [sys.executable, str(ROOT / "main.py"), *arguments],
+        [sys.executable, MAIN, *arguments],
         capture_output=True,
         text=True,
         env=environment,
@@ -74,6 +75,16 @@ def new_process(*arguments: str) -> subprocess.CompletedProcess[str]:
         check=False,
         timeout=300,
     )
+
+
+def _start(arguments: Sequence[str], folder: Path, variables: Mapping[str, str]) -> Started:
+    """Start what ``python`` with these arguments starts."""
+    output, errors = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115
+    child = os.fork()
+    if child == 0:
+        os.environ.update(variables)
+        _run(arguments, folder, output, errors)
+    return Started(arguments, child, output, errors)
 
 
 def _run(arguments: Sequence[str], folder: Path, output: TextIO, errors: TextIO) -> NoReturn:
@@ -86,8 +97,8 @@ def _run(arguments: Sequence[str], folder: Path, output: TextIO, errors: TextIO)
         logging.getLogger().handlers.clear()
         GlobalHydra.instance().clear()
         os.chdir(folder)
-        sys.argv = [str(ROOT / "main.py"), *arguments]
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        _become(*arguments)
+        code = 0
     except SystemExit as end:
         code = end.code
     except BaseException:
@@ -96,3 +107,16 @@ def _run(arguments: Sequence[str], folder: Path, output: TextIO, errors: TextIO)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def _become(first: str, *rest: str) -> None:
+    """Run a file, a module or a source as the main program of this process."""
+    if first == "-m":
+        sys.argv = list(rest)
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif first == "-c":
+        source, *sys.argv[1:] = rest
+        exec(compile(source, "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv = [first, *rest]
+        runpy.run_path(first, run_name="__main__")

@@ -15,20 +15,11 @@ import pytest
 from ecoflap.cli import command
 from ecoflap.cli.arguments import prepared
 from ecoflap.errors import UserError, typed_command
+from tests.cli import forked
 from tests.cli.conftest import ROOT
 from tests.refusals.conftest import fresh_process  # noqa: F401 - a fixture
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-
-
-def ecoflap(*arguments: str, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *python, "-m", "ecoflap", *arguments],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        check=False,
-    )
 
 
 def files(folder: Path) -> list[str]:
@@ -90,7 +81,13 @@ def test_a_tilde_that_the_shell_leaves_is_the_home(
 
 @pytest.mark.parametrize("subcommand", ["", "status", "report", "cache", "convert"])
 def test_help_loads_neither_torch_nor_hydra(subcommand: str) -> None:
-    finished = ecoflap(*subcommand.split(), "--help", python=("-X", "importtime"))
+    finished = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "ecoflap", *subcommand.split(), "--help"],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
+    )
     assert finished.returncode == 0
     imported = {line.rpartition("|")[2].strip() for line in finished.stderr.splitlines()}
     assert "ecoflap.cli.command" in imported
@@ -146,17 +143,11 @@ def test_messages_name_what_was_typed(program: str, typed: str, monkeypatch: pyt
     assert typed_command() == typed
 
 
-@pytest.mark.parametrize(
-    "command_line", [("-m", "ecoflap", "run"), (str(ROOT / "main.py"),)], ids=["ecoflap run", "main.py"]
-)
-def test_both_ways_to_start_a_run_compose_the_same(command_line: tuple[str, ...]) -> None:
+def test_both_ways_to_start_a_run_compose_the_same(tmp_path: Path) -> None:
     options = ["sparsity=0.7", "--cfg", "job"]
-    ours = ecoflap("run", *options).stdout
-    finished = subprocess.run(
-        [sys.executable, *command_line, *options], capture_output=True, text=True, env=ENVIRONMENT, check=True
-    )
-    assert "sparsity: 0.7" in ours
-    assert finished.stdout == ours
+    ours = forked.python(["-m", "ecoflap", "run", *options], tmp_path)
+    assert "sparsity: 0.7" in ours.stdout
+    assert forked.main(options, tmp_path).stdout == ours.stdout
 
 
 @pytest.mark.usefixtures("fresh_process")

@@ -19,6 +19,7 @@ from ecoflap.cli.choices import Choices
 from ecoflap.errors import UserError
 from ecoflap.storage.cache import code
 from ecoflap.sweeps import status
+from tests.cli import forked
 from tests.cli.conftest import ROOT
 from tests.refusals.conftest import fresh_process  # noqa: F401 - a fixture
 
@@ -126,11 +127,8 @@ def test_a_sweep_in_this_process(
 
 
 def started(arguments: list[str], folder: Path) -> str:
-    """A command with nothing of ours on its path but the checkout; returns what it says."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    """Run ``python`` with these arguments in a folder; returns what it says."""
+    done = forked.python(arguments, folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

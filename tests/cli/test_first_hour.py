@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,16 +17,16 @@ PAGE = (ROOT / "docs" / "first_hour.md").read_text()
 
 
 def commands() -> list[list[str]]:
-    """The commands of the page: its blocks of Python, and its lines of the shell."""
+    """The page as arguments of ``python``: its blocks of Python, and its lines of the shell."""
     found: list[list[str]] = []
     for kind, text in BLOCK.findall(PAGE):
         if kind == "python":
-            found.append([sys.executable, "-c", text])
+            found.append(["-c", text])
             continue
         for line in text.splitlines():
             program, *arguments = shlex.split(line)
             assert program == "ecoflap"
-            found.append([sys.executable, "-m", "ecoflap", *arguments])
+            found.append(["-m", "ecoflap", *arguments])
     return found
 
 
@@ -37,21 +34,9 @@ def commands() -> list[list[str]]:
     not hasattr(transformers, "Blip2Config"), reason=f"transformers {transformers.__version__} has no BLIP-2"
 )
 def test_every_command_of_the_page(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     said = []
     for command in commands():
-        if command[1:4] == ["-m", "ecoflap", "run"]:
-            done = forked.main(command[4:], tmp_path)
-        else:
-            done = subprocess.run(
-                command,
-                cwd=tmp_path,
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=300,
-            )
+        done = forked.python(command, tmp_path)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         said.append(done.stdout + done.stderr)
     assert len(said) == 10

@@ -78,14 +78,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_magnitude_in_every_test_run() -> None:
-    """Without the passes that the others need for calibration.
+    """On the first quarter of the tokens, without the passes that the others need for calibration.
 
-    By the Python API, which leaves out what is not asked for: the dense model's perplexity.
+    The figure is that of the run which has the published perplexity on all of them. By the Python API, which
+    leaves out what is not asked for: the dense model's perplexity.
     """
     model = ecoflap.load("smollm2_135m", device="cpu")
     result = ecoflap.prune(model, sparsity=0.5, score="none", pruner="magnitude")
-    metrics = ecoflap.evaluate(result, "token_perplexity", path=str(TOKENS), key="test")
-    assert metrics["perplexity"] == pytest.approx(published()[("magnitude", 0.5)], rel=0.01)
+    metrics = ecoflap.evaluate(result, "token_perplexity", path=str(TOKENS), key="test", limit=16)
+    assert metrics["perplexity"] == pytest.approx(452.5, rel=0.01)
 
 
 @pytest.mark.slow
