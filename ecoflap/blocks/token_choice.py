@@ -223,7 +223,7 @@ def most_moved(texts: Sequence[Tensor], visuals: Sequence[Tensor], moved: Sequen
         NumericalError: if a movement is not finite.
     """
     own = [
-        (float(one[visual].double().sum()), int(visual.sum()))
+        (float(one[visual].cpu().double().sum()), int(visual.sum()))
         for visual, one in zip(visuals, moved, strict=True)
     ]
     of_all = [batch for others in gathered(own) for batch in others]

@@ -212,6 +212,12 @@ def test_allocations(base: dict[str, list[str]], tmp_path: Path, allocation: str
     check_same([*base["gpt2"], *ALLOCATIONS[allocation]], tmp_path)
 
 
+@pytest.mark.parametrize("option", ["tokens=text", "tokens=answer", "tokens=atv", "allocation=tamp"])
+@pytest.mark.every_run("tokens=atv")
+def test_tokens(base: dict[str, list[str]], tmp_path: Path, option: str) -> None:
+    check_same([*base["llava"], "score=none", option], tmp_path)
+
+
 def test_singular_values_differ_in_their_last_digits(base: dict[str, list[str]], tmp_path: Path) -> None:
     steps = "steps=[calibrate,allocate,prune]"
     with without_fp64():
