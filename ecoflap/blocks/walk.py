@@ -103,7 +103,7 @@ class Visit:
         block.run(self.index, self.flow.streams, self.counted)
 
     def require_one_call(self) -> None:
-        """Refuse a tower that calls a layer again on what came of its first call.
+        """Refuse a tower that calls a layer again on a result of its first call.
 
         Raises:
             UserError: if it is such a tower.

@@ -58,10 +58,11 @@ def prune(
         on_block: called after each block.
         propagate: what comes before a layer when its inputs are measured: ``pruned`` blocks, and its own
             block dense (as published; two passes over the data per block); everything before the ``layer``
-            itself pruned (one pass where a batch holds all samples); that again, with weights that
-            are ``compensated`` first for what came of it (a dense pass beside it); or ``dense`` blocks (one
-            pass). Each gives another result. With ``dense``, storable statistics are gathered before anything
-            is pruned; for others, the last towers are pruned first, so that all predecessors are still dense.
+            itself pruned (one pass where a batch holds all samples); the same, with weights that are
+            ``compensated`` first for the errors before the layer (a dense pass beside it); or ``dense``
+            blocks (one pass). Each gives another result. With ``dense``, storable statistics are gathered
+            before anything is pruned; for others, the last towers are pruned first, so that all predecessors
+            are still dense.
         tokens: which tokens count in statistics, see ``ecoflap.blocks.token_choice.choose_tokens``.
         finished: stores blocks as soon as they are pruned; those that a stopped run has stored are applied
             instead of pruned.

@@ -162,7 +162,7 @@ def _prune_together(
 def _piece(
     layer: Layer, dense: Tensor, pruned: Pruned, statistic: Statistic | None, pruner: LayerPruner
 ) -> Piece:
-    """What becomes of rows of a layer with weights [rows, cols], as its dtype holds them.
+    """The pruned rows of a layer with weights [rows, cols], in the layer's dtype.
 
     Raises:
         NumericalError: if a weight is not finite.

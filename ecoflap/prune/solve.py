@@ -25,7 +25,7 @@ def solve_layers(
 ) -> list[Pruned]:
     """The pruned weights of layers that share a statistic; the layers stay as they are.
 
-    A layer with row weights f is pruned as diag(f) W, and what comes of it is divided by f again: the pruner
+    A layer with row weights f is pruned as diag(f) W, and the pruned matrix is divided by f again: the pruner
     then minimises the sum over rows of f_j^2 ||(w_j - w'_j) X||^2.
 
     Args:
