@@ -71,7 +71,10 @@ def note_copy(tensor: Tensor, there: bool, non_blocking: bool) -> None:
 
 
 def storage(tensor: Tensor) -> torch.UntypedStorage:
-    """A tensor's storage, whose Python object lives as long as the memory."""
+    """A tensor's storage, whose Python object lives as long as the memory; in ``vmap``, the whole batch's."""
+    functorch = torch._C._functorch
+    while functorch.is_batchedtensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
     with torch._C.DisableTorchFunction():
         return tensor.untyped_storage()
 
