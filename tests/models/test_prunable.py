@@ -15,6 +15,7 @@ from ecoflap.models.core.forward_modes import as_before, quiet_forward
 from ecoflap.models.core.losses import next_token_loss, token_loss
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.blip.retrieval import match_loss
+from ecoflap.score.pass_size import LiveBytes
 from tests import tiny
 
 # Families whose transformers model computes the same loss; BLIP's smooths labels and counts differently,
@@ -133,6 +134,25 @@ def test_token_losses_by_hand() -> None:
         next_token_loss(logits, labels)[0], first
     )  # position 0 predicts token 1; token 2 is no target
     assert token_loss(logits.bfloat16(), labels).dtype == torch.float32
+
+
+def test_the_gradient_of_a_long_text_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 64, 500).bfloat16().requires_grad_()
+    labels = torch.randint(500, (2, 64)).masked_fill(torch.rand(2, 64) < 0.3, -100)
+
+    def gradient() -> torch.Tensor:
+        (token_loss(logits, labels) * torch.tensor([1.0, 3.0])).sum().backward()
+        found, logits.grad = logits.grad, None
+        assert found is not None
+        return found
+
+    whole = gradient()
+    monkeypatch.setattr("ecoflap.models.core.losses.AT_ONCE", 5 * 500)
+    with LiveBytes() as live:
+        parts = gradient()
+    assert torch.equal(whole, parts)
+    assert live.peak < 2 * logits.nbytes, "one text in fp32 is as large as both texts"
 
 
 @pytest.mark.parametrize("fails", [False, True])

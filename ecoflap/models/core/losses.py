@@ -68,12 +68,16 @@ class _TokenLoss(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         logits, labels = context.saved_tensors
-        result = torch.empty_like(logits)
+        result, tokens = torch.empty_like(logits), max(1, AT_ONCE // logits.shape[-1])
         for row, target, scale, into in zip(logits, labels, gradients[0], result, strict=True):
             real = target != IGNORED
-            part = row.float().softmax(dim=-1)
-            part[torch.arange(len(target), device=target.device), target.where(real, 0)] -= real.float()
-            into.copy_(part.mul_((real * scale / real.sum()).unsqueeze(1)))
+            factors = real * scale / real.sum()
+            parts = (whole.split(tokens) for whole in (row, target, real, factors, into))
+            for part, wanted, counts, factor, place in zip(*parts, strict=True):
+                gradient = part.float().softmax(dim=-1)
+                places = torch.arange(len(wanted), device=wanted.device)
+                gradient[places, wanted.where(counts, 0)] -= counts.float()
+                place.copy_(gradient.mul_(factor.unsqueeze(1)))
         return result, None
 
 
