@@ -66,6 +66,7 @@ class LSA(LSAOptions, BlockRamp):
             found[layer.name] = greedy_removal_error(
                 layer.matrix(), statistic.value, self.share, self.columns
             )
+            statistic.forget()  # or the matrices of all experts of a block would be in memory
         for layer in [one for one in block.layers if one.name not in found]:
             alike = [one for one in known if (one.shape, one.is_expert) == (layer.shape, True)] or known
             found[layer.name] = fmean(found[one.name] for one in alike)

@@ -34,7 +34,7 @@ class Gram(Statistic):
         self.cols, self.device = cols, device
         self.sum = torch.zeros(self._numbers(cols), dtype=torch.float64, device=place_of_sums(device))
         self.tokens = 0
-        self._forget()
+        self.forget()
 
     @override
     def update(self, inputs: Tensor) -> None:
@@ -45,12 +45,12 @@ class Gram(Statistic):
                 product = wide[:, start : start + STRIP].t() @ wide[:, start:]
                 strip.add_(product.to(strip.device))
         self.tokens += len(inputs)
-        self._forget()
+        self.forget()
 
     @override
     def add(self, other: Gram) -> None:
         super().add(other)
-        self._forget()
+        self.forget()
 
     def _strips(self) -> Iterator[tuple[int, Tensor]]:
         """The first row of each strip of the sum, and the strip, [rows, cols from the diagonal on]."""
@@ -65,8 +65,8 @@ class Gram(Statistic):
         """How many numbers are in the strips."""
         return sum(min(STRIP, cols - start) * (cols - start) for start in range(0, cols, STRIP))
 
-    def _forget(self) -> None:
-        """Compute what follows from the sum again when it is needed."""
+    @override
+    def forget(self) -> None:
         self._value: Tensor | None = None
         self._factor: tuple[float, InverseFactor] | None = None  # with the damping that was asked for
         self._inverse: NormalisedInverse | None = None
@@ -83,8 +83,9 @@ class Gram(Statistic):
 
     @property
     def mean_square(self) -> Tensor:
-        """Mean square of each input column, [cols]."""
-        return self.value.diagonal()
+        """Mean square of each input column, [cols]: the diagonal of the value, without the value."""
+        diagonal = torch.cat([strip.diagonal() for _, strip in self._strips()])
+        return (diagonal / self.tokens).float().to(self.device)
 
     @classmethod
     @override
@@ -121,7 +122,7 @@ class Gram(Statistic):
     def combine(self) -> None:
         """Add up the sums of all processes; what was computed of this one's is computed again."""
         super().combine()
-        self._forget()
+        self.forget()
 
     @override
     def output_energy(self, weight: Tensor) -> float:

@@ -58,6 +58,9 @@ class Statistic(Protocol):
     def output_energy(self, weight: Tensor) -> float:
         """Mean over tokens of ||W x||^2 for a weight [rows, cols]: the unit of the relative error."""
 
+    def forget(self) -> None:
+        """Drop what was computed of the sums; where it is needed, it is computed again."""
+
     def add(self: Own, other: Own) -> None:
         """Add what another statistic of the same inputs holds."""
         self.sum = self.sum + other.sum

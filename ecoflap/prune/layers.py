@@ -101,6 +101,8 @@ def _solved(
             )
             if own:
                 yield from _prune_together(group._replace(layers=own), shards, pruner, allocation).items()
+            if not split and group.statistic is not None:
+                group.statistic.forget()  # or a block of many experts would hold the factors of all of them
 
 
 def _record(

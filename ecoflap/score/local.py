@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -82,10 +83,11 @@ class Local(LocalOptions, Scorer):
                 if (statistics := visit.measure(kind, leave=True)) is None:
                     continue
                 with model.placement.using(visit.block):
-                    for layer in visit.block.layers:
-                        statistic = statistics[layer]
-                        # An expert that no token reaches counts as little as it does in the loss.
-                        value = 0.0 if statistic.assumed else measure(layer.matrix(), statistic).item()
-                        averages[layer.name].add(value, 1.0, layer.name)
+                    for statistic, layers in groupby(visit.block.layers, statistics.__getitem__):
+                        for layer in layers:
+                            # An expert that no token reaches counts as little as it does in the loss.
+                            value = 0.0 if statistic.assumed else measure(layer.matrix(), statistic).item()
+                            averages[layer.name].add(value, 1.0, layer.name)
+                        statistic.forget()
         samples = min(self.samples, len(calibration))
         return collect(self.name, averages, {**self.identity(), "samples": samples})

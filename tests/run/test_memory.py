@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers as hf
 
 from benchmarks.models import llama, tokens
 from ecoflap.allocate.evopress import EvoPress
@@ -16,7 +17,11 @@ from ecoflap.allocate.protocol import Allocator, Context
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.console.telemetry import measure
 from ecoflap.errors import UserError
+from ecoflap.models.core.experts import SHARED_SINCE
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
+from ecoflap.models.families.language.causal_lm import language_loss
+from ecoflap.models.loading.loader import prunable
 from ecoflap.models.offload.placement import Placement
 from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
@@ -79,6 +84,26 @@ def test_pruning(model: PrunableModel, pruner: Wanda) -> None:
     assert taken / 2 < need.states + need.work
     if pruner.statistic is not None:  # without data nothing waits and nothing runs
         assert need.states + need.work < 2 * taken
+
+
+def mixture() -> PrunableModel:
+    """A Mixtral of many experts, whose statistics are most of what pruning it takes."""
+    if int(hf.__version__.split(".")[0]) < SHARED_SINCE:
+        pytest.skip("each expert is a module of its own")
+    torch.manual_seed(0)
+    size = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4}
+    config = hf.MixtralConfig(vocab_size=256, num_hidden_layers=2, num_local_experts=32, **size)
+    return prunable("mixtral", hf.MixtralForCausalLM(config), None, language_loss, Selection())
+
+
+@pytest.mark.parametrize("pruner", [SparseGPT(), ADMM()], ids=["sparsegpt", "admm"])
+def test_pruning_experts(pruner: LayerPruner) -> None:
+    model, calibration = mixture(), tokens(SAMPLES, 64, 256)
+    (need,) = memory_needs(model, sample_cost(model, calibration), Workload(pruner, SAMPLES, BATCH))
+    allocation = WaterFilling()(model, None, 0.5)
+    taken = alive(lambda: prune(model, calibration, pruner, allocation, BATCH))
+    taken -= sum(layer.weight.nbytes for layer in model.layers)  # written in place
+    assert taken / 1.3 < need.states + need.work < 2 * taken, "the factor of one expert's input at a time"
 
 
 @pytest.mark.parametrize("size", [BATCH, SAMPLES])
