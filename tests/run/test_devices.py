@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.models import llama, tokens
 from ecoflap.cli import command
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
@@ -19,10 +20,13 @@ from ecoflap.run.steps.devices import GB, cost_from_shapes, device_counts, devic
 from ecoflap.run.steps.memory import memory_needs, needs_without_data
 from ecoflap.run.steps.sample_cost import sample_cost
 from ecoflap.run.steps.workload import Need, Workload
+from ecoflap.score.first_order import FirstOrder
+from ecoflap.score.zeroth_order import ZerothOrder
 from tests import tiny
 from tests.cli.conftest import ROOT, composed, text_file, tiny_llama  # noqa: F401 - two fixtures
 from tests.models.test_current_sizes import attention, gated
 from tests.models.test_published_sizes import TOTALS, inspected
+from tests.run.test_memory import alive
 
 pytestmark = pytest.mark.long
 
@@ -112,6 +116,18 @@ def test_shapes_tell_what_a_sample_costs(family: str) -> None:
     shapes = cost_from_shapes(model, tokens)
     assert shapes.outputs == measured.outputs
     assert measured.block / 3 < shapes.block < 3 * measured.block
+
+
+@pytest.mark.parametrize("scorer", [FirstOrder(batch_size=4), ZerothOrder(batch_size=4, samples_per_pass=1)])
+def test_the_logits_of_a_large_vocabulary_count(scorer: FirstOrder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "ecoflap.models.core.losses.AT_ONCE", 2**16
+    )  # few beside the logits, as in large models
+    model, calibration = llama(64, 2, 8000), tokens(4, 128, 8000)
+    work = Workload(Wanda(), 4, 4, scorer)
+    need, _ = memory_needs(model, cost_from_shapes(model, 128), work)
+    taken = alive(lambda: scorer(model, calibration, 0))
+    assert taken / 2 < need.states + need.work < 2 * taken
 
 
 def test_samples_are_split_and_nothing_else() -> None:

@@ -6,11 +6,13 @@ of a whole block on it. So more devices hold fewer hidden states each; nothing e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
+from ecoflap.blocks.bypass import without_head
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block
@@ -24,9 +26,10 @@ GB = 10**9
 
 
 def cost_from_shapes(model: PrunableModel, tokens: int) -> SampleCost:
-    """The activations of a sample as far as shapes tell: hidden states, and the outputs of blocks' layers.
+    """The activations of a sample as far as shapes tell: hidden states, outputs of blocks' layers, logits.
 
-    Each token goes through every tower that is pruned, and through as many experts as the config says.
+    Each token goes through every tower that is pruned, and through as many experts as the config says. What a
+    training stores of a block is about twice what its layers put out.
 
     Args:
         model: the model, on any device.
@@ -39,7 +42,10 @@ def cost_from_shapes(model: PrunableModel, tokens: int) -> SampleCost:
     routed = _experts_per_token(model)
     inside = [tokens * size * _outputs(block, routed) for tower in towers for block in tower.blocks]
     block = max(inside) + max(states)
-    return SampleCost(sum(states), outputs, block, block, training=sum(inside) + outputs)
+    heads: Iterable[Any] = without_head(model.module)
+    logits = tokens * size * sum(head.out_features for head in heads)
+    training = 2 * sum(inside) + outputs + logits + max(block, logits)
+    return SampleCost(sum(states), outputs, block, block + logits, training, logits)
 
 
 def _outputs(block: Block, routed: int | None) -> int:

@@ -36,6 +36,7 @@ class SampleCost:
         forward: the most in a whole forward pass.
         training: the most in a forward and backward pass that stores all activations; 0 where no step
             does so.
+        logits: the logits of all tokens.
     """
 
     states: int
@@ -43,6 +44,7 @@ class SampleCost:
     block: int
     forward: int
     training: int = 0
+    logits: int = 0
 
     def in_float32(self, model: PrunableModel) -> SampleCost:
         """The cost with the model in fp32."""
@@ -80,6 +82,7 @@ def sample_cost(model: PrunableModel, calibration: CalibrationSet, stores: bool 
         block=peaks.block,
         forward=peaks.forward + logits,
         training=_stored(model, stack([largest])) + max(peaks.block, logits) if stores else 0,
+        logits=logits,
     )
 
 
