@@ -22,7 +22,7 @@ import torch
 from typing_extensions import override
 
 from ecoflap.allocate.allocation import Allocation
-from ecoflap.allocate.distance import Distance
+from ecoflap.allocate.distance import KL, Distance
 from ecoflap.allocate.evolution import Draw, Evolution, Levels, Stage
 from ecoflap.allocate.groups import layers_of, parts
 from ecoflap.allocate.layer_trials import LayerTrials
@@ -70,8 +70,10 @@ class EvoPress(EvoPressOptions, Uneven):
     @property
     @override
     def footprint(self) -> Footprint:
-        """Forward passes beside the dense weights."""
-        return Footprint("forward", trials=1)
+        """Forward passes beside the dense weights, those of a layer at its levels, and dense predictions."""
+        tried = min(2 * self.levels + 1, 1 + self.generations * self.offspring)
+        compared = max(self.samples) if self.fitness == KL else 0
+        return Footprint("forward", trials=1, kept=tried, predictions=compared)
 
     @override
     def __call__(

@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ecoflap.allocate.trial import Group, TrialPruner
-
-CACHE_BYTES = 2**30
-"""Most bytes of pruned weights that are kept to be used again."""
+from ecoflap.blocks.footprint import KEPT_BYTES
 
 
 class LayerTrials:
@@ -23,7 +21,7 @@ class LayerTrials:
         dense: {layer: its number of weights}.
     """
 
-    def __init__(self, trial: TrialPruner, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, trial: TrialPruner, cache_bytes: int = KEPT_BYTES) -> None:
         """Begin with the dense model.
 
         Args:

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from ecoflap.blocks.statistics import Statistic
 
 WIDE = 4  # bytes of an fp32 number
+KEPT_BYTES = 2**30
+"""Most bytes of pruned weights that are kept to be used again."""
 Passes = Literal["blocks", "forward", "backward"]
 
 
@@ -27,6 +29,9 @@ class Footprint:
         trials: copies of all layers in the model's dtype, of a part that prunes in trials; the pruner's
             statistics of all layers' inputs come in addition. They are on the model's device, or on the CPU
             with an offloaded model.
+        kept: most further such copies of pruned weights, which are used again; at most ``KEPT_BYTES`` of them
+            are held.
+        predictions: most samples whose logits wait on the CPU.
         batch_size: samples per pass; None for the run's own.
         float32: the weights are held in fp32, whatever the model's dtype.
         trained: all weights are trained: their gradients and the two moments of Adam are on the model's
@@ -41,6 +46,8 @@ class Footprint:
     layers: int = 0
     copies: int = 0
     trials: int = 0
+    kept: int = 0
+    predictions: int = 0
     batch_size: int | None = None
     float32: bool = False
     trained: bool = False

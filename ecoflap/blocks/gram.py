@@ -93,6 +93,12 @@ class Gram(Statistic):
         """The mean, the factor and the workspace are of the largest matrix's size."""
         return 8 * sum(map(cls._numbers, cols)) + 4 * 3 * max(cols) ** 2
 
+    @classmethod
+    @override
+    def size_of_solutions(cls, cols: Sequence[int]) -> int:
+        """A factor or an inverse of each matrix."""
+        return 4 * sum(size**2 for size in cols)
+
     def factor(self, damping: float) -> InverseFactor:
         """The factored inverse; computed once for all layers that share the input."""
         if self._factor is None or self._factor[0] != damping:

@@ -71,6 +71,11 @@ class Statistic(Protocol):
         """Bytes for the layers of one block, each with so many input columns and an input of its own."""
         return 8 * sum(cols)
 
+    @classmethod
+    def size_of_solutions(cls, cols: Sequence[int]) -> int:
+        """Bytes of what stays computed of the sums when layers are pruned again and again, as in trials."""
+        return 0
+
     def move(self, device: torch.device) -> None:
         """Move the sums to where inputs on a device are summed."""
         self.device, self.sum = device, self.sum.to(place_of_sums(device))

@@ -106,6 +106,36 @@ def test_pruning_experts(pruner: LayerPruner) -> None:
     assert taken / 1.3 < need.states + need.work < 2 * taken, "the factor of one expert's input at a time"
 
 
+@pytest.mark.parametrize("pruner", [SparseGPT(), ADMM()], ids=["sparsegpt", "admm"])
+@pytest.mark.parametrize(
+    "allocator",
+    [
+        InContext(samples=4, batch_size=4, steps=1, ramp_steps=1),
+        EvoPress(generations=1, offspring=2, survivors=[1], samples=[4], fitness="loss"),
+    ],
+    ids=["in_context", "evopress"],
+)
+def test_allocating_among_experts(allocator: Allocator, pruner: LayerPruner) -> None:
+    model, calibration = mixture(), tokens(SAMPLES, 64, 256)
+    cost = sample_cost(model, calibration)
+    need, _ = memory_needs(model, cost, Workload(pruner, SAMPLES, BATCH, allocating=allocator.footprint))
+    taken = alive(lambda: allocator(model, None, 0.6, Context(pruner, calibration, BATCH, 0)))
+    taken -= sum(layer.weight.nbytes for layer in model.layers)  # written in place
+    assert taken / 1.3 < need.states + need.work < 2 * taken, "a factor of each input stays"
+
+
+def test_the_predictions_that_a_search_compares_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("ecoflap.models.core.losses", "ecoflap.ops.divergence"):
+        monkeypatch.setattr(f"{place}.AT_ONCE", 2**16)  # few beside the logits, as in large models
+    model, calibration = llama(128, 2, 8000), tokens(SAMPLES, 64, 8000)
+    allocator = EvoPress(generations=1, offspring=2, survivors=[1], samples=[SAMPLES])
+    cost = sample_cost(model, calibration)
+    need, _ = memory_needs(model, cost, Workload(Wanda(), SAMPLES, 2, allocating=allocator.footprint))
+    taken = alive(lambda: allocator(model, None, 0.6, Context(Wanda(), calibration, 2, 0)))
+    taken -= sum(layer.weight.nbytes for layer in model.layers)  # written in place
+    assert taken / 1.3 < need.states + need.work < 1.5 * taken
+
+
 @pytest.mark.parametrize("size", [BATCH, SAMPLES])
 def test_pruning_beside_the_dense_model(model: PrunableModel, size: int) -> None:
     calibration, pruner = tokens(SAMPLES, 64, 256), ADMM()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 import torch
 
-from ecoflap.blocks.footprint import WIDE, Footprint
+from ecoflap.blocks.footprint import KEPT_BYTES, WIDE, Footprint
 from ecoflap.console.telemetry import free_memory
 from ecoflap.finetune.footprint import TrainingFootprint
 from ecoflap.models.core.prunable import PrunableModel
@@ -77,6 +78,8 @@ def _need(
     weights = weights_in_use(model, WIDE if wide else 1, footprint.passes == "backward")
     cost = cost.in_float32(model) if wide else cost
     held = _held(model, footprint)
+    if model.device.type == "cpu":
+        held += min(samples, footprint.predictions) * cost.logits
     if footprint.passes == "blocks":
         streams = 2 if footprint.beside_dense else 1
         waiting, work = streams * samples * cost.states, streams * batch * cost.block + held
@@ -123,17 +126,21 @@ def _held(model: PrunableModel, footprint: Footprint) -> int:
     held = WIDE * footprint.layers * max(layer.size for layer in layers)
     if footprint.trained:
         held += 3 * WIDE * sum(parameter.numel() for parameter in model.module.parameters())
-    if footprint.statistic is not None:
+    if (statistic := footprint.statistic) is not None:
         columns = [[layer.shape[1] for layer in block.layers] for block in model.blocks if block.layers]
-        sizes = list(map(footprint.statistic.size_of, columns))
-        held += sum(sizes) if together else max(sizes)
+        if together:
+            every = list(chain(*columns))
+            held += statistic.size_of(every) + statistic.size_of_solutions(every)
+        else:
+            held += max(map(statistic.size_of, columns))
     if footprint.beside_dense:  # the drifts of an input and of a stream, a block's dense and pruned weights
         held += DRIFT * max(layer.shape[1] ** 2 + layer.size for layer in layers)
         held += 2 * max(block_bytes(model.blocks))
     if on_cpu:
         held += WIDE * footprint.copies * sum(layer.size for layer in layers)
     if together:
-        held += footprint.trials * sum(layer.size * layer.weight.dtype.itemsize for layer in layers)
+        size = sum(layer.size * layer.weight.dtype.itemsize for layer in layers)
+        held += footprint.trials * size + min(footprint.kept * size, KEPT_BYTES)
     return held
 
 
