@@ -136,6 +136,14 @@ def test_the_predictions_that_a_search_compares_wait(monkeypatch: pytest.MonkeyP
     assert taken / 1.3 < need.states + need.work < 1.5 * taken
 
 
+def test_what_shows_that_inputs_can_be_seen_runs_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ecoflap.models.core.losses.AT_ONCE", 2**16)
+    model, calibration, scorer = llama(64, 2, 8000), tokens(2, 128, 8000), Local(batch_size=2)
+    need, _ = memory_needs(model, sample_cost(model, calibration), Workload(Wanda(), 2, 2, scorer))
+    taken = alive(lambda: scorer(model, calibration, 0))
+    assert taken / 1.3 < need.states + need.work < 1.5 * taken
+
+
 @pytest.mark.parametrize("size", [BATCH, SAMPLES])
 def test_pruning_beside_the_dense_model(model: PrunableModel, size: int) -> None:
     calibration, pruner = tokens(SAMPLES, 64, 256), ADMM()

@@ -83,6 +83,8 @@ def _need(
     if footprint.passes == "blocks":
         streams = 2 if footprint.beside_dense else 1
         waiting, work = streams * samples * cost.states, streams * batch * cost.block + held
+        if footprint.statistic is not None:  # a whole pass first shows that layers' inputs can be seen
+            work = max(work, min(2, batch) * cost.forward)
         if model.placement.kind == "none":
             return Need(step, weights, waiting, work, wide=wide)
         return Need(step, weights, streams * batch * cost.states, work, waiting, wide, of_batch=True)
