@@ -126,7 +126,7 @@ def show(config: DictConfig) -> float | None:
         offload, device = plan.config.runtime.offload, resolve_device(plan.config.device)
         needs = needs_without_data(model, offload, device, Workload.of(plan, samples=1))
         if needs:
-            show_needs_without_data(model, offload, needs)
+            show_needs_without_data(model, offload, device, needs)
             print(wanted_by(plan, model, device))
     seconds = show_times(plan, model)
     print("all checks passed")

@@ -22,7 +22,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.causal_lm import language_loss
 from ecoflap.models.loading.loader import prunable
-from ecoflap.models.offload.placement import Placement
+from ecoflap.models.offload.placement import Placement, Planned
 from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
 from ecoflap.prune.global_gradient import GlobalGradient
@@ -35,7 +35,7 @@ from ecoflap.prune.upop import UPop
 from ecoflap.prune.wanda import Wanda
 from ecoflap.run.steps.memory import memory_needs, weights_in_use
 from ecoflap.run.steps.memory_table import show_needs, what_helps
-from ecoflap.run.steps.sample_cost import sample_cost
+from ecoflap.run.steps.sample_cost import SampleCost, sample_cost
 from ecoflap.run.steps.workload import Need, Workload
 from ecoflap.score.first_order import FirstOrder
 from ecoflap.score.local import Local
@@ -247,6 +247,26 @@ def test_half_precision_is_scored_in_fp32(probe: str) -> None:
     assert needs[1][0].weights == needs[0][0].weights == 2 * needs[1][1].weights
     assert needs[1][0].work == pytest.approx(needs[0][0].work, rel=0.1)
     assert "score=first_order" in what_helps(Need("score", 3, 2, 1, wide=True), "none")
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_what_waits_on_the_cpu_counts_where_that_is_the_device(half: bool) -> None:
+    model, cost = llama(16, 4), SampleCost(100, 400, 10, 10)
+    if half:
+        model.module.bfloat16()
+    on_cpu, on_accelerator = (
+        replace(model, placement=Planned("cpu", torch.device(device))) for device in ("cpu", "cuda")
+    )
+    assert weights_in_use(on_cpu) == weights_in_use(model) > weights_in_use(on_accelerator)
+    blocks = [sum(one.numel() for one in block.module.parameters()) for block in model.blocks]
+    loaded = sum(2 * one for one in blocks) + 2 * 4 * max(blocks) if half else sum(4 * one for one in blocks)
+    outside = 4 * (sum(one.numel() for one in model.module.parameters()) - sum(blocks))
+    assert weights_in_use(on_cpu, width=4) == outside + loaded, "blocks are converted to fp32 where they run"
+    (whole,), (kept,), (waiting,) = (
+        memory_needs(one, cost, Workload(Wanda(), SAMPLES, BATCH)) for one in (model, on_cpu, on_accelerator)
+    )
+    assert kept == whole
+    assert (waiting.states, waiting.offloaded) == (BATCH * 100, SAMPLES * 100)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

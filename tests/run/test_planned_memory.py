@@ -85,3 +85,6 @@ def test_the_command_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert "2 blocks at a time (runtime.offload=disk), float32" in shown
     assert command.main(["plan", "model=t5_mini", "tracking=none"]) == 0
     assert "all weights (runtime.offload=none), float32" in capsys.readouterr().out
+    where = ["device=cpu", "runtime.offload=cpu"]
+    assert command.main(["plan", "model=t5_mini", "tracking=none", *where]) == 0
+    assert "all weights (runtime.offload=cpu), float32" in capsys.readouterr().out

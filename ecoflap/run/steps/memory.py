@@ -85,7 +85,7 @@ def _need(
         waiting, work = streams * samples * cost.states, streams * batch * cost.block + held
         if footprint.statistic is not None:  # a whole pass first shows that layers' inputs can be seen
             work = max(work, min(2, batch) * cost.forward)
-        if model.placement.kind == "none":
+        if all_on_device(model):
             return Need(step, weights, waiting, work, wide=wide)
         return Need(step, weights, streams * batch * cost.states, work, waiting, wide, of_batch=True)
     if footprint.passes == "backward":
@@ -95,7 +95,7 @@ def _need(
         work = min(pairs * pair, max(pair, SATURATION))
     states, waiting, of_batch = batch * cost.outputs, 0, True
     if footprint.trials:  # the statistics are gathered block by block
-        stays = model.placement.kind == "none"
+        stays = all_on_device(model)
         of_batch = not stays or states > samples * cost.states
         states, waiting = max(states, (samples if stays else batch) * cost.states), samples * cost.states
         waiting = 0 if stays else waiting
@@ -146,6 +146,12 @@ def _held(model: PrunableModel, footprint: Footprint) -> int:
     return held
 
 
+def all_on_device(model: PrunableModel) -> bool:
+    """Whether what waits is in the device's memory, as on the CPU with ``runtime.offload=cpu``."""
+    kind = model.placement.kind
+    return kind == "none" or (kind == "cpu" and model.device.type == "cpu")
+
+
 def weights_in_use(model: PrunableModel, width: int = 1, backward: bool = False) -> int:
     """Bytes of the weights on the device at a time.
 
@@ -157,6 +163,9 @@ def weights_in_use(model: PrunableModel, width: int = 1, backward: bool = False)
     blocks, placement = block_bytes(model.blocks, width), model.placement
     at_a_time = AT_A_TIME if placement.reads_ahead or backward else 1
     inside = sum(blocks) if placement.kind == "none" else at_a_time * max(blocks)
+    if placement.kind != "none" and all_on_device(model):  # blocks that are not converted are not copied
+        own = block_bytes(model.blocks)
+        inside = sum(own) + (inside if own != blocks else 0)
     return bytes_outside(model.module, model.blocks, width) + inside
 
 

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
 
 from ecoflap.blocks.footprint import WIDE
 from ecoflap.console.tables import table
 from ecoflap.console.telemetry import free_memory
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.offload.placement import AT_A_TIME
+from ecoflap.models.offload.placement import AT_A_TIME, Planned
 from ecoflap.run.show import said_before
-from ecoflap.run.steps.memory import weights_in_use
+from ecoflap.run.steps.memory import all_on_device, weights_in_use
 from ecoflap.run.steps.workload import Need
 
 log = logging.getLogger(__name__)
 
 
-def show_needs_without_data(model: PrunableModel, offload: str, needs: Sequence[Need]) -> None:
-    """Print how much memory each step will need beside the activations."""
+def show_needs_without_data(
+    model: PrunableModel, offload: str, device: torch.device, needs: Sequence[Need]
+) -> None:
+    """Print how much memory each step will need on a device beside the activations."""
     dtype = str(model.layers[0].weight.dtype).removeprefix("torch.")
-    held = "all weights" if offload == "none" else f"{AT_A_TIME} blocks at a time"
+    whole = all_on_device(replace(model, placement=Planned(offload, device)))
+    held = "all weights" if whole else f"{AT_A_TIME} blocks at a time"
     rows = [(need.step, *map(mebibytes, (need.weights, need.work, need.total))) for need in needs]
     table(
         f"approximate memory beside activations: {held} (runtime.offload={offload}), {dtype}",
@@ -31,19 +37,19 @@ def show_needs_without_data(model: PrunableModel, offload: str, needs: Sequence[
 
 def show_needs(model: PrunableModel, needs: Sequence[Need]) -> None:
     """Print how much memory each step needs; warn if it is not free, and say which option helps."""
-    free, kind = free_memory(model.device), model.placement.kind
+    free, kind, whole = free_memory(model.device), model.placement.kind, all_on_device(model)
     rows = []
     for need in needs:
         sizes = [need.weights, need.states, need.work, need.total]
-        rows.append((need.step, *map(mebibytes, [*sizes, need.offloaded] if kind != "none" else sizes)))
+        rows.append((need.step, *map(mebibytes, sizes if whole else [*sizes, need.offloaded])))
     columns = ["step", "weights", "hidden states", "one pass", "total"]
     if needs and not said_before(f"memory {model.name} {rows}"):
         table(
             f"approximate peak memory on {model.device} ({mebibytes(free)} free beside the loaded weights)",
-            columns if kind == "none" else [*columns, f"waiting on {kind}"],
+            columns if whole else [*columns, f"waiting on {kind}"],
             rows,
         )
-    loaded = weights_in_use(model) if kind == "none" else 0
+    loaded = weights_in_use(model) if whole else 0
     half, on_cpu = model.layers[0].weight.dtype.itemsize < WIDE, model.device.type == "cpu"
     for need in needs:
         if (missing := need.total - loaded) > free:
