@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import re
 import sys
+import traceback
 from collections.abc import Iterable
 from dataclasses import fields
 from difflib import SequenceMatcher
@@ -44,6 +45,12 @@ class SweepFailed(UserError):
 
 class NumericalError(Exception):
     """A NaN or an infinity appeared; the message says where."""
+
+
+def raised_here(error: BaseException) -> bool:
+    """Whether this package raised an error itself, and not code of the user or a library that it called."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == __name__.partition(".")[0]
 
 
 def require_seed(seed: Any) -> int:

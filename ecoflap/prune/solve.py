@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.blocks.statistics import Statistic
-from ecoflap.errors import NumericalError, UserError
+from ecoflap.errors import NumericalError, UserError, raised_here
 from ecoflap.models.core.layers import Layer
 from ecoflap.ops import Keep, Part
 from ecoflap.prune.protocol import LayerPruner, Pruned
@@ -50,6 +50,8 @@ def solve_layers(
         else:
             pruned = pruner.together(given, statistic, counts, parts)
     except ValueError as error:
+        if not raised_here(error):  # a bug of a pruner of the user's own
+            raise
         finite = [bool(torch.isfinite(weight).all()) for weight in dense]
         culprit = layers[0] if all(finite) else layers[finite.index(False)]
         raise NumericalError(f"{culprit.name}: {error}") from error
