@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cache
 from typing import ClassVar, Protocol, TypeVar
@@ -52,9 +53,11 @@ class Statistic(Protocol):
     def __init__(self, cols: int, device: torch.device) -> None:
         """Begin with no tokens."""
 
+    @abstractmethod
     def update(self, inputs: Tensor) -> None:
         """Add the inputs [tokens, cols] of one more batch."""
 
+    @abstractmethod
     def output_energy(self, weight: Tensor) -> float:
         """Mean over tokens of ||W x||^2 for a weight [rows, cols]: the unit of the relative error."""
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
 from ecoflap.blocks.statistics import Statistic
+from ecoflap.errors import UserError
 from ecoflap.ops import Keep
 from ecoflap.prune.masks import MaskRule
 from ecoflap.prune.protocol import LayerPruner, Pruned
@@ -53,7 +55,26 @@ class ByMetric(LayerPruner):
             statistic: of the layer's inputs; None if the pruner gathers none.
         """
 
+    def checked_metric(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
+        """``metric``, refused if it can't rank the weights.
+
+        Raises:
+            UserError: if it is no matrix of real numbers like the weight.
+        """
+        metric: object = self.metric(weight, statistic)
+        if not isinstance(metric, Tensor):
+            raise self._misfit(type(metric).__name__, weight)
+        if metric.shape != weight.shape or metric.dtype == torch.bool or metric.is_complex():
+            raise self._misfit(f"a tensor {list(metric.shape)} of {metric.dtype}", weight)
+        return metric
+
+    def _misfit(self, found: str, weight: Tensor) -> UserError:
+        return UserError(
+            f"pruner={self.name} returned {found} as the metric of a weight {list(weight.shape)}; correct the"
+            " pruner: its metric is a tensor of this shape, of real numbers"
+        )
+
     @override
     def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
-        mask = self.rule.select(self.metric(weight, statistic), keep)
+        mask = self.rule.select(self.checked_metric(weight, statistic), keep)
         return Pruned(weight * mask, mask)

@@ -86,7 +86,7 @@ class RefinedMetric(MetricOptions, ByMetric):
             return super().together(weights, statistic, keeps)
         assert isinstance(statistic, Gram)
         parts = Part.each(weights, parts)
-        metrics = [self.metric(weight, statistic) for weight in weights]
+        metrics = [self.checked_metric(weight, statistic) for weight in weights]
         masks = list(map(select_part, metrics, keeps, self.rule.patterns(weights, keeps, parts), parts))
         if self.refine == "swaps":
             swapped = swap_masks(

@@ -72,8 +72,13 @@ def _check_form(layer: Layer, dense: Tensor, pruned: Pruned, pruner: LayerPruner
     """Refuse what a pruner returns if it is not of the form of the weight that it was given.
 
     Raises:
-        UserError: if a shape differs, or the mask is not boolean.
+        UserError: if it is not ``Pruned``, a shape differs, or the mask is not boolean.
     """
+    if not isinstance(pruned, Pruned):
+        raise UserError(
+            f"pruner={pruner.name} returned a {type(pruned).__name__} for {layer.name}; correct the pruner:"
+            " it returns Pruned(weight, mask)"
+        )
     shape, weight, mask = list(dense.shape), pruned.weight, pruned.mask
     if list(weight.shape) != shape or list(mask.shape) != shape or mask.dtype != torch.bool:
         raise UserError(

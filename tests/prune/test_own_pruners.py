@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from ecoflap.blocks.statistics import MeanSquare, Statistic
-from ecoflap.errors import NumericalError
+from ecoflap.errors import NumericalError, UserError
+from ecoflap.ops import Keep
 from ecoflap.prune.by_metric import ByMetric
 from ecoflap.prune.driver import prune
-from ecoflap.prune.protocol import LayerPruner
+from ecoflap.prune.protocol import LayerPruner, Pruned
+from ecoflap.run.plan.parts import require_members
 from tests import tiny
 
 from .test_families import uniform
@@ -41,9 +45,31 @@ class Own(ByMetric):
         return found
 
 
-def pruned(pruner: LayerPruner, propagate: str = "pruned") -> None:
+@dataclass(frozen=True)
+class Returning(LayerPruner):
+    """Returns something else than a pruned weight."""
+
+    result: Any = field(default=None)
+    name: str = "returning"
+
+    def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
+        found: Pruned = self.result
+        return found
+
+
+class WithoutEnergy(Statistic):
+    """Lacks what the errors of layers are measured in."""
+
+    def __init__(self, cols: int, device: torch.device) -> None:
+        self.device, self.tokens, self.sum = device, 0, torch.zeros(cols, dtype=torch.float64)
+
+    def update(self, inputs: Tensor) -> None:
+        self.tokens += len(inputs)
+
+
+def pruned(pruner: LayerPruner) -> None:
     model = tiny.build("llama")
-    prune(model, tiny.samples("llama"), pruner, uniform(model), 2, propagate=propagate)
+    prune(model, tiny.samples("llama"), pruner, uniform(model), 2)
 
 
 def test_a_bug_in_a_metric_keeps_its_traceback() -> None:
@@ -58,3 +84,29 @@ def test_a_bug_in_a_metric_keeps_its_traceback() -> None:
     assert caught.traceback[-1].name == "unpacking"
     with pytest.raises(NumericalError, match=r"q_proj\.weight: 256 of 256 scores are NaN"):
         pruned(Own(compute=lambda weight, _: weight * float("nan")))
+
+
+@pytest.mark.parametrize(("result", "kind"), [(None, "NoneType"), ((torch.ones(1), torch.ones(1)), "tuple")])
+def test_a_pruner_that_returns_something_else_is_refused(result: Any, kind: str) -> None:
+    with pytest.raises(UserError, match=rf"pruner=returning returned a {kind} for .*q_proj\.weight; correct"):
+        pruned(Returning(result))
+
+
+@pytest.mark.parametrize(
+    ("compute", "found"),
+    [
+        (lambda *_: None, "NoneType"),
+        (lambda weight, _: weight.numpy(), "ndarray"),
+        (lambda weight, _: weight > 0, "a tensor [16, 16] of torch.bool"),
+        (lambda weight, _: weight.mean(dim=0, keepdim=True), "a tensor [1, 16] of torch.float32"),
+    ],
+)
+def test_a_metric_of_another_form_is_refused(compute: Callable[..., Any], found: str) -> None:
+    message = re.escape(f"pruner=own returned {found} as the metric of a weight [16, 16]; correct")
+    with pytest.raises(UserError, match=message):
+        pruned(Own(compute=compute))
+
+
+def test_a_statistic_without_a_method_is_refused_before_a_model_is_read() -> None:
+    with pytest.raises(UserError, match="WithoutEnergy of pruner=own has no output_energy of its own"):
+        require_members("pruner", Own(of=WithoutEnergy), "pruner._target_=own.Own")

@@ -52,7 +52,7 @@ def require_members(group: str, part: object, written: str) -> None:
         written: how it was asked for, for the message.
 
     Raises:
-        UserError: if it lacks a member of every protocol of its group.
+        UserError: if it lacks a member of every protocol of its group, or its statistic a method.
     """
     lacks = {base: [name for name in _members(base) if not hasattr(part, name)] for base in BASES[group]}
     base = min(lacks, key=lambda one: len(lacks[one]))
@@ -62,6 +62,12 @@ def require_members(group: str, part: object, written: str) -> None:
         if group not in INHERITED:
             way_out = f"{described} says what a part of {group} has"
         raise UserError(f"{written} has no {', '.join(lacks[base])}; {way_out}")
+    statistic = getattr(part, "statistic", None) if group == "pruner" else None
+    if missing := sorted(getattr(statistic, "__abstractmethods__", ())):
+        raise UserError(
+            f"{getattr(statistic, '__name__', statistic)} of pruner={getattr(part, 'name', written)} has no"
+            f" {' and no '.join(missing)} of its own, which every statistic needs"
+        )
 
 
 def _members(base: type) -> list[str]:
