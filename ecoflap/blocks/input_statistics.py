@@ -101,7 +101,7 @@ class InputStatistics:
         """Add the inputs to the layer's statistic; to a shared one, once all of its layers have read them."""
         group = self._groups.get(layer, ())
         if len(group) == 1:
-            self.of[layer].update(self._counted_of(layer, inputs))
+            self.of[layer].take(self._counted_of(layer, inputs), layer.name)
             return
         reads = self._reads.setdefault(layer, [])
         reads.append(self._of_tensor(layer, inputs))
@@ -119,7 +119,7 @@ class InputStatistics:
             if tensor is inputs and version == current:
                 return statistic
         statistic = self.kind(inputs.shape[-1], inputs.device)
-        statistic.update(self._counted_of(layer, inputs))
+        statistic.take(self._counted_of(layer, inputs), layer.name)
         self._seen.append((inputs, current, statistic))
         return statistic
 

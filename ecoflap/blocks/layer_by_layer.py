@@ -192,7 +192,7 @@ class LayerByLayer:
     def _count(self, batch: _Progress, group: Group, inputs: Tensor) -> None:
         """Add the inputs [tokens, cols] of a batch to the statistic of a group, and to their drift."""
         self._count_none(group, inputs.device)
-        self._statistics[group].update(inputs)
+        self._statistics[group].take(inputs, group[0].name)
         if group in self._drifts:
             residuals = {
                 layer: counted_inputs(layer, batch.residuals[source], *batch.masks)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from ecoflap.blocks.containers import version_of
 from ecoflap.distributed.collectives import summed
+from ecoflap.errors import UserError
 
 Own = TypeVar("Own", bound="Statistic")
 
@@ -55,7 +57,21 @@ class Statistic(Protocol):
 
     @abstractmethod
     def update(self, inputs: Tensor) -> None:
-        """Add the inputs [tokens, cols] of one more batch."""
+        """Add the inputs [tokens, cols] of one more batch, and leave them as they are."""
+
+    def take(self, inputs: Tensor, layer: str) -> None:
+        """``update`` with the inputs [tokens, cols] of a layer, which have to stay as they are.
+
+        Raises:
+            UserError: if they don't: the model goes on with them.
+        """
+        version = version_of(inputs)
+        self.update(inputs)
+        if version_of(inputs) != version:
+            raise UserError(
+                f"{type(self).__name__}.update changed the inputs of {layer}, such as by square_(), and the"
+                " model goes on with them; correct the statistic: compute on a copy, as square() does"
+            )
 
     @abstractmethod
     def output_energy(self, weight: Tensor) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from ecoflap.blocks.containers import version_of
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.errors import UserError
 from ecoflap.ops import Keep
@@ -56,16 +57,22 @@ class ByMetric(LayerPruner):
         """
 
     def checked_metric(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
-        """``metric``, refused if it can't rank the weights.
+        """``metric``, refused if it can't rank the weights, or if they are changed by its computation.
 
         Raises:
-            UserError: if it is no matrix of real numbers like the weight.
+            UserError: if it is no matrix of real numbers like the weight, or the weight is changed.
         """
+        version = version_of(weight)
         metric: object = self.metric(weight, statistic)
         if not isinstance(metric, Tensor):
             raise self._misfit(type(metric).__name__, weight)
         if metric.shape != weight.shape or metric.dtype == torch.bool or metric.is_complex():
             raise self._misfit(f"a tensor {list(metric.shape)} of {metric.dtype}", weight)
+        if version_of(weight) != version:
+            raise UserError(
+                f"pruner={self.name} changed the weight that its metric is of, such as by abs_(), and with it"
+                " the weights that are kept; correct the pruner: compute on a copy, as abs() does"
+            )
         return metric
 
     def _misfit(self, found: str, weight: Tensor) -> UserError:

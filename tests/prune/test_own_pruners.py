@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -57,6 +57,16 @@ class Returning(LayerPruner):
         return found
 
 
+class Writing(MeanSquare):
+    """Squares its inputs in place."""
+
+    storable: ClassVar[bool] = False
+
+    def update(self, inputs: Tensor) -> None:
+        self.sum = self.sum + inputs.float().square_().sum(dim=0).double()
+        self.tokens += len(inputs)
+
+
 class WithoutEnergy(Statistic):
     """Lacks what the errors of layers are measured in."""
 
@@ -67,9 +77,9 @@ class WithoutEnergy(Statistic):
         self.tokens += len(inputs)
 
 
-def pruned(pruner: LayerPruner) -> None:
+def pruned(pruner: LayerPruner, propagate: str = "pruned") -> None:
     model = tiny.build("llama")
-    prune(model, tiny.samples("llama"), pruner, uniform(model), 2)
+    prune(model, tiny.samples("llama"), pruner, uniform(model), 2, propagate=propagate)
 
 
 def test_a_bug_in_a_metric_keeps_its_traceback() -> None:
@@ -105,6 +115,19 @@ def test_a_metric_of_another_form_is_refused(compute: Callable[..., Any], found:
     message = re.escape(f"pruner=own returned {found} as the metric of a weight [16, 16]; correct")
     with pytest.raises(UserError, match=message):
         pruned(Own(compute=compute))
+
+
+def test_a_metric_that_changes_the_weight_is_refused() -> None:
+    """Of a weight in fp32, ``float()`` is no copy; the kept weights lost their signs."""
+    with pytest.raises(UserError, match="pruner=own changed the weight that its metric is of"):
+        pruned(Own(compute=lambda weight, _: weight.float().abs_()))
+
+
+@pytest.mark.parametrize("propagate", ["pruned", "dense", "layer"])
+def test_a_statistic_that_changes_the_inputs_is_refused(propagate: str) -> None:
+    """The model went on with them: all later masks were those of another model."""
+    with pytest.raises(UserError, match=r"Writing.update changed the inputs of .*q_proj\.weight"):
+        pruned(Own(of=Writing), propagate)
 
 
 def test_a_statistic_without_a_method_is_refused_before_a_model_is_read() -> None:
