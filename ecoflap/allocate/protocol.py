@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -11,6 +12,7 @@ from ecoflap.allocate.allocation import Allocation, check_allocated, check_spars
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError, require_choices
+from ecoflap.models.core.kept_weights import keeping_weights
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.protocol import LayerPruner
 from ecoflap.score.protocol import Scorer
@@ -162,11 +164,16 @@ def checked_allocation(
     """Let an allocator decide, and refuse counts that don't fit the model or the target.
 
     Raises:
-        UserError: if no counts meet the target, or those that the allocator returns don't.
+        UserError: if no counts meet the target, those that the allocator returns don't, or it has changed a
+            weight.
     """
-    allocation = allocator(model, scores, sparsity, context)
-    towers = [tower.layers for tower in model.towers]
-    return check_allocated(allocation, towers, sparsity, f"allocation={allocator.name}")
+    part = f"allocation={allocator.name}"
+    reads = allocator.requires.weights or allocator.requires.calibration
+    with keeping_weights(model, allocator, part) if reads else nullcontext():
+        allocation: object = allocator(model, scores, sparsity, context)
+    if not isinstance(allocation, Allocation):
+        raise UserError(f"{part} returned a {type(allocation).__name__}; correct it: it returns Allocation")
+    return check_allocated(allocation, [tower.layers for tower in model.towers], sparsity, part)
 
 
 def check_scores(allocator: Allocator, scores: Scores | Scorer | None) -> None:

@@ -21,6 +21,7 @@ from ecoflap.prune.whole_model import prune_whole
 from ecoflap.run.record import make_record
 from ecoflap.run.show import show_block
 from ecoflap.run.state import RunState
+from ecoflap.score.protocol import checked_scores
 from ecoflap.storage.results import environment
 from ecoflap.storage.results.sources import sources_of
 
@@ -67,7 +68,7 @@ class PruningCall:
         if method.scorer is not None:
             assert state.calibration is not None
             with measure(state.costs, "score"):
-                state.scores = method.scorer(self.model, state.calibration, self.seed)
+                state.scores = checked_scores(method.scorer, self.model, state.calibration, self.seed)
         if method.allocator is not None and not method.pruner.allocates:
             with measure(state.costs, "allocate"):
                 state.allocation = checked_allocation(

@@ -26,7 +26,7 @@ from ecoflap.prune.protocol import Pruner
 from ecoflap.run.config import RunConfig
 from ecoflap.run.plan.automatic import AUTO, ZEROTH_ORDER, allocation_of
 from ecoflap.run.plan.building import build_tasks
-from ecoflap.score.protocol import Scorer
+from ecoflap.score.protocol import Scorer, checked_scores
 from ecoflap.score.scores import Scores
 
 Measure = Callable[[nn.Module], float | Mapping[str, float]]
@@ -68,7 +68,7 @@ def score(
         )
     with unchanged(model.module), default_cpu():
         model.reopen()
-        return scorer(model, data, seed)
+        return checked_scores(scorer, model, data, seed)
 
 
 def allocate(

@@ -5,11 +5,14 @@ A new scorer derives from ``Scorer``, whose defaults fit most.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Any, ClassVar, Protocol
 
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.errors import NumericalError, UserError
+from ecoflap.models.core.kept_weights import keeping_weights
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.score.scores import IMPORTANCE, LAYER, Scores
 
@@ -53,3 +56,26 @@ class Scorer(Protocol):
             UserError: if it can't score the model.
             NumericalError: if a loss or a score is not finite.
         """
+
+
+def checked_scores(scorer: Scorer, model: PrunableModel, calibration: CalibrationSet, seed: int) -> Scores:
+    """Let a scorer score, and refuse what is no score, or other weights than before.
+
+    Raises:
+        UserError: if it returns no scores, importance is negative, or it has changed a weight.
+        NumericalError: if a score is not finite.
+    """
+    part = f"score={scorer.name}"
+    with keeping_weights(model, scorer, part):
+        scores: object = scorer(model, calibration, seed)
+    if not isinstance(scores, Scores):
+        raise UserError(f"{part} returned a {type(scores).__name__}; correct it: a scorer returns Scores")
+    for name, value in scores.importance.items():
+        if not math.isfinite(value):
+            raise NumericalError(f"{part}: the score of {name} is {float(value)}")
+        if value < 0 and scores.kind == IMPORTANCE:
+            raise UserError(
+                f"{part}: the score of {name} is {float(value):g}, and importance is not negative; correct"
+                " it, or give its scores another kind and use an allocation for them"
+            )
+    return scores

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.protocol import Allocator, Context, Requires, checked_allocation
@@ -121,3 +122,29 @@ def test_an_allocator_of_shapes_is_checked_before_weights_are_read() -> None:
     )
     with pytest.raises(UserError, match="allocation=changed returned counts"):
         check_model(plan, tiny.build("llama"))  # type: ignore[arg-type]
+
+
+def test_an_allocator_that_returns_something_else_is_refused() -> None:
+    returns_counts = Changed(lambda found: found.keep)  # type: ignore[arg-type, return-value]
+    with pytest.raises(UserError, match="allocation=changed returned a dict; correct it"):
+        prune(tiny.build("llama"), sparsity=0.5, pruner="magnitude", allocation=returns_counts)
+
+
+def test_an_allocator_that_changes_weights_is_refused() -> None:
+    model = tiny.build("llama")
+
+    @dataclass(frozen=True)
+    class Careless(Changed):
+        @property
+        def requires(self) -> Requires:
+            return Requires("none", weights=True)
+
+    def halved(found: Allocation) -> Allocation:
+        with torch.no_grad():
+            model.layers[0].matrix().mul_(0.5)
+        return found
+
+    with pytest.raises(
+        UserError, match=rf"allocation=changed changed weights of the model \(1 tensors, such as {FIRST}\)"
+    ):
+        prune(model, sparsity=0.5, pruner="magnitude", allocation=Careless(halved))

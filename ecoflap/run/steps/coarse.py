@@ -17,6 +17,7 @@ from ecoflap.run.plan import Plan
 from ecoflap.run.show import show_allocation
 from ecoflap.run.state import RunState
 from ecoflap.run.steps.keys import allocate_key, scores_key
+from ecoflap.score.protocol import checked_scores
 from ecoflap.score.scores import Scores
 from ecoflap.storage.cache.store import Store
 from ecoflap.storage.file_names import ALLOCATION, SCORES
@@ -31,7 +32,7 @@ def score(plan: Plan, model: PrunableModel, state: RunState) -> None:
     key = scores_key(plan, model, state)
     with measure(state.costs, "score") as cost:
         value, cost["cached"] = plan.store.get_or_compute(
-            "scores", key, lambda: scorer(model, calibration, seed).to_json()
+            "scores", key, lambda: checked_scores(scorer, model, calibration, seed).to_json()
         )
     state.scores = Scores.from_json(value)
     write_json(plan.folder / SCORES, value)
