@@ -19,7 +19,7 @@ from ecoflap.api.unchanged import default_cpu, unchanged
 from ecoflap.blocks.choices import TOKENS
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError, require_choice, require_count, require_seed
-from ecoflap.evaluate.protocol import Task
+from ecoflap.evaluate.protocol import Task, checked_metrics
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import window_tokens
 from ecoflap.prune.protocol import Pruner
@@ -164,12 +164,12 @@ def evaluate(
         if isinstance(task, str):
             tasks = _tasks(loaded, task, options)
             with default_cpu():
-                found = {name: one.load(loaded)(loaded) for name, one in tasks.items()}
+                found = {name: checked_metrics(name, one.load(loaded)(loaded)) for name, one in tasks.items()}
             return next(iter(found.values())) if len(found) == 1 else _joined(found)
         refuse_options("task", task, options)
         if hasattr(task, "load"):
             with default_cpu():
-                return task.load(loaded)(loaded)
+                return checked_metrics(getattr(task, "name", type(task).__name__), task.load(loaded)(loaded))
         loaded.module.eval()
         value = task(loaded.module)
     name = getattr(task, "__name__", type(task).__name__)

@@ -15,6 +15,7 @@ from ecoflap.console.progress import track
 from ecoflap.console.telemetry import out_of_memory
 from ecoflap.distributed.collectives import from_first, gathered
 from ecoflap.distributed.processes import is_first, rank, size
+from ecoflap.errors import UserError
 from ecoflap.evaluate.items import Items
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,9 @@ class PredictionLog:
         Args:
             batches: the inputs, always in the same order.
             compute: returns the predictions of one batch, as plain JSON values, one per item.
+
+        Raises:
+            UserError: if there are fewer or more.
         """
         done = from_first(self._complete(batches))
         self._start(done)
@@ -60,7 +64,12 @@ class PredictionLog:
         rounds = [rest[start : start + size()] for start in range(0, len(rest), size())]
         for several in track(rounds, "evaluate", total=len(rounds)):
             own = in_parts(compute, several[rank()]) if rank() < len(several) else []
-            for values in gathered(own)[: len(several)]:
+            for batch, values in zip(several, gathered(own), strict=False):
+                if len(values) != len(batch):
+                    raise UserError(
+                        f"a task returned {len(values)} predictions for a batch of {len(batch)} items;"
+                        " correct it: there is one for each item"
+                    )
                 self._append(len(done), values)
                 done.append(values)
         return [value for values in done for value in values]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
+from ecoflap.errors import UserError
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Describes, require
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
+from ecoflap.storage.files import as_json
 
 
 class Evaluation(Protocol):
@@ -50,6 +53,30 @@ class Task(Protocol):
         Raises:
             UserError: if data are missing, or the model can't do what the task needs.
         """
+
+
+def checked_metrics(task: str, metrics: object) -> dict[str, float]:
+    """What an evaluation returned, with plain numbers in place of those of NumPy and PyTorch.
+
+    Args:
+        task: the name of the task, for the message.
+        metrics: what it returned.
+
+    Raises:
+        UserError: if it is not a dict of numbers.
+    """
+    if not isinstance(metrics, Mapping):
+        raise UserError(
+            f"task={task} returned a {type(metrics).__name__}; correct it: an evaluation returns a dict with"
+            " a number for each metric"
+        )
+    found: dict[str, float] = as_json(metrics)
+    for name, value in found.items():
+        if not isinstance(value, int | float):
+            raise UserError(
+                f"task={task} returned {value!r} as the metric {name}; correct it: a metric is a number"
+            )
+    return found
 
 
 class WritesText:

@@ -1,11 +1,13 @@
 """Predictions survive an interruption, and only those of the same model and task."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from ecoflap.errors import UserError
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 
 BATCHES = [[1, 2], [3, 4], [5]]
@@ -75,6 +77,15 @@ def test_what_does_not_fit_is_predicted_anew(tmp_path: Path, damage: str) -> Non
     assert PredictionLog(file, key).run(batches, compute) == [10, 20, 30, 40, 50]
     assert compute.calls == (2 if damage == "cut" else 3)
     assert PredictionLog(file, key).run(batches, Counting(stop_at=0)) == [10, 20, 30, 40, 50]
+
+
+@pytest.mark.parametrize("predict", [lambda batch: batch[1:], lambda batch: [*batch, 0]])
+def test_another_number_of_predictions_than_items_is_refused(
+    predict: Callable[[list[int]], list[int]],
+) -> None:
+    """The metric was one of fewer items, without a message."""
+    with pytest.raises(UserError, match=r"a task returned \d predictions for a batch of 2 items"):
+        IN_MEMORY.run(BATCHES, predict)
 
 
 def test_without_a_file_nothing_is_kept() -> None:

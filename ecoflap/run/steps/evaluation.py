@@ -15,7 +15,7 @@ from ecoflap.distributed.processes import is_first
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.items import write_items
 from ecoflap.evaluate.prediction_log import PredictionLog
-from ecoflap.evaluate.protocol import Evaluation
+from ecoflap.evaluate.protocol import Evaluation, checked_metrics
 from ecoflap.models.core.forward_modes import as_before
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.run.plan import Plan
@@ -43,7 +43,7 @@ def evaluate_dense(
             state.tasks[name] = without_contents(evaluation.identity())
             prediction_log = _prediction_log(plan, state, name, "dense", state.fingerprint, evaluation)
             key = dense_metrics_key(plan, state, name)
-            compute = partial(_with_items, evaluation, model, prediction_log)
+            compute = partial(_with_items, name, evaluation, model, prediction_log)
             found, cached = plan.store.get_or_compute("dense_metrics", key, compute)
             metrics[name], state.items[name] = found["metrics"], found["items"]
             cost["cached"] = cost["cached"] and cached
@@ -69,7 +69,7 @@ def evaluate(
         for name, evaluation in evaluations.items():
             prediction_log = _prediction_log(plan, state, name, when, fingerprint, evaluation)
             with _blaming_the_training(name) if when == "finetuned" else nullcontext():
-                metrics[name] = _measured(evaluation, model, prediction_log)
+                metrics[name] = _measured(name, evaluation, model, prediction_log)
             if prediction_log.items is not None and is_first():
                 file = plan.folder / PREDICTIONS / ITEMS.format(task=name, state=when)
                 write_items(file, state.items.get(name), prediction_log.items)
@@ -158,18 +158,18 @@ def with_mean(metrics: dict[str, dict[str, float]], metric: str | None) -> dict[
 
 
 def _measured(
-    evaluation: Evaluation, model: PrunableModel, prediction_log: PredictionLog
+    task: str, evaluation: Evaluation, model: PrunableModel, prediction_log: PredictionLog
 ) -> dict[str, float]:
     """The metrics; the evaluation leaves nothing in the model that a later step would compute with."""
     with as_before(model.module):
-        return evaluation(model, prediction_log)
+        return checked_metrics(task, evaluation(model, prediction_log))
 
 
 def _with_items(
-    evaluation: Evaluation, model: PrunableModel, prediction_log: PredictionLog
+    task: str, evaluation: Evaluation, model: PrunableModel, prediction_log: PredictionLog
 ) -> dict[str, Any]:
     """The metrics, and what the evaluation notes of its items."""
-    metrics = _measured(evaluation, model, prediction_log)
+    metrics = _measured(task, evaluation, model, prediction_log)
     noted = prediction_log.items
     return {"metrics": metrics, "items": None if noted is None else noted.to_json()}
 

@@ -1,0 +1,37 @@
+"""What an evaluation returns is checked before it is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ecoflap.errors import UserError
+from ecoflap.evaluate.protocol import checked_metrics
+
+pytestmark = pytest.mark.any_release
+
+
+def test_numbers_of_libraries_become_plain_ones() -> None:
+    found = checked_metrics(
+        "own", {"accuracy": torch.tensor(50.0), "loss": np.float32(0.5), "rows": np.int64(3)}
+    )
+    assert found == {"accuracy": 50.0, "loss": 0.5, "rows": 3}
+    assert [type(value) for value in found.values()] == [float, float, int]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (None, "task=own returned a NoneType; correct it"),
+        (50.0, "task=own returned a float; correct it"),
+        ({"accuracy": "good"}, "task=own returned 'good' as the metric accuracy; correct it"),
+        ({"accuracy": torch.ones(2)}, r"task=own returned \[1.0, 1.0\] as the metric accuracy"),
+    ],
+    ids=["nothing", "number", "text", "several"],
+)
+def test_what_is_no_metric_is_refused(metrics: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        checked_metrics("own", metrics)
