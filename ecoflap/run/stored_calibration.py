@@ -13,6 +13,7 @@ from torch import Tensor
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.data.protocol import Calibration
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.run.checked_samples import checked_samples
 from ecoflap.storage.cache.entries import AS_TENSORS
 from ecoflap.storage.cache.store import Store
 from ecoflap.storage.results.sources import stamp
@@ -41,16 +42,16 @@ def stored_calibration(
         The set, and whether it came from the store.
 
     Raises:
-        UserError: if the data are missing, or the model can't read them.
+        UserError: if the data are missing, the model can't read them, or the set is of another form.
     """
     # Drawing the set tells such a model its classes; reading a stored set would not.
     if hasattr(model.interface, "set_classes"):
-        return calibrator.load(model, seed), False
+        return checked_samples(calibrator, model, seed), False
     files = states_of_files(calibrator, model, seed, [key["calibration"], key["processor"]])
     tensors, cached = store.get_or_compute(
         "calibration",
         {"version": 1, **key, "files": files, "seed": seed},
-        lambda: _to_tensors(calibrator.load(model, seed)),
+        lambda: _to_tensors(checked_samples(calibrator, model, seed)),
         AS_TENSORS,
     )
     sources = json.loads(bytes(tensors.pop(SOURCES).tolist()))
