@@ -36,7 +36,7 @@ def prune_whole(
     towers = [tower.layers for tower in model.towers]
     zeros = {layer.name: _zeros(layer) for layer in model.layers}
     started = time.perf_counter()
-    allocation, report = pruner.prune(model, calibration, sparsity, seed=seed)
+    allocation, report = _pair(pruner.prune(model, calibration, sparsity, seed=seed), pruner.name)
     seconds = time.perf_counter() - started
     units = allocation.total == UNITS  # whole matrices may be gone, and others have their names
     if not units:
@@ -54,6 +54,22 @@ def prune_whole(
         on_block(block)
     warn_of_zeroed(model, report, pruner.name)
     return allocation, report
+
+
+def _pair(returned: object, pruner: str) -> tuple[Allocation, PruneReport]:
+    """What a pruner returned.
+
+    Raises:
+        UserError: if it is something else than counts and a report.
+    """
+    if isinstance(returned, tuple) and len(returned) == 2:
+        allocation, report = returned
+        if isinstance(allocation, Allocation) and isinstance(report, PruneReport):
+            return allocation, report
+    raise UserError(
+        f"pruner={pruner} returned a {type(returned).__name__}; correct it: prune returns an Allocation and a"
+        " PruneReport"
+    )
 
 
 def _report_blocks(model: PrunableModel, allocation: Allocation, seconds: float) -> list[BlockReport]:

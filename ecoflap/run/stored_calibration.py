@@ -50,7 +50,7 @@ def stored_calibration(
     files = states_of_files(calibrator, model, seed, [key["calibration"], key["processor"]])
     tensors, cached = store.get_or_compute(
         "calibration",
-        {"version": 1, **key, "files": files, "seed": seed},
+        {"version": 2, **key, "files": files, "seed": seed},
         lambda: _to_tensors(checked_samples(calibrator, model, seed)),
         AS_TENSORS,
     )

@@ -239,6 +239,17 @@ def test_a_pruner_that_says_other_than_it_does_is_refused(
         ecoflap.prune(tiny.build("llama"), sparsity=0.5, pruner=Changed(change))
 
 
+@pytest.mark.parametrize("returned", [None, {}])
+def test_a_pruner_that_returns_something_else_is_refused(returned: Any) -> None:
+    class Forgetful(Changed):
+        def prune(self, *given: Any, **options: Any) -> Any:
+            super().prune(*given, **options)
+            return returned
+
+    with pytest.raises(UserError, match=f"pruner=changed returned a {type(returned).__name__}; correct it"):
+        ecoflap.prune(tiny.build("llama"), sparsity=0.5, pruner=Forgetful(lambda *_: None))
+
+
 def test_a_pruner_that_zeroes_more_than_its_masks_is_named(caplog: pytest.LogCaptureFixture) -> None:
     def change(model: PrunableModel, _: Allocation, __: PruneReport) -> None:
         model.layers[0].weight.zero_()
