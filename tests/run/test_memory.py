@@ -115,6 +115,7 @@ def test_pruning_experts(pruner: LayerPruner) -> None:
     ],
     ids=["in_context", "evopress"],
 )
+@pytest.mark.every_run("evopress-sparsegpt")
 def test_allocating_among_experts(allocator: Allocator, pruner: LayerPruner) -> None:
     model, calibration = mixture(), tokens(SAMPLES, 64, 256)
     cost = sample_cost(model, calibration)
