@@ -14,6 +14,8 @@ from tests.accelerator.state import NAME, State, note, note_copy, on_device, pla
 from tests.accelerator.streams import check_seen, note_issued
 
 FROM_DATA = (torch.tensor, torch.as_tensor, torch.asarray)
+FROM_NUMBERS = (torch.arange, torch.linspace, torch.full, torch.zeros, torch.ones, torch.empty, torch.eye)
+"""They read their arguments as numbers, and make tensors on the CPU also where these are on the device."""
 COPY = torch.ops.aten.copy_.default
 
 
@@ -22,7 +24,7 @@ class Calls(TorchFunctionMode):
 
     Attributes:
         arguments: what it was called with.
-        explicit: whether it was told where to make new tensors.
+        explicit: whether it was told where to make new tensors, or makes them on the CPU.
     """
 
     arguments: tuple[Any, ...] = ()
@@ -39,7 +41,7 @@ class Calls(TorchFunctionMode):
         kwargs = kwargs or {}
         before = Calls.arguments, Calls.explicit
         Calls.arguments = (*args, *kwargs.values())
-        Calls.explicit = kwargs.get("device") is not None
+        Calls.explicit = kwargs.get("device") is not None or func in FROM_NUMBERS
         try:
             if func in FROM_DATA and Calls.explicit:  # made on the CPU by PyTorch too, out of sight
                 rest = {

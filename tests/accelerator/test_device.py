@@ -164,6 +164,8 @@ def test_new_tensors_are_where_they_should_be() -> None:
             on.to("cpu"),
             torch.zeros_like(on, device="cpu"),
             torch.tensor(on.tolist()),
+            torch.arange(on.sum()),
+            torch.full((2,), on.sum()),
         ]
         return [tensor.device.type == "npy" for tensor in there] + [
             tensor.device.type == "cpu" for tensor in here
