@@ -10,7 +10,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.data.protocol import Calibration
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.storage.cache.code import PACKAGE
+from ecoflap.storage.cache.code import in_package
 
 IDS, MASK = "input_ids", "attention_mask"
 
@@ -26,7 +26,7 @@ def checked_samples(calibrator: Calibration, model: PrunableModel, seed: int) ->
     part = f"calibration={calibrator.name}"
     if not isinstance(drawn, CalibrationSet):
         raise UserError(f"{part} returned a {type(drawn).__name__}; correct it: load returns CalibrationSet")
-    if type(calibrator).__module__.partition(".")[0] == PACKAGE:
+    if in_package(type(calibrator).__module__):
         return drawn
     for number, sample in enumerate(drawn.samples):
         if wrong := _wrong(sample, model):
@@ -44,7 +44,7 @@ def _wrong(sample: object, model: PrunableModel) -> str | None:
     ids, mask = sample.get(IDS), sample.get(MASK)
     if ids is not None and ids.dim() == 2 and len(ids) == 1:
         return f"has {IDS} {list(ids.shape)} with a batch dimension; leave it out, as by {IDS}[0]"
-    declares = getattr(model.loss_function, "__module__", "").partition(".")[0] != PACKAGE
+    declares = not in_package(getattr(model.loss_function, "__module__", ""))
     if declares or hasattr(model.interface, "pad_token_id") or mask is None or ids is None:
         return None
     if mask.shape == ids.shape and not bool(mask.all()):

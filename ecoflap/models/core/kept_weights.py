@@ -8,9 +8,8 @@ from contextlib import contextmanager
 
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.storage.cache.code import in_package
 from ecoflap.storage.stored_tensor import raw
-
-PACKAGE = __name__.partition(".")[0]
 
 
 @contextmanager
@@ -25,7 +24,7 @@ def keeping_weights(model: PrunableModel, part: object, written: str) -> Iterato
     Raises:
         UserError: if a weight has changed.
     """
-    if type(part).__module__.partition(".")[0] == PACKAGE:
+    if in_package(type(part).__module__):
         yield
         return
     before = _weights(model)

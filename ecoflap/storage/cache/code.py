@@ -29,6 +29,7 @@ from typing import Any
 from ecoflap.errors import UserError
 
 PACKAGE = __name__.partition(".")[0]
+
 PYTHON = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
 INSTALLED = {"site-packages", "dist-packages"}  # of this environment, or of one whose libraries it uses
 
@@ -46,6 +47,11 @@ WITHOUT_NUMBERS = {
 """Libraries that show, find and store values, and compute none."""
 
 LOADERS = ((SourceFileLoader, SOURCE_SUFFIXES), (ExtensionFileLoader, EXTENSION_SUFFIXES))
+
+
+def in_package(module: str) -> bool:
+    """Whether a module is one of this package, and not of the user's own or of a library."""
+    return module.partition(".")[0] == PACKAGE
 
 
 def source_hash(*modules: str, package: bool = True) -> str:
