@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TextIO
 
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+
+from tests.hydra_mode import mode_of_overrides
 
 ROOT = Path(__file__).parents[2]
 MAIN = str(ROOT / "main.py")
@@ -96,6 +99,7 @@ def _run(arguments: Sequence[str], folder: Path, output: TextIO, errors: TextIO)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         logging.getLogger().handlers.clear()
         GlobalHydra.instance().clear()
+        Hydra.get_mode = mode_of_overrides  # type: ignore[method-assign]
         os.chdir(folder)
         _become(*arguments)
         code = 0

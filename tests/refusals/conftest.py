@@ -10,13 +10,8 @@ import pytest
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 
-
-def mode_of_overrides(_: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
-    """``Hydra.get_mode`` without composing the config, of which no file sets the mode."""
-    given = [one.partition("=")[2] for one in overrides if one.startswith("hydra.mode=")]
-    return RunMode[given[-1]] if given and given[-1] in RunMode.__members__ else None
+from tests.hydra_mode import mode_of_overrides
 
 
 @pytest.fixture

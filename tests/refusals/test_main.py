@@ -24,7 +24,7 @@ from ecoflap.run.new_folders import RunFolder, remove_empty_run, stays
 from ecoflap.run.refusals import describe
 from ecoflap.storage.file_names import BLOCKS, LEASE
 from ecoflap.storage.installation import conf_folder
-from tests.refusals.conftest import mode_of_overrides
+from tests.hydra_mode import mode_of_overrides
 
 pytestmark = pytest.mark.long
 
