@@ -8,6 +8,8 @@ MIXED := .venv-mixed
 # What has to pass on every release of transformers that pyproject.toml allows: all that a release can change but
 # whole runs of the embedded models, which old releases lack or read otherwise. Allocations come from what these check.
 PORTABLE := tests/models tests/blocks tests/data tests/score tests/prune --ignore-glob="*/test_runs.py" -m "not any_release and not variant"
+# What is tested on a release between the oldest and the newest, which have all of them: models, blocks, and one comparison of each algorithm.
+BETWEEN := tests/models tests/blocks tests/prune/test_families.py tests/score/test_first_order.py tests/score/test_zeroth_order.py --ignore-glob="*/test_runs.py" -m "not any_release and not variant"
 # What importing LAVIS needs beside $(VENV), and a datasets that can live with this transformers. LAVIS' own pins are for transformers 4.26.
 MIXED_PACKAGES := transformers==4.51.3 datasets timm fairscale iopath einops decord opencv-python-headless webdataset pycocotools spacy
 # As docs/experiments.md says, without its requirements.
@@ -95,7 +97,7 @@ test-lavis: $(LAVIS)/.ready ## set up salesforce-lavis and test beside it, on th
 	HF_HUB_OFFLINE=1 $(LAVIS)/bin/python -m pytest -n auto --dist worksteal -W ignore tests/lavis $(PORTABLE)
 
 test-mixed: $(MIXED)/.ready ## set up salesforce-lavis beside a transformers that has BLIP-2 too, and compare the two
-	HF_HUB_OFFLINE=1 $(MIXED)/bin/python -m pytest -n auto --dist worksteal -W ignore tests/lavis $(PORTABLE)
+	HF_HUB_OFFLINE=1 $(MIXED)/bin/python -m pytest -n auto --dist worksteal -W ignore tests/lavis $(BETWEEN)
 
 test-golden: real-models ## check SmolLM2 against the published perplexities (seven runs, about 15 minutes)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/real -m '' -s

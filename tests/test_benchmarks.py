@@ -194,6 +194,7 @@ def test_the_bytes_that_processes_send_are_those_of_the_arithmetic(method: str) 
         assert found["sent"] == found["expected"] > 0
 
 
+@pytest.mark.variant
 def test_speeds_without_the_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row for each variant that this machine has and sparsity, a column for each number of tokens."""
     for name, value in (("SHAPES", ((40, 70),)), ("TOKENS", (1, 20)), ("ROUNDS", 1), ("CACHE", 2**14)):

@@ -102,6 +102,7 @@ def test_agreement() -> None:
     assert correlation(maps, other).tolist() == pytest.approx([3**-0.5, 0.0])
 
 
+@pytest.mark.variant
 def test_equals_pruning_layer_by_layer(model: PrunableModel) -> None:
     assert_equals_reference(VitSaliency(), Pictures(samples=2).load(model, seed=0), blocks=2)
 

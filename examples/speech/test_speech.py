@@ -164,6 +164,7 @@ def test_word_error_rate_counts_words_and_not_spelling() -> None:
     assert word_error_rate(["a big old house"], ["a pig old"]) == 50
 
 
+@pytest.mark.variant
 def test_equals_pruning_layer_by_layer(model: PrunableModel) -> None:
     """The first encoder block, and the first decoder block behind it, whose cross-attention reads the
     encoder's states.

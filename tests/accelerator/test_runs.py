@@ -182,7 +182,7 @@ def test_families(base: dict[str, list[str]], tmp_path: Path, family: str) -> No
         if score != "first_order"
     ],
 )
-@pytest.mark.every_run("llama-*", "clip-layer")
+@pytest.mark.every_run("llama-block", "llama-derivative", "clip-layer")
 def test_scores(base: dict[str, list[str]], tmp_path: Path, family: str, score: str) -> None:
     steps = "steps=[calibrate,score,allocate]"
     check_counts([*base[family], *SCORES[score], *SAMPLES, steps, "model.save=false"], tmp_path)
@@ -199,15 +199,13 @@ def test_scores(base: dict[str, list[str]], tmp_path: Path, family: str, score: 
         ("t5", "sparsegpt_2_4"),
     ],
 )
-@pytest.mark.every_run(
-    "gpt2-wanda_2_4", "gpt2-admm", "gpt2-swaps", "gpt2-compensated", "gpt2-global_gradient"
-)
+@pytest.mark.every_run("gpt2-wanda_2_4", "gpt2-swaps", "gpt2-compensated")
 def test_pruners(base: dict[str, list[str]], tmp_path: Path, family: str, pruner: str) -> None:
     check_same([*base[family], *PRUNERS[pruner]], tmp_path)
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
-@pytest.mark.every_run("in_context", "in_context_rows", "neuronal", "evopress")
+@pytest.mark.every_run("in_context", "evopress")
 def test_allocations(base: dict[str, list[str]], tmp_path: Path, allocation: str) -> None:
     check_same([*base["gpt2"], *ALLOCATIONS[allocation]], tmp_path)
 
@@ -225,6 +223,7 @@ def test_singular_values_differ_in_their_last_digits(base: dict[str, list[str]],
     assert npy.sparsity == cpu.sparsity
 
 
+@pytest.mark.variant
 def test_units_are_cut(base: dict[str, list[str]], tmp_path: Path) -> None:
     search = ["pruner=upop", "pruner.steps=4", "pruner.interval=2", "pruner.batch_size=4"]
     cpu, npy = on_both([*base["blip"], *search], tmp_path)
@@ -254,13 +253,7 @@ def test_units_are_cut(base: dict[str, list[str]], tmp_path: Path) -> None:
     ],
     ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else value,
 )
-@pytest.mark.every_run(
-    "llama-*=zeroth_order-pruner=wanda-disk",
-    "llama-*=compensated-disk",
-    "llama-*=in_context-cpu",
-    "t5-*=derivative-cpu",
-    "llava-*",
-)
+@pytest.mark.every_run("llama-*=zeroth_order-pruner=wanda-disk", "llama-*=in_context-cpu", "llava-*")
 def test_offload(
     base: dict[str, list[str]], tmp_path: Path, family: str, options: list[str], offload: str
 ) -> None:
@@ -279,7 +272,7 @@ def test_evaluation(tmp_path: Path, task: str) -> None:
     ("family", "method"),
     [*(("llama", method) for method in FINETUNERS), ("clip", "full"), ("blip2", "reconstruct")],
 )
-@pytest.mark.every_run("llama-*")
+@pytest.mark.every_run("llama-full", "llama-reconstruct")
 def test_finetuning(base: dict[str, list[str]], tmp_path: Path, family: str, method: str) -> None:
     check_same([*base[family], *FINETUNED, *FINETUNERS[method]], tmp_path)
 

@@ -64,7 +64,7 @@ def slow_statistics(model: PrunableModel, pruner: LayerPruner, family: str) -> d
 @pytest.mark.parametrize("pruner", PRUNERS, ids=lambda pruner: pruner.name)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "blip2_t5"])
 @torch.no_grad()
-@pytest.mark.every_run("t5", "llama", "gpt2")
+@pytest.mark.every_run("t5-wanda-kl", "t5-sparsegpt-loss", "llama", "gpt2")
 def test_a_candidate_is_measured_on_the_pruned_model(family: str, pruner: LayerPruner, measure: str) -> None:
     model, slow, chosen = tiny.build(family), tiny.build(family), [3, 0, 2]
     keep = {layer.name: layer.size * (3 + number % 4) // 8 for number, layer in enumerate(model.layers)}
@@ -97,6 +97,7 @@ def slow_logits(model: PrunableModel, family: str, batch: dict[str, Tensor]) -> 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.613, 0.9])
 @pytest.mark.parametrize("scope", ["tower", "model"])
+@pytest.mark.every_run("tower-0.0", "tower-0.9", "model-0.613")
 def test_totals_are_exact_for_unequal_layers(scope: str, sparsity: float) -> None:
     model = tiny.build("blip2_t5", skip_layers=(r"block\.1\.layer\.0",))
     before = weights(model)

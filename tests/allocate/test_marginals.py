@@ -97,7 +97,7 @@ def compare(
 
 
 @pytest.mark.parametrize(("family", "name"), tiny.pairs(PRUNERS, ["sparsegpt"]))
-@pytest.mark.every_run(*tiny.REPRESENTATIVES)
+@pytest.mark.every_run("llama", "clip", "blip_vqa-sparsegpt", "t5-sparsegpt", "llava-sparsegpt")
 def test_marginals_equal_plain_autograd_at_the_pruned_model(family: str, name: str) -> None:
     found, of_rows = compare(family, PRUNERS[name], counts_around(tiny.build(family)))
     expected = {layer: gains.sum().item() for layer, gains in of_rows.items()}
@@ -116,7 +116,7 @@ def rows_around(model: PrunableModel) -> Counts:
 
 
 @pytest.mark.parametrize(("family", "name"), tiny.pairs(BY_ROW, ["wanda"]))
-@pytest.mark.every_run(*tiny.REPRESENTATIVES)
+@pytest.mark.every_run("llama", "blip_vqa-wanda", "t5-wanda", "clip-admm", "gpt2-ria", "llava-wanda")
 def test_marginals_of_rows_equal_plain_autograd(family: str, name: str) -> None:
     """The gain of a row is that of its own weights, at counts that differ from row to row."""
     found, expected = compare(family, BY_ROW[name], rows_around(tiny.build(family)), by_row=True)

@@ -74,6 +74,7 @@ def test_the_lines_are_the_published_ones(sparsity: float, spread: float) -> Non
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.613, 0.8, 0.95])
 @pytest.mark.parametrize("scope", ["tower", "model"])
+@pytest.mark.every_run("tower-0.0", "tower-0.613", "model-0.613", "model-0.95")
 def test_totals_are_exact_for_unequal_blocks(scope: str, sparsity: float) -> None:
     model = tiny.build("blip2_t5", skip_layers=(r"block\.1\.layer\.0",))
     allocation = Neuronal(spreads=[0.25], scope=scope)(model, None, sparsity, context("blip2_t5"))
@@ -86,6 +87,7 @@ def test_totals_are_exact_for_unequal_blocks(scope: str, sparsity: float) -> Non
 
 
 @pytest.mark.parametrize("pruner", [Wanda(), SparseGPT()], ids=lambda pruner: pruner.name)
+@pytest.mark.every_run("wanda")
 def test_the_smallest_misalignment_of_a_tower_wins(pruner: Any) -> None:
     spreads = [0.01, 0.1, 0.25]
     allocator = Neuronal(spreads=spreads)

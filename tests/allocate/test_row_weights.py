@@ -207,6 +207,7 @@ def with_factors(allocation: Allocation, layers: list[Layer]) -> Allocation:
 
 @pytest.mark.parametrize("propagate", ["dense", "layer"])
 @pytest.mark.parametrize(("family", "name"), tiny.pairs(COMPETING, ["wanda"]))
+@pytest.mark.every_run("layer", "llava-*-dense", "t5-*-dense", "clip-*-dense")
 def test_rows_with_weights_are_pruned_scaled(family: str, name: str, propagate: str) -> None:
     """The pruner sees diag(f) W of each layer alone, and what it makes of it is divided by f again."""
     pruner, calibration, model = COMPETING[name], tiny.samples(family), tiny.build(family)

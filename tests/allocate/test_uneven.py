@@ -138,6 +138,7 @@ def test_targets_share_one_measurement_and_its_batch_size_changes_nothing(
 
 
 @pytest.mark.parametrize("allocator", TRIED, ids=label)
+@pytest.mark.every_run("lsa-layer", "owl-", "dlp-median")
 def test_auto_takes_the_candidate_of_the_smallest_loss(
     model: PrunableModel, context: Context, allocator: Any
 ) -> None:
@@ -157,7 +158,7 @@ def test_auto_takes_the_candidate_of_the_smallest_loss(
 
 
 @pytest.mark.parametrize("allocator", TRIED, ids=label)
-@pytest.mark.every_run("dlp-median", "lsa-layer", "atp-", "alpha_pruning-")
+@pytest.mark.every_run("lsa-layer", "atp-")
 def test_auto_tries_another_target_anew(model: PrunableModel, context: Context, allocator: Any) -> None:
     memory = Memory()
     for sparsity in (0.5, 0.7):

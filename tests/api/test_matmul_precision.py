@@ -35,6 +35,7 @@ def precision(_: Any = None) -> str:
 
 @pytest.mark.parametrize("asked", ["high", "medium"])
 @pytest.mark.parametrize("pruner", ["sparsegpt", "admm"])
+@pytest.mark.every_run("sparsegpt-high", "admm-medium")
 def test_masks_and_weights(pruner: str, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     module, batch = tiny.LANGUAGE["llama"]().eval(), {"input_ids": torch.randint(3, 30, (6, 9))}

@@ -123,7 +123,7 @@ def test_a_cut_blip_loads_in_a_fresh_process(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(hf, "GptOssForCausalLM"), reason="experts are modules here")
 @pytest.mark.parametrize("pruner", ["reap", "wanda"])
-@pytest.mark.every_run("wanda")
+@pytest.mark.variant
 def test_a_mixture_of_experts_loads_plainly_in_a_fresh_process(
     tiny_llama: Path,
     token_file: Path,

@@ -292,7 +292,7 @@ def test_the_table_of_coarse_stages_has_all_of_them() -> None:
 
 
 @pytest.mark.parametrize("sweep", SWEEPS_HERE)
-@pytest.mark.every_run("blip2_table1", "clip_table2", "llama_n_of_m")
+@pytest.mark.every_run("clip_table2", "llama_n_of_m")
 def test_first_and_last_job_of_a_sweep_run(
     run: Callable[..., Result], data: Path, tiny_llama: Path, tmp_path: Path, sweep: str
 ) -> None:

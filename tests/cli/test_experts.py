@@ -76,6 +76,7 @@ def test_main_prunes_reports_and_verifies(expert_run: list[str], tmp_path: Path)
 
 
 @pytest.mark.parametrize("method", ["full", "reconstruct"])
+@pytest.mark.every_run("Qwen3Moe-full", "GptOss-reconstruct")
 def test_training_keeps_what_the_masks_removed(
     run: Callable[..., Result], expert_run: list[str], tmp_path: Path, method: str
 ) -> None:
@@ -141,6 +142,7 @@ def test_reap_saves_a_smaller_model_that_main_evaluates_the_same(
     [["pruner=wanda", "sparsity=0.5"], ["pruner=sparsegpt", "pruner.mask=2:4", "sparsity=0.5"]],
     ids=["wanda", "2:4"],
 )
+@pytest.mark.every_run("GptOss-2:4", "Qwen3Moe-wanda")
 def test_a_second_run_masks_the_experts_that_reap_has_left(
     expert_run: list[str], tmp_path: Path, fine: list[str]
 ) -> None:

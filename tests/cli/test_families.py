@@ -46,6 +46,7 @@ def family_folder(request: pytest.FixtureRequest, tiny_llama: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
+@pytest.mark.every_run("opt-sparsegpt", "mistral-wanda", "qwen2-sparsegpt", "gpt2-wanda")
 def test_a_family_runs_and_its_checkpoint_verifies(
     run: Callable[..., Result], text_run: list[str], family_folder: Path, tmp_path: Path, pruner: str
 ) -> None:
@@ -82,6 +83,7 @@ def test_the_embedded_blip2_saves_a_checkpoint_that_loads_and_runs_again(
 
 
 @pytest.mark.parametrize("name", ["towers=[vision]", "towers=[qformer]", "towers=[encoder,decoder]"])
+@pytest.mark.every_run("towers=[[]qformer]")
 def test_towers_of_blip2(run: Callable[..., Result], tmp_path: Path, name: str) -> None:
     result = run(
         [

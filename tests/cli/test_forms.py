@@ -74,6 +74,7 @@ def test_a_mini_model_is_saved_verified_and_converted(
 
 @pytest.mark.parametrize("form", SPARSE)
 @pytest.mark.parametrize("offload", ["none", "disk"])
+@pytest.mark.every_run("none-bitmask", "disk-coded")
 def test_the_same_weights_as_a_dense_save(
     run: Run, text_run: list[str], tmp_path: Path, form: str, offload: str
 ) -> None:

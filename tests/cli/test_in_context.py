@@ -56,6 +56,7 @@ def test_every_layer_pruner_is_allocated_for(
 
 @pytest.mark.parametrize("option", ["allocation.granularity=row", "allocation.rows=weighted"])
 @pytest.mark.parametrize("pruner", ["wanda", "ria", "magnitude", "admm"])
+@pytest.mark.every_run("wanda-*=row", "ria-*=weighted", "magnitude-*=weighted", "admm-*=row")
 def test_rows_have_counts_of_their_own(
     run: Run, text_run: list[str], tmp_path: Path, pruner: str, option: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

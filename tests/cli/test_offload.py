@@ -124,7 +124,15 @@ class NoPlace(TorchFunctionMode):
     ],
     ids=lambda options: options[-1],
 )
-@pytest.mark.every_run("disk")
+@pytest.mark.every_run(
+    "score=zeroth_order-disk",
+    "score.probe=block-disk",
+    "score=first_order-disk",
+    "score=local-disk",
+    "propagate=compensated-disk",
+    "propagate=layer-disk",
+    "pruner=magnitude-disk",
+)
 def test_blocks_are_computed_where_they_run(
     run: Run, text_run: list[str], offload: str, options: list[str]
 ) -> None:

@@ -67,6 +67,7 @@ def compare(run: Run, overrides: list[str], model_class: Any, tmp_path: Path) ->
 
 @pytest.mark.parametrize("score", ["none", "first_order"])
 @pytest.mark.parametrize("kind", ["gemma3", "mixtral", "qwen2_moe", "deepseek_v3"])
+@pytest.mark.every_run("gemma3-none", "deepseek_v3-first_order", "mixtral-first_order", "qwen2_moe-none")
 def test_language_models(
     run: Run, text_run: list[str], tiny_llama: Path, tmp_path: Path, kind: str, score: str
 ) -> None:
@@ -114,6 +115,7 @@ def save_onevision(folder: Path) -> None:
     ids=["llava", "llava_onevision"],
 )
 @pytest.mark.parametrize("rename", [as_it_is, vision_first], ids=["saved", "old"])
+@pytest.mark.every_run("old-llava", "saved-llava_onevision")
 def test_vision_language_models(
     run: Run, tmp_path: Path, save: Callable[[Path], None], model_class: str, rename: Callable[[str], str]
 ) -> None:

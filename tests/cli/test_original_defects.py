@@ -136,6 +136,7 @@ def test_clip_is_scored_by_gradients(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("eps", ["1e-1", "1e-2", "1e-4"])
+@pytest.mark.every_run("1e-1")
 def test_every_job_of_the_eps_sweep_runs_with_a_prompt(run: Run, tmp_path: Path, eps: str) -> None:
     """It named a score that was gone. The prompt is BLIP-2's own, for questions; captions go on without
     it.

@@ -358,7 +358,7 @@ def child(config: DictConfig, folder: Path) -> None:
 
 
 def test_killed_at_any_moment_it_ends_the_same(text_run: list[str], tiny_llama: Path, tmp_path: Path) -> None:
-    """kill -9 at eight moments of one run: a little after it starts, and after so many finished blocks."""
+    """kill -9 at six moments of one run: a little after it starts, and after so many finished blocks."""
     deep = tmp_path / "deep"
     torch.manual_seed(0)
     config = LlamaConfig.from_pretrained(tiny_llama)
@@ -381,7 +381,7 @@ def test_killed_at_any_moment_it_ends_the_same(text_run: list[str], tiny_llama: 
     whole = start("whole")
     whole.join(timeout=120)
     took, expected, states = time.monotonic() - began, weights(tmp_path / "whole"), set()
-    for number, blocks in enumerate((0, 0, 1, 3, 5, 7, 9, 11)):
+    for number, blocks in enumerate((0, 0, 1, 4, 7, 11)):
         name = f"run{number}"
         first = start(name)
         while first.is_alive() and len(list((tmp_path / name / "blocks").glob("*.safetensors"))) < blocks:

@@ -30,6 +30,7 @@ def allocation(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("pruner", ["wanda", "sparsegpt", "magnitude"])
 @pytest.mark.parametrize("chosen", [EVOPRESS, NEURONAL], ids=["evopress", "neuronal"])
+@pytest.mark.every_run("neuronal-sparsegpt", "evopress-wanda", "evopress-magnitude")
 def test_runs_and_verifies(
     run: Run, unscored: list[str], tmp_path: Path, chosen: list[str], pruner: str
 ) -> None:
@@ -47,6 +48,7 @@ def test_runs_and_verifies(
     [EVOPRESS, NEURONAL, ["allocation=owl", "allocation.spread=auto"]],
     ids=["evopress", "neuronal", "owl"],
 )
+@pytest.mark.every_run("owl-wanda", "evopress-sparsegpt", "neuronal-wanda")
 def test_trials_have_masks_of_whole_groups(
     run: Run, unscored: list[str], chosen: list[str], pruner: str
 ) -> None:
@@ -57,6 +59,7 @@ def test_trials_have_masks_of_whole_groups(
 
 
 @pytest.mark.parametrize("chosen", [EVOPRESS, NEURONAL], ids=["evopress", "neuronal"])
+@pytest.mark.every_run("evopress")
 def test_prunes_an_embedded_model(run: Run, tmp_path: Path, chosen: list[str]) -> None:
     few = ["tracking=none", "device=cpu", "calibration.samples=8", "task.limit=20"]
     run([*few, *chosen, f"cache={tmp_path / 'cache'}"])

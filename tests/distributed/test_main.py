@@ -100,6 +100,7 @@ def test_the_result_is_that_of_one_process(model: str, method: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("pruner", ["global_gradient", "global_magnitude"])
+@pytest.mark.every_run("global_gradient")
 def test_pruners_of_the_whole_model(pruner: str, text_run: list[str], tmp_path: Path) -> None:
     overrides = [*text_run, "score=none", f"pruner={pruner}", "model.save=true"]
     succeed(1, overrides, tmp_path / "alone")

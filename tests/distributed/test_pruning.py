@@ -98,7 +98,9 @@ def assert_same(found: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("family", CHOSEN)
-@pytest.mark.every_run("llava-*", "llama-*", "t5-wanda", "blip_vqa-admm compensated")
+@pytest.mark.every_run(
+    "llama-*", "llava-wanda", "llava-sparsegpt by layer", "t5-wanda", "blip_vqa-admm compensated"
+)
 def test_two_processes_prune_as_one(family: str, way: str) -> None:
     if family == "llava" and way == "wanda by dense inputs":
         pytest.skip("the text tower reads the vision tower")
@@ -172,6 +174,7 @@ WIDE: dict[str, tuple[LayerPruner, str]] = {
 
 
 @pytest.mark.parametrize("way", WIDE)
+@pytest.mark.every_run("admm 2:4", "swaps", "ria", "sparsegpt by layer")
 def test_rows_of_one_layer_in_several_processes(way: str) -> None:
     """Of a model wide enough, with the same samples in all processes; weights are the same bit for bit."""
     (pruner, propagate), rows = WIDE[way], []
@@ -241,7 +244,7 @@ def statistics(family: str, kind: type[Statistic]) -> dict[str, tuple[Tensor, in
 
 @pytest.mark.parametrize("kind", [MeanSquare, Gram])
 @pytest.mark.parametrize("family", [*CHOSEN, "mixtral"])
-@pytest.mark.every_run("llava", "llama", "mixtral", "t5")
+@pytest.mark.every_run("llava-Gram", "llama-MeanSquare", "mixtral-Gram", "t5-MeanSquare")
 def test_statistics_are_of_all_samples(family: str, kind: type[Statistic]) -> None:
     expected = statistics(family, kind)
     for found in together(3, lambda: statistics(family, kind)):

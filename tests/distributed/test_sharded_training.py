@@ -54,6 +54,7 @@ def test_two_processes_are_one_with_twice_the_batch(text_run: list[str], tmp_pat
     assert len(list((last / "optimizer").glob("*.distcp"))) == 2, "each process saves its optimizer states"
 
 
+@pytest.mark.variant
 def test_shards_take_every_option_of_the_schedule(text_run: list[str], tmp_path: Path) -> None:
     options = [
         "finetune.precision=bfloat16",
@@ -90,6 +91,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(text_run: list[str], tmp_path:
     assert all(torch.equal(weight, expected[name]) for name, weight in weights(folder).items())
 
 
+@pytest.mark.variant
 def test_a_model_of_two_towers_is_sharded(tmp_path: Path) -> None:
     overrides = [
         "model=clip_mini",

@@ -21,7 +21,7 @@ from ecoflap.models.core.towers import Block
 from tests import experts
 from tests.distributed.together import together
 from tests.finetune.test_masked_parameters import pruned
-from tests.tiny import COMPARING, REPRESENTATIVES, build, samples
+from tests.tiny import COMPARING, build, samples
 
 SHARDS = pytest.mark.skipif(
     not hasattr(FSDPModule, "set_reduce_scatter_unused_params"), reason="this torch is too old to shard"
@@ -78,7 +78,7 @@ def family_of(name: str) -> tuple[PrunableModel, dict[str, Tensor]]:
 
 @SHARDS
 @pytest.mark.parametrize("family", CHOSEN)
-@pytest.mark.every_run(*REPRESENTATIVES, "mixtral")
+@pytest.mark.every_run("llama", "t5", "llava", "mixtral")
 def test_shards_are_trained_like_whole_weights(family: str) -> None:
     model, masks = family_of(family)
     shares = shares_of(family)

@@ -17,6 +17,7 @@ TOWERS = {"blip2": ["vision", "qformer", "encoder", "decoder"], "nlvr": ["vision
 
 @pytest.mark.parametrize("name", PRUNERS)
 @pytest.mark.parametrize("family", tiny.MODULES)
+@pytest.mark.every_run("blip2-*", "nlvr-wanda", "nlvr-sparsegpt", "nlvr-admm_2_4")
 def test_equals_pruning_layer_by_layer_with_full_forward_passes(family: str, name: str) -> None:
     calibration = tiny.samples(family, lengths=(7, 9, 7))
     model, other = (tiny.build(family, TOWERS[family]) for _ in range(2))

@@ -42,6 +42,7 @@ def damaged(folder: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", ["cut", "chunk", "text", "bomb", "missing"])
+@pytest.mark.every_run("cut", "text", "missing")
 def test_a_damaged_picture_is_named(tmp_path: Path, name: str) -> None:
     file = damaged(tmp_path)[name]
     advice = "check the folder" if name == "missing" else "replace it, or take it out of the data set"

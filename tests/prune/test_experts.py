@@ -42,6 +42,7 @@ QUICK = ("magnitude", "wanda", "wanda_2_4", "sparsegpt", "ria", "admm")
 
 @pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.every_run("admm", "wanda_2_4", "mixtral-*")
 def test_equals_pruning_one_expert_after_the_other(family: str, name: str) -> None:
     pruner, by_hand = PRUNERS[name]
     model, other, calibration = build(family), build(family), samples(7, 9, 7)

@@ -185,7 +185,7 @@ def test_scoring(model: PrunableModel, scorer: FirstOrder) -> None:
     ],
     ids=["in_context", "evopress", "auto"],
 )
-@pytest.mark.every_run("wanda", "admm")
+@pytest.mark.every_run("in_context-admm", "auto-wanda", "evopress-wanda")
 def test_allocating_in_trials(model: PrunableModel, allocator: Allocator, pruner: LayerPruner) -> None:
     calibration = tokens(SAMPLES, 64, 256)
     cost = sample_cost(model, calibration)

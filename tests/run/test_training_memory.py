@@ -61,6 +61,7 @@ def taken(model: PrunableModel, finetuner: Finetuner, folder: Path, length: int 
     ],
     ids=["full", "recompute", "lora", "reconstruct"],
 )
+@pytest.mark.every_run("256")
 def test_training(finetuner: Finetuner, length: int, tmp_path: Path) -> None:
     model = llama(128, 4)
     need = needed(model, finetuner, length)

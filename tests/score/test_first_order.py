@@ -55,6 +55,7 @@ def gradients_per_batch(
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.every_run(*tiny.REPRESENTATIVES, "qwen2_5_vl", "bart", "blip_retrieval", "open_clip", "vit")
 def test_measures_equal_plain_autograd(family: str) -> None:
     model, calibration = tiny.build(family), tiny.samples(family)
     batches = gradients_per_batch(model, calibration, 2)

@@ -157,6 +157,7 @@ def spearman(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 @pytest.mark.any_release
+@pytest.mark.variant
 def test_more_draws_rank_the_blocks_more_like_their_gradients() -> None:
     towers = ["vision", "qformer", "encoder", "decoder"]
     model, calibration = tiny.build("blip2_t5", towers=towers), tiny.samples("blip2_t5", lengths=(5, 5))

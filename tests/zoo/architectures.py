@@ -56,7 +56,6 @@ SUBSET = (
     "BartForCausalLM",
     "xlm",
     "mixtral",
-    "phimoe",
     "deepseek_v3",
     "mamba",
     "jamba",

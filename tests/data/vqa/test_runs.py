@@ -33,6 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("model", ["blip2_mini", "blip_vqa_mini"])
 @pytest.mark.parametrize("task", ["vqav2", "okvqa", "gqa"])
+@pytest.mark.every_run("vqav2-blip_vqa_mini", "okvqa-blip2_mini", "gqa-blip_vqa_mini")
 def test_dense_and_pruned(
     run: Callable[..., Result], folder: Path, tmp_path: Path, model: str, task: str
 ) -> None:

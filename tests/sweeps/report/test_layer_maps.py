@@ -99,7 +99,7 @@ def test_one_scale_for_all_maps_and_shapes_on_the_page(tmp_path: Path) -> None:
 
 
 def test_a_page_of_many_methods_on_a_large_model_stays_small(tmp_path: Path) -> None:
-    for index in range(12):
+    for index in range(8):
         blocks = {"vision": [0.4 + index / 100] * 39, "text": [0.5 + index / 100] * 48}
         write_run(tmp_path, str(index), 70.0, blocks=blocks, allocation__cap=index / 12)
     assert main([str(tmp_path)]) == 0
