@@ -16,6 +16,7 @@ from ecoflap.models.core.layers import Layer
 from ecoflap.ops import Keep
 
 EXACT, GROUPS, UNITS = "exact", "groups", "units"
+TOTALS = (EXACT, "as_given", GROUPS, UNITS)
 LEAST, MOST = 1e-4, 1e4
 """The range of row weights: rows times these are still far from the ends of fp32."""
 
@@ -127,8 +128,8 @@ def check_allocated(
         part: the allocator, or the pruner that allocates, as on the command line, for messages.
 
     Raises:
-        UserError: if a count is missing, too many or impossible, or the allocation is of another target, or
-            exact by its word alone.
+        UserError: if a count is missing, too many or impossible, or the allocation is of another target, adds
+            up in no known way, or is exact by its word alone.
     """
     layers = [*chain(*towers)]
     misfit = next(_misfits(allocation, layers), None)
@@ -138,6 +139,11 @@ def check_allocated(
         raise UserError(
             f"{part} returned an allocation for the target {allocation.target:g}, and"
             f" sparsity={sparsity:g} was asked for; correct it"
+        )
+    if allocation.total not in TOTALS:
+        raise UserError(
+            f"{part} returned an allocation whose total is {allocation.total!r}; correct it: it is one of"
+            f" {', '.join(TOTALS)}"
         )
     found, totals = sum(allocation.keep.values()), exact_totals(towers, allocation.target)
     if allocation.total == EXACT and found not in totals:

@@ -19,7 +19,7 @@ from ecoflap.api.unchanged import default_cpu, unchanged
 from ecoflap.blocks.choices import TOKENS
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError, require_choice, require_count, require_seed
-from ecoflap.evaluate.protocol import Task, checked_metrics
+from ecoflap.evaluate.protocol import Task, checked_evaluation
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import window_tokens
 from ecoflap.prune.protocol import Pruner
@@ -156,7 +156,7 @@ def evaluate(
 
     Raises:
         UserError: if there is no such task or option, its data are missing, it needs another model, or a
-            function returns no numbers.
+            function returns no numbers, or a task of your own changes weights.
     """
     loaded = model.prunable if isinstance(model, PruneResult) else model
     require(loaded, PrunableModel, "ecoflap.load or ecoflap.prune")
@@ -164,12 +164,15 @@ def evaluate(
         if isinstance(task, str):
             tasks = _tasks(loaded, task, options)
             with default_cpu():
-                found = {name: checked_metrics(name, one.load(loaded)(loaded)) for name, one in tasks.items()}
+                found = {
+                    name: checked_evaluation(name, one.load(loaded), loaded) for name, one in tasks.items()
+                }
             return next(iter(found.values())) if len(found) == 1 else _joined(found)
         refuse_options("task", task, options)
         if hasattr(task, "load"):
             with default_cpu():
-                return checked_metrics(getattr(task, "name", type(task).__name__), task.load(loaded)(loaded))
+                name = getattr(task, "name", type(task).__name__)
+                return checked_evaluation(name, task.load(loaded), loaded)
         loaded.module.eval()
         value = task(loaded.module)
     name = getattr(task, "__name__", type(task).__name__)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from ecoflap.errors import UserError
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
+from ecoflap.models.core.kept_weights import keeping_weights
 from ecoflap.models.core.protocols import Describes, require
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
@@ -53,6 +54,25 @@ class Task(Protocol):
         Raises:
             UserError: if data are missing, or the model can't do what the task needs.
         """
+
+
+def checked_evaluation(
+    task: str, evaluation: Evaluation, model: PrunableModel, *prediction_log: PredictionLog
+) -> dict[str, float]:
+    """Evaluate a model, and refuse what is no metric, and an evaluation that changes weights.
+
+    Args:
+        task: the name of the task, for the message.
+        evaluation: the task with its data.
+        model: the model.
+        prediction_log: takes the predictions, if there is one.
+
+    Raises:
+        UserError: if the evaluation returns no dict of numbers, or has changed a weight.
+    """
+    with keeping_weights(model, evaluation, f"task={task}"):
+        metrics: object = evaluation(model, *prediction_log)
+    return checked_metrics(task, metrics)
 
 
 def checked_metrics(task: str, metrics: object) -> dict[str, float]:

@@ -77,8 +77,12 @@ def without_first(found: Allocation) -> Allocation:
             "lm_head.weight is not a layer to prune here",
         ),
         (lambda found: replace(found, target=0.4), r"for the target 0\.4, and sparsity=0\.5 was asked for"),
+        (
+            lambda found: replace(moved(3)(found), total="asgiven"),
+            r"whose total is 'asgiven'; correct it: it is one of exact, as_given, groups, units",
+        ),
     ],
-    ids=["total", "negative", "too_many", "float", "missing", "unknown", "target"],
+    ids=["sum", "negative", "too_many", "float", "missing", "unknown", "target", "total"],
 )
 def test_counts_that_can_not_be_are_refused(change: Callable[[Allocation], Allocation], message: str) -> None:
     model = tiny.build("llama")

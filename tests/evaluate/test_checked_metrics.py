@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from ecoflap.errors import UserError
-from ecoflap.evaluate.protocol import checked_metrics
+from ecoflap.evaluate.protocol import checked_evaluation, checked_metrics
+from ecoflap.models.core.prunable import PrunableModel
+from tests import tiny
 
 pytestmark = pytest.mark.any_release
 
@@ -35,3 +37,19 @@ def test_numbers_of_libraries_become_plain_ones() -> None:
 def test_what_is_no_metric_is_refused(metrics: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         checked_metrics("own", metrics)
+
+
+def halving(model: PrunableModel) -> dict[str, float]:
+    """An evaluation of one's own that forgets to write the weights back."""
+    with torch.no_grad():
+        model.layers[0].matrix().mul_(0.5)
+    return {"loss": 1.0}
+
+
+def test_an_evaluation_that_changes_weights_is_refused() -> None:
+    model = tiny.build("llama")
+    first = model.layers[0].name
+    with pytest.raises(
+        UserError, match=rf"task=own changed weights of the model \(1 tensors, such as {first}\)"
+    ):
+        checked_evaluation("own", halving, model)  # type: ignore[arg-type]

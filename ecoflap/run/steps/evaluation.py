@@ -15,7 +15,7 @@ from ecoflap.distributed.processes import is_first
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.items import write_items
 from ecoflap.evaluate.prediction_log import PredictionLog
-from ecoflap.evaluate.protocol import Evaluation, checked_metrics
+from ecoflap.evaluate.protocol import Evaluation, checked_evaluation
 from ecoflap.models.core.forward_modes import as_before
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.run.plan import Plan
@@ -162,7 +162,7 @@ def _measured(
 ) -> dict[str, float]:
     """The metrics; the evaluation leaves nothing in the model that a later step would compute with."""
     with as_before(model.module):
-        return checked_metrics(task, evaluation(model, prediction_log))
+        return checked_evaluation(task, evaluation, model, prediction_log)
 
 
 def _with_items(
