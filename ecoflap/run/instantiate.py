@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from dataclasses import fields, is_dataclass
+from traceback import extract_tb
 from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.core.hydra_config import HydraConfig
@@ -54,8 +55,8 @@ def _target(group: str, node: Any) -> type:
         if isinstance(error, ModuleNotFoundError) and error.name == top:
             own = f"; a part of your own needs --config-dir FOLDER, with {top}.py beside the folder"
         raise UserError(
-            f"{group}._target_={name} can't be loaded here ({error}); check its name, install what it needs,"
-            f" or a newer transformers{own}"
+            f"{group}._target_={name} can't be loaded here ({error}{_place(error)}); check its name, install"
+            f" what it needs, or a newer transformers{own}"
         ) from error
     wanted = METHODS[group.split(".")[0]]
     if not (isinstance(target, type) and is_dataclass(target)):
@@ -73,6 +74,13 @@ def _target(group: str, node: Any) -> type:
             f"{group}._target_={name} has no {' and no '.join(missing)} of its own, which every {group} needs"
         )
     return target
+
+
+def _place(error: BaseException) -> str:
+    """The line of a module that can't be imported, for the message; "" if it is in no module."""
+    machinery = (__file__, importlib.__file__, "<frozen")
+    lines = [one for one in extract_tb(error.__traceback__) if not one.filename.startswith(machinery)]
+    return f", {lines[-1].filename}, line {lines[-1].lineno}" if lines else ""
 
 
 def _explain(group: str, error: OmegaConfBaseException, values: dict[Any, Any], target: type) -> str:

@@ -14,13 +14,15 @@ OWN = ("--config-dir", "{tmp}/conf", "pruner=own")
 LONG = "x" * 300
 
 
-def own(content: str | bytes) -> Prepare:
-    """A pruner's config in a folder of one's own."""
+def own(content: str | bytes, module: str = "", code: str = "") -> Prepare:
+    """A pruner's config in a folder of one's own, and a module beside the folder."""
 
     def write(folder: Path) -> None:
         place = folder / "conf" / "pruner"
         place.mkdir(parents=True)
         (place / "own.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+        if module:
+            (folder / module).write_text(code)
 
     return write
 
@@ -93,6 +95,11 @@ CONFIGS: list[Case] = [
             "--config-dir FOLDER, with nowhere.py",
         ),
         own("_target_: nowhere.Class\n"),
+    ),
+    Case(
+        (*OWN, "seed=16"),
+        ("broken_part.Class can't be loaded", "has no attribute 'sqroot', {tmp}/broken_part.py, line 2)"),
+        own("_target_: broken_part.Class\n", "broken_part.py", "import math\nRATE = math.sqroot(2)\n"),
     ),
     Case((*OWN, "seed=12"), ("pruner._target_=Wanda is not a class",), own("_target_: Wanda\n")),
     Case((*OWN, "seed=13"), ("pruner._target_=3 is not a class",), own("_target_: 3\n")),
