@@ -30,11 +30,16 @@ def writing(what: str, folder: Path) -> Iterator[None]:
     except Exception as error:  # those of safetensors and tokenizers, too, which are of no common class
         if isinstance(error, UserError) or not is_full(error):
             raise
-        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
         raise UserError(
-            f"no space left for {what} in {folder} ({shutil.disk_usage(there).free / 2**20:,.0f} MiB are"
-            " free); make room, or choose another disk with hydra.run.dir=/a/folder"
+            f"no space left for {what} in {folder} ({free_disk(folder) / 2**20:,.0f} MiB are free);"
+            " make room, or choose another disk with hydra.run.dir=/a/folder"
         ) from error
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free on the disk of a folder, which need not exist yet."""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(there).free
 
 
 def is_full(error: BaseException) -> bool:

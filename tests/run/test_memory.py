@@ -34,7 +34,7 @@ from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.upop import UPop
 from ecoflap.prune.wanda import Wanda
 from ecoflap.run.steps.memory import memory_needs, weights_in_use
-from ecoflap.run.steps.memory_table import show_needs, what_helps
+from ecoflap.run.steps.memory_table import what_helps
 from ecoflap.run.steps.sample_cost import SampleCost, sample_cost
 from ecoflap.run.steps.workload import Need, Workload
 from ecoflap.score.first_order import FirstOrder
@@ -282,40 +282,6 @@ def test_every_family_is_counted(family: str) -> None:
     )
     assert whole == by_layer, "neither has a backward pass, or copies of all layers"
     assert whole[0].work > 0
-
-
-def test_a_plan_that_does_not_fit_says_what_helps(
-    model: PrunableModel, caplog: pytest.LogCaptureFixture
-) -> None:
-    show_needs(model, [Need("score", 1, 2, 3), Need("prune", 1, 2**60, 3)])
-    assert "prune may need" in caplog.text
-    assert "use runtime.offload=disk, or fewer samples" in caplog.text, "on the CPU, cpu would change nothing"
-    assert "score may need" not in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("need", "kind", "option"),
-    [
-        (Need("score", 1, 2, 3, batch_size="score.batch_size"), "none", "score.batch_size"),
-        (Need("prune", 1, 2, 3), "none", "a smaller batch_size"),
-        (Need("score", 1, 3, 2), "none", "score.batch_size"),
-        (Need("prune", 3, 2, 1), "none", "runtime.offload=cpu"),
-        (Need("prune", 3, 2, 1), "cpu", "runtime.offload=disk"),
-        (Need("prune", 3, 2, 1), "disk", "model.dtype=bfloat16"),
-    ],
-)
-def test_the_largest_part_decides(need: Need, kind: str, option: str) -> None:
-    assert option in what_helps(need, kind)
-
-
-def test_no_option_is_advised_that_is_in_use_or_refused() -> None:
-    weights, states = Need("prune", 3, 2, 1), Need("prune", 1, 3, 2)
-    assert what_helps(weights, "none", half=True) == "use runtime.offload=cpu"
-    assert what_helps(replace(weights, together=True), "none") == "use model.dtype=bfloat16"
-    assert what_helps(replace(weights, wide=True, together=True), "none") == "use a device with more memory"
-    assert what_helps(states, "none") == "use runtime.offload=cpu, or fewer samples"
-    assert what_helps(replace(states, together=True), "none") == "use fewer samples"
-    assert what_helps(replace(states, of_batch=True), "cpu") == "use a smaller batch_size"
 
 
 @pytest.mark.parametrize(("pruner", "of_batch"), [(Wanda, False), (GlobalGradient, True)])

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from ecoflap.blocks.footprint import WIDE
+from ecoflap.console.host_memory import free_host_memory
 from ecoflap.console.tables import table
 from ecoflap.console.telemetry import free_memory
 from ecoflap.models.core.prunable import PrunableModel
@@ -16,6 +17,7 @@ from ecoflap.models.offload.placement import AT_A_TIME, Planned
 from ecoflap.run.show import said_before
 from ecoflap.run.steps.memory import all_on_device, weights_in_use
 from ecoflap.run.steps.workload import Need
+from ecoflap.storage.disk_space import free_disk
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,18 @@ def show_needs(model: PrunableModel, needs: Sequence[Need]) -> None:
         if (missing := need.total - loaded) > free:
             message, helps = "%s may need %s and there are %s free: %s", what_helps(need, kind, half, on_cpu)
             log.warning(message, need.step, mebibytes(missing), mebibytes(free), helps)
+    _warn_of_waiting_states(model, needs)
+
+
+def _warn_of_waiting_states(model: PrunableModel, needs: Sequence[Need]) -> None:
+    """Warn if hidden states may not fit on the CPU or the disk, where they wait for the next block."""
+    on_disk, folder = model.placement.kind == "disk", model.placement.folder
+    for need in needs:
+        free = free_disk(folder) if on_disk and folder is not None else free_host_memory()
+        if need.offloaded > free:
+            message = "%s stores %s of hidden states on the %s, where %s are free: use %s, or fewer samples"
+            place, helps = ("disk", "hydra.run.dir=/a/folder") if on_disk else ("CPU", "runtime.offload=disk")
+            log.warning(message, need.step, mebibytes(need.offloaded), place, mebibytes(free), helps)
 
 
 def what_helps(need: Need, kind: str, half: bool = False, on_cpu: bool = False) -> str:
