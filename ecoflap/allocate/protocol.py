@@ -125,6 +125,16 @@ class Allocator(Protocol):
         """Refuse a pruner that it can't allocate for, before any work is done; by default, none."""
         return
 
+    def check_samples(self, model: PrunableModel, samples: CalibrationSet, batch_size: int) -> None:
+        """Refuse a model or calibration set that it can't allocate with, before long steps; by default, none.
+
+        Args:
+            model: dense.
+            samples: the calibration set.
+            batch_size: samples per forward pass of the fine stage.
+        """
+        return
+
     def passes(self, samples: int, sparsity: float) -> float:
         """How many samples all of its passes read in total, in any unit, to estimate its time.
 

@@ -29,6 +29,8 @@ from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.token_choice import Masks, require_kinds, without_padding
 from ecoflap.blocks.walk import Visit, walk
+from ecoflap.data.batch import Batch
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.collectives import gathered
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.forward_modes import quiet_forward
@@ -68,6 +70,11 @@ class TAMP(TAMPOptions, Parametric):
         return super().footprint or Footprint("blocks")
 
     @override
+    def check_samples(self, model: PrunableModel, samples: CalibrationSet, batch_size: int) -> None:
+        """Refuse a model without a tower that reads text and visual tokens."""
+        _mixed_towers(model, samples.batches(batch_size))
+
+    @override
     def candidates(self, model: PrunableModel, sparsity: float) -> Sequence[float]:
         return CANDIDATES
 
@@ -105,8 +112,7 @@ def measure_diversity(model: PrunableModel, context: Context) -> dict[str, float
     """
     batches = context.samples.batches(context.batch_size)
     require_calls(model, batches, every_layer=True)
-    towers = [tower for tower in model.towers if tower.layers]
-    mixed = require_kinds(model, towers, batches, "allocation=tamp")
+    mixed = _mixed_towers(model, batches)
     found: dict[str, float] = {}
     with quiet_forward(model.module):
         for visit in walk(model, mixed, batches, "allocate"):
@@ -120,6 +126,11 @@ def measure_diversity(model: PrunableModel, context: Context) -> dict[str, float
                 " activations on the calibration data"
             )
     return found
+
+
+def _mixed_towers(model: PrunableModel, batches: Sequence[Batch]) -> list[Tower]:
+    """The pruned towers that read text and visual tokens."""
+    return require_kinds(model, [one for one in model.towers if one.layers], batches, "allocation=tamp")
 
 
 def _of_block(visit: Visit) -> dict[Layer, list[float]]:

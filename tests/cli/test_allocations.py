@@ -11,6 +11,7 @@ import pytest
 
 from ecoflap.blocks import walk
 from ecoflap.errors import UserError
+from ecoflap.run import pipeline
 from ecoflap.run.plan import make_plan
 from ecoflap.storage.results import Result
 from ecoflap.sweeps.report.methods import name_methods
@@ -172,6 +173,17 @@ def test_blocks_may_be_away_while_nobody_uses_them(
     away = run([*overrides, "cache_mode=off", f"runtime.offload={offload}"], "away")
     assert away.sparsity == here.sparsity
     assert read(tmp_path / "away") == read(tmp_path / "here")
+
+
+def test_tamp_without_such_a_tower_is_refused_before_the_dense_evaluation(
+    run: Run, text_run: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated: list[object] = []
+    monkeypatch.setattr(pipeline, "evaluate_dense", lambda *given: evaluated.append(given))
+    options = [one for one in text_run if not one.startswith("score")]
+    with pytest.raises(UserError, match="allocation=tamp needs a pruned tower"):
+        run([*options, "allocation=tamp", "score=none"])
+    assert not evaluated
 
 
 def test_tamp_in_the_tower_that_reads_text_and_pictures(run: Run, tmp_path: Path) -> None:

@@ -109,14 +109,16 @@ def calibrate(plan: Plan, model: PrunableModel, state: RunState) -> CalibrationS
 
 
 def check_capture(plan: Plan, model: PrunableModel, state: RunState) -> None:
-    """Refuse layers whose inputs the pruner could not capture.
+    """Refuse layers whose inputs the pruner could not capture, and samples that the allocator can't use.
 
     Raises:
-        UserError: as ``require_capture`` does.
+        UserError: as ``require_capture`` and the allocator do.
     """
+    assert state.calibration is not None
+    config, samples = plan.config, state.calibration
+    if "allocate" in plan.steps and not plan.pruner.allocates:
+        plan.allocator.check_samples(model, samples, config.batch_size)
     if "prune" in plan.steps:
-        assert state.calibration is not None
-        config, samples = plan.config, state.calibration
         require_capture(model, plan.pruner, samples, config.batch_size, config.propagate, config.tokens)
 
 
