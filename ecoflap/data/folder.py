@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,27 @@ def require_images(images: Iterable[str], option: str, obtain: str) -> None:
 def is_hidden(path: Path, root: Path) -> bool:
     """Whether a file below a folder is hidden, as Jupyter hides ``.ipynb_checkpoints``, macOS ``._1.png``."""
     return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def files_below(folder: Path, above: Sequence[str] = ()) -> Iterator[Path]:
+    """The files in a folder and in those below it, also behind links, as torchvision walks folders.
+
+    Hidden ones are left out, and a link to a folder that it lies in is not followed.
+
+    Args:
+        folder: the folder.
+        above: the real paths of the folders that lead to it.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with os.scandir(folder) as entries:
+        shown = [entry for entry in entries if not entry.name.startswith(".")]
+    for entry in shown:
+        if entry.is_dir():
+            yield from files_below(folder / entry.name, [*above, real])
+        elif entry.is_file():
+            yield folder / entry.name
 
 
 def is_packed(file: Path) -> bool:

@@ -8,13 +8,16 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ecoflap.data.folder import parse_json, read_json, read_text, text_lines
+from ecoflap.data.folder import files_below, parse_json, read_json, read_text, text_lines
 from ecoflap.data.sources import PICTURES, coco_number
 from ecoflap.data.splits import telling
 from ecoflap.errors import UserError
+
+ANYWHERE = "**/"
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,16 @@ class Layout:
 
     def lists(self, root: Path) -> list[Path]:
         """The lists of captions in a folder, sorted."""
-        found = (sorted(root.glob(pattern)) for pattern in self.wanted)
+        found = (sorted(_matching(root, pattern)) for pattern in self.wanted)
         return next((files for files in found if files), [])
+
+
+def _matching(root: Path, pattern: str) -> Iterator[Path]:
+    """The files that fit a pattern: of that name anywhere below the folder if it begins with ``**/``."""
+    name = pattern.removeprefix(ANYWHERE)
+    if name == pattern:
+        return root.glob(pattern)
+    return (file for file in files_below(root) if fnmatchcase(file.name, name))
 
 
 def _karpathy(file: Path, root: Path) -> Iterator[Picture]:

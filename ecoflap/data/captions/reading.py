@@ -56,9 +56,9 @@ class CaptionSource(CaptionSourceOptions):
                 f" {did_you_mean(self.layout, LAYOUTS)}"
             )
         layout = LAYOUTS[self.layout]
-        root = Path(self.path or "").expanduser()
-        wanted = next((one for one in layout.wanted if any(root.glob(one))), layout.wanted[0])
-        return require_files(self.path, wanted, group, self.name, layout.obtain)
+        if self.path is not None and (root := Path(self.path).expanduser()).is_dir() and layout.lists(root):
+            return root
+        return require_files(self.path, layout.wanted[0], group, self.name, layout.obtain)
 
     def present(self, pictures: list[Picture], group: str) -> list[Picture]:
         """The pictures, once all of their files are found.

@@ -9,7 +9,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any, Protocol
 
-from ecoflap.data.folder import is_hidden
+from ecoflap.data.folder import files_below
 from ecoflap.data.splits import WORDS, split_of
 from ecoflap.errors import UserError
 
@@ -74,8 +74,7 @@ def find_files(path: str | None, split: str, endings: Sequence[str], name: str) 
         if not found:
             raise UserError(f"calibration.path={path}: there is no such file or folder, and no file fits it")
         return found
-    files = (one for one in place.rglob("*") if one.name.lower().endswith(tuple(endings)))
-    found = sorted(one for one in files if not is_hidden(one, place))
+    found = sorted(one for one in files_below(place) if one.name.lower().endswith(tuple(endings)))
     if not found:
         held = ", ".join(sorted(one.name for one in place.iterdir())[:8]) or "nothing"
         raise UserError(

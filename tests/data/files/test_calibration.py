@@ -134,6 +134,15 @@ def test_files_of_a_split(folder: Path) -> None:
     assert [file.name for file in pattern.files] == ["train-00001-of-00002.parquet"]
 
 
+def test_files_behind_links_are_read(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    given.write_parquet(folder / "a.parquet", given.columns(1))
+    given.write_parquet(elsewhere / "b.parquet", given.columns(1))
+    (folder / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)  # which ends there
+    assert of_split(folder, "train") == ["a.parquet", "b.parquet"]
+
+
 def test_hidden_files_are_left_out(folder: Path) -> None:
     """Jupyter's copies of files, and what the hub's client notes of its downloads."""
     for name in ("a.parquet", ".ipynb_checkpoints/a-checkpoint.parquet", "._a.parquet", "b/.c/d.parquet"):
