@@ -7,7 +7,7 @@ import io
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ecoflap.data.splits import telling
 from ecoflap.errors import UserError
 
 ANYWHERE = "**/"
+CSV = f"{ANYWHERE}metadata.csv"
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ class Layout:
             UserError: if a file does not have the format of the layout.
         """
         pictures: list[Picture] = []
-        for file in self.lists(root):
+        lists = self.lists(root)
+        self._refuse_unread(lists, root)
+        for file in lists:
             try:
                 pictures += self.rows(file, root)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -79,12 +82,42 @@ class Layout:
                     f"{file} is not in the layout that was expected ({type(error).__name__}: {error})."
                     f" {self.obtain}"
                 ) from None
-        return [one for one in pictures if one.captions]
+        return [one for one in (_merged(pictures) if self._is_own else pictures) if one.captions]
+
+    @property
+    def _is_own(self) -> bool:
+        """Whether it is a folder of one's own, in which several lists may lie."""
+        return CSV in self.wanted
 
     def lists(self, root: Path) -> list[Path]:
         """The lists of captions in a folder, sorted."""
         found = (sorted(_matching(root, pattern)) for pattern in self.wanted)
         return next((files for files in found if files), [])
+
+    def _refuse_unread(self, lists: list[Path], root: Path) -> None:
+        """Refuse tables in folders of their own beside lists in JSON; a text there may be no caption.
+
+        Raises:
+            UserError: if there are any.
+        """
+        if not self._is_own or not lists or lists[0].suffix != ".jsonl":
+            return
+        unread = sorted({file.parent for file in _matching(root, CSV)} - {file.parent for file in lists})
+        if unread:
+            raise UserError(
+                f"{unread[0]} has a metadata.csv, and {lists[0].parent} a metadata.jsonl, and lists of one"
+                " kind alone are read; give all in one, or take the other ones out"
+            )
+
+
+def _merged(pictures: list[Picture]) -> list[Picture]:
+    """The pictures, each once in a split, with the captions of all rows and lists that name it."""
+    found: dict[tuple[str, str], Picture] = {}
+    for one in pictures:
+        place = (os.path.normpath(one.image), one.split)
+        before = found.get(place)
+        found[place] = replace(before, captions=before.captions + one.captions) if before else one
+    return list(found.values())
 
 
 def _matching(root: Path, pattern: str) -> Iterator[Path]:
@@ -202,7 +235,7 @@ LAYOUTS = {
     ),
     "cc3m_tsv": Layout(("cc3m.tsv",), (), f"{CC3M} in cc3m.tsv: caption, tab, file.", _cc3m_tsv),
     "folder": Layout(
-        ("**/metadata.jsonl", "**/metadata.csv", "**/*.txt"),
+        ("**/metadata.jsonl", CSV, "**/*.txt"),
         (),
         'Give a folder, or one per split, with pictures and a metadata.jsonl of {"file_name": FILE, "text":'
         " CAPTION OR LIST OF CAPTIONS} lines, a metadata.csv with such"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,32 @@ def test_hidden_copies_are_left_out_and_links_followed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "train" / "2.txt").unlink()
     with pytest.raises(UserError, match=r"calibration=captions: \*\*/metadata\.jsonl is not in"):
         CaptionSource(str(tmp_path / "data")).pictures("calibration")
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_a_picture_that_is_named_twice_is_one(tmp_path: Path, table: bool) -> None:
+    for picture in folders.one_of_each("train")[:2]:
+        folders.shown_at(tmp_path / f"train/{picture.target}.png", picture)
+    names = [one.name for one in sorted(tmp_path.glob("train/*.png"))]
+    rows = [("train/" + names[0], "one"), ("./train/" + names[0], "two"), ("train/" + names[1], "three")]
+    lines = [json.dumps({"file_name": name, "text": text}) for name, text in rows]
+    csv = ["file_name,text", *map(",".join, rows)]
+    (tmp_path / f"metadata.{'csv' if table else 'jsonl'}").write_text("\n".join(csv if table else lines))
+    (tmp_path / "train" / f"metadata.{'csv' if table else 'jsonl'}").write_text(
+        f"file_name,text\n{names[0]},four" if table else json.dumps({"file_name": names[0], "text": "four"})
+    )
+    found = {Path(one.image).name: one.captions for one in CaptionSource(str(tmp_path)).pictures("task")}
+    assert found == {names[0]: ("one", "two", "four"), names[1]: ("three",)}
+
+
+def test_lists_of_two_kinds_are_refused(tmp_path: Path) -> None:
+    """One kind would be read, and the pictures of the other left out."""
+    for folder in ("train/a", "train/b"):
+        folders.shown_at(tmp_path / folder / "1.png", folders.one_of_each("train")[0])
+    (tmp_path / "train/a/metadata.jsonl").write_text('{"file_name": "1.png", "text": "one"}')
+    for folder in ("a", "b"):  # what the table beside the list holds is the same
+        (tmp_path / "train" / folder / "metadata.csv").write_text("file_name,text\n1.png,one")
+    with pytest.raises(UserError, match=r"train/b has a metadata\.csv, and .*train/a a metadata\.jsonl"):
+        CaptionSource(str(tmp_path)).pictures("task")
+    (tmp_path / "train/b/metadata.csv").unlink()
+    assert [one.captions for one in CaptionSource(str(tmp_path)).pictures("task")] == [("one",)]
