@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,8 @@ def find_files(path: str | None, split: str, endings: Sequence[str], name: str) 
 
     Args:
         path: a file, a folder of files, or a pattern.
-        split: of a folder's files, those that belong to this split, where their names say it.
+        split: of the files in a folder, or of those that fit a pattern and tell several splits, those that
+            belong to this split, where their names say it.
         endings: of the names of such files.
         name: the name of the calibration, for messages.
 
@@ -73,7 +75,9 @@ def find_files(path: str | None, split: str, endings: Sequence[str], name: str) 
         found = [Path(one) for one in sorted(glob(str(place), recursive=True)) if Path(one).is_file()]
         if not found:
             raise UserError(f"calibration.path={path}: there is no such file or folder, and no file fits it")
-        return found
+        root = Path(os.path.commonpath([file.parent for file in found]))
+        told = {split_of(str(file.relative_to(root))) for file in found}
+        return found if split in WORDS and len(told) == 1 else _of_split(found, root, split)
     found = sorted(one for one in files_below(place) if one.name.lower().endswith(tuple(endings)))
     if not found:
         held = ", ".join(sorted(one.name for one in place.iterdir())[:8]) or "nothing"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,23 @@ def test_files_of_a_split(folder: Path) -> None:
         of_split(folder, "test")
     pattern = Parquet(str(folder / "*-00001-*"))
     assert [file.name for file in pattern.files] == ["train-00001-of-00002.parquet"]
+
+
+def test_files_of_a_split_that_fit_a_pattern(folder: Path) -> None:
+    """Files of other splits that fit it as well are not calibrated on."""
+    place = folder / "test set [1]"  # whose name tells nothing of the files
+    for name in ("train-0", "train-1", "test-0", "eval-1"):
+        place.mkdir(exist_ok=True)
+        given.write_parquet(place / f"{name}.parquet", given.columns(1))
+    pattern = f"{escape(str(place))}/*.parquet"
+    assert [file.name for file in Parquet(pattern).files] == ["train-0.parquet", "train-1.parquet"]
+    assert [file.name for file in Parquet(pattern, split="test").files] == [
+        "eval-1.parquet",
+        "test-0.parquet",
+    ]
+    assert [file.name for file in Parquet(f"{escape(str(place))}/test*").files] == ["test-0.parquet"]
+    with pytest.raises(UserError, match=r"calibration\.split=val: .* has test, train"):
+        _ = Parquet(pattern, split="val").files
 
 
 def test_files_behind_links_are_read(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
