@@ -82,7 +82,7 @@ def require_target(model: PrunableModel, row: Example, where: str) -> None:
         UserError: if the row has neither a target nor a label that the model reads.
     """
     classifies = isinstance(model.interface, Classifies)
-    if row.target or (classifies and row.label is not None):
+    if row.target.strip() or (classifies and row.label is not None):
         return
     if row.label is not None:
         raise UserError(

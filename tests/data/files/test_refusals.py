@@ -138,6 +138,15 @@ def test_a_question_without_an_answer_is_no_caption(folder: Path, row: dict[str,
     assert len(ecoflap.calibrate(model, "chat", path=str(captioned))) == 1
 
 
+def test_an_answer_of_spaces_is_none(folder: Path) -> None:
+    """As in a chat: its tokens, if it has any, say nothing."""
+    rows = [{"question": "what ?", "answer": answer} for answer in ("the cat", " \n")]
+    file = str(given.write_lines(folder / "a.jsonl", rows))
+    one = llama()
+    with pytest.raises(UserError, match=r"line 2 says nothing that .* should write"):
+        Chat(file).load(ecoflap.load(one.module, one.processor), 0)
+
+
 def test_a_question_alone_is_no_text(folder: Path) -> None:
     """The answer may be in a column of another name, as OpenOrca's is, and must not be left out."""
     file = str(given.write_lines(folder / "a.jsonl", [{"question": "the cat", "response": "a dog"}] * 2))
