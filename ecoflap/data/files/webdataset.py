@@ -43,9 +43,9 @@ class WebDatasetRows:
         where = f"{file}, sample {key}"
         with tarfile.open(file, "r:") as shard:
             found = {
-                ending: opened.read()
+                ending: _content(shard, member, where)
                 for ending, member in members[key].items()
-                if _is_read(ending) and (opened := shard.extractfile(member)) is not None
+                if _is_read(ending)
             }
         if not found:
             raise UserError(
@@ -67,13 +67,32 @@ def _members(file: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
             for member in shard:
                 path = PurePosixPath(member.name)
                 name, dot, ending = path.name.partition(".")
-                if member.isfile() and name:  # hidden files have no name before the dot
+                links = _is_read(dot + ending.lower()) and (member.islnk() or member.issym())
+                if (member.isfile() or links) and name:  # hidden files have no name before the dot
                     samples.setdefault(str(path.parent / name), {})[dot + ending.lower()] = member
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UserError(
             f"{file} can't be read as tar ({error}); download it again, or unpack it if it is compressed"
         ) from None
     return samples
+
+
+def _content(shard: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
+    """The bytes of a member, or of the one that it is a link to, as tar stores a file with two names.
+
+    Raises:
+        UserError: if the shard has no such file.
+    """
+    try:
+        opened = shard.extractfile(member)
+    except KeyError:
+        opened = None
+    if opened is None:
+        raise UserError(
+            f"{where}: {member.name} is a link to {member.linkname}, which is no file of the shard; pack the"
+            " file itself, as tar --dereference does"
+        )
+    return opened.read()
 
 
 def _is_read(ending: str) -> bool:

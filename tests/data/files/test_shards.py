@@ -1,0 +1,34 @@
+"""Tar shards that other programs than WebDataset's own pack."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from ecoflap.data.files.calibration import WebDataset
+from ecoflap.errors import UserError
+from tests.data.files import rows as given
+
+
+def test_links_in_a_shard_are_the_files_that_they_lead_to(tmp_path: Path) -> None:
+    """As tar stores a file that has two names, or a link."""
+    write_text_and_links(tmp_path / "0.tar", "0.png", tarfile.LNKTYPE)
+    write_text_and_links(tmp_path / "1.tar", "gone.png", tarfile.SYMTYPE)
+    rows = WebDataset().open([tmp_path / "0.tar"])
+    assert [row.values["images"][0]["bytes"] for row in rows.read([0, 1])] == [given.png(0)] * 2
+    gone = WebDataset().open([tmp_path / "1.tar"])
+    assert len(rows) == len(gone) == 2
+    with pytest.raises(UserError, match=r"sample 1: 1\.png is a link to gone\.png, which is no file of the"):
+        gone.read([1])
+
+
+def write_text_and_links(file: Path, target: str, kind: bytes) -> None:
+    """A sample with a picture, one with a link, and a link to a folder, which is no sample."""
+    given.write_shard(file, {"0.png": given.png(0), "0.txt": b"a", "1.txt": b"b"})
+    with tarfile.open(file, "a") as shard:
+        for name, leads in (("1.png", target), ("folder", "..")):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, leads
+            shard.addfile(member)
