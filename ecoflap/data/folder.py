@@ -6,7 +6,7 @@ import json
 import os
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,25 +81,38 @@ def is_hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def files_below(folder: Path, above: Sequence[str] = ()) -> Iterator[Path]:
+def files_below(folder: Path, fits: Callable[[str], bool], above: Sequence[str] = ()) -> Iterator[Path]:
     """The files in a folder and in those below it, also behind links, as torchvision walks folders.
 
-    Hidden ones are left out, and a link to a folder that it lies in is not followed.
+    Hidden ones are left out, folders that may not be read, and links to a folder that they lie in.
 
     Args:
         folder: the folder.
+        fits: whether a file of this name is wanted.
         above: the real paths of the folders that lead to it.
+
+    Raises:
+        UserError: if a wanted file is a link to a file that is missing.
     """
     real = os.path.realpath(folder)
     if real in above:
         return
-    with os.scandir(folder) as entries:
-        shown = [entry for entry in entries if not entry.name.startswith(".")]
+    try:
+        with os.scandir(folder) as entries:
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
+    except PermissionError:  # as in the lost+found of a disk
+        return
     for entry in shown:
+        file = folder / entry.name
         if entry.is_dir():
-            yield from files_below(folder / entry.name, [*above, real])
-        elif entry.is_file():
-            yield folder / entry.name
+            yield from files_below(file, fits, [*above, real])
+        elif fits(entry.name):
+            if not file.exists():
+                raise UserError(
+                    f"{file} is a link to {file.readlink()}, which is missing; get the file, or take the link"
+                    " out"
+                )
+            yield file
 
 
 def is_packed(file: Path) -> bool:

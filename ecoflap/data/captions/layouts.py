@@ -125,7 +125,7 @@ def _matching(root: Path, pattern: str) -> Iterator[Path]:
     name = pattern.removeprefix(ANYWHERE)
     if name == pattern:
         return root.glob(pattern)
-    return (file for file in files_below(root) if fnmatchcase(file.name, name))
+    return files_below(root, lambda found: fnmatchcase(found, name))
 
 
 def _karpathy(file: Path, root: Path) -> Iterator[Picture]:

@@ -78,7 +78,7 @@ def find_files(path: str | None, split: str, endings: Sequence[str], name: str) 
         root = Path(os.path.commonpath([file.parent for file in found]))
         told = {split_of(str(file.relative_to(root))) for file in found}
         return found if split in WORDS and len(told) == 1 else _of_split(found, root, split)
-    found = sorted(one for one in files_below(place) if one.name.lower().endswith(tuple(endings)))
+    found = sorted(files_below(place, lambda name: name.lower().endswith(tuple(endings))))
     if not found:
         held = ", ".join(sorted(one.name for one in place.iterdir())[:8]) or "nothing"
         raise UserError(

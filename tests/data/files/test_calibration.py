@@ -159,6 +159,9 @@ def test_files_behind_links_are_read(folder: Path, tmp_path_factory: pytest.Temp
     (folder / "linked").symlink_to(elsewhere)
     (elsewhere / "back").symlink_to(folder)  # which ends there
     assert of_split(folder, "train") == ["a.parquet", "b.parquet"]
+    (elsewhere / "c.parquet").symlink_to("gone.parquet")
+    with pytest.raises(UserError, match=r"linked/c\.parquet is a link to gone\.parquet, which is missing"):
+        of_split(folder, "train")
 
 
 def test_hidden_files_are_left_out(folder: Path) -> None:
