@@ -111,7 +111,7 @@ def _without_place(text: str, where: str) -> str:
             f"{where} has one picture, and its text has {len(pieces) - 1} places for pictures ({IMAGE}); give"
             " one at most, or a chat with a picture for each"
         )
-    return text if len(pieces) == 1 else "\n".join(filter(None, (piece.strip("\n") for piece in pieces)))
+    return text if len(pieces) == 1 else "\n".join(filter(None, (piece.strip("\r\n") for piece in pieces)))
 
 
 def _class(label: Any, where: str) -> int:

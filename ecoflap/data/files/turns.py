@@ -107,7 +107,7 @@ def _split(text: str) -> Iterator[str | Place]:
         if number:
             yield Place()
         if IMAGE in text:
-            piece = piece.strip("\n")
+            piece = piece.strip("\r\n")
         if piece:
             yield piece
 

@@ -12,6 +12,8 @@ import transformers
 
 import ecoflap
 from ecoflap.data.calibration_set import CalibrationSet, draw
+from ecoflap.data.conversation import Conversation, Picture
+from ecoflap.data.example import Example
 from ecoflap.data.files.calibration import Chat
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
@@ -70,6 +72,19 @@ def test_the_loss_of_several_turns_is_that_of_the_last_answer(
         logits = module(**inputs).logits[0, -3:-1].log_softmax(dim=-1)
         wanted = -logits.gather(1, answer.T).mean()
         torch.testing.assert_close(first_loss(vlm, found)[0], wanted)
+
+
+def test_line_ends_of_windows_around_a_picture_go(folder: Path) -> None:
+    chat = [{"from": "human", "value": "<image>\r\nwhat ?"}, {"from": "gpt", "value": "circle"}]
+    plain = {"question": "<image>\r\nwhat ?", "answer": "circle"}
+    file = given.write_lines(folder / "a.jsonl", [{"image": "0.png", "conversations": chat}])
+    found = Chat(str(file)).first(Chat(str(file)).rows())
+    assert isinstance(found, Conversation)
+    assert found.turns[0].parts == (Picture(str(folder / "0.png")), "what ?")
+    given.write_lines(folder / "a.jsonl", [{"image": "0.png", **plain}])
+    question = Chat(str(file)).first(Chat(str(file)).rows())
+    assert isinstance(question, Example)
+    assert question.text == "what ?"
 
 
 def test_the_first_turns_alone(vlm: PrunableModel, folder: Path) -> None:
