@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 from torch import nn
 
@@ -146,6 +148,18 @@ def test_a_bare_layer_among_blocks_has_the_name_of_its_parameter() -> None:
     (tower,) = find_towers(module)
     assert [layer.name for layer in tower.layers] == ["layers.0.0.weight", "layers.1.weight"]
     assert {layer.name for layer in tower.layers} <= dict(module.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("stem", [nn.Identity, lambda: nn.Conv2d(2, 2, 1)])
+def test_a_list_may_begin_with_a_block_without_layers(stem: Callable[[], nn.Module]) -> None:
+    """As that of a model whose first stages are convolutions."""
+    blocks = nn.ModuleList([stem(), *(nn.Sequential(nn.Linear(2, 2), nn.Tanh()) for _ in range(2))])
+    (tower,) = find_towers(nn.ModuleDict({"blocks": blocks}))
+    assert [block.name for block in tower.blocks] == ["blocks.0", "blocks.1", "blocks.2"]
+    assert [layer.name for layer in tower.layers] == ["blocks.1.0.weight", "blocks.2.0.weight"]
+    mlp = nn.ModuleList([stem(), nn.Linear(2, 2), nn.Linear(2, 2)])
+    parts = nn.ModuleList([stem(), nn.ModuleDict({"layers": blocks[1:]}), nn.Sequential(nn.Linear(2, 2))])
+    assert list(block_lists(nn.ModuleDict({"mlp": mlp, "parts": parts}))) == ["parts.1.layers"]
 
 
 def test_lists_of_lists_of_heads_are_no_towers() -> None:

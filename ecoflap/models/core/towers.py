@@ -69,15 +69,22 @@ def block_lists(module: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
 
 
 def _are_blocks(modules: nn.ModuleList | nn.Sequential) -> bool:
-    """Whether a list holds blocks.
+    """Whether a list holds blocks: the first has layers, or some do and none holds a list of blocks itself.
 
     A sequence (CLIP's, torchvision's) does only if its members are all of one class.
     """
-    members = dict(_members(modules))
-    first = next(iter(members.values()), None)
-    if first is None or weights_of(first) or not any(map(weights_of, first.modules())):
+    members = list(dict(_members(modules)).values())
+    if not members or weights_of(members[0]):
+        return False
+    later = [one for one in members if not weights_of(one) and _has_layers(one)]
+    if not later or (later[0] is not members[0] and any(map(block_lists, later))):
         return False
     return isinstance(modules, nn.ModuleList) or len({type(member) for member in modules}) == 1
+
+
+def _has_layers(module: nn.Module) -> bool:
+    """Whether a module, or one in it, is a layer."""
+    return any(map(weights_of, module.modules()))
 
 
 def _members(modules: nn.Module) -> Iterator[tuple[str, nn.Module]]:
