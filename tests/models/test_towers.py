@@ -1,7 +1,7 @@
 from collections.abc import Callable
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from ecoflap.errors import UserError
 from ecoflap.models.core.towers import block_lists, find_towers, select
@@ -132,6 +132,19 @@ def test_lists_of_heads_are_no_towers() -> None:
     assert list(block_lists(module)) == ["blocks"]
     del module.blocks
     with pytest.raises(UserError, match="Module has no list of blocks"):
+        find_towers(module)
+
+
+class Scaled(nn.Linear):
+    """Not the plain product."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input * 2)
+
+
+def test_layers_of_another_forward_are_named_where_nothing_is_left() -> None:
+    module = nn.ModuleDict({"blocks": nn.ModuleList([nn.Sequential(Scaled(2, 2))])})
+    with pytest.raises(UserError, match="linear weights; the forward of Scaled isn't the plain product"):
         find_towers(module)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from ecoflap.errors import UserError, did_you_mean, nearest, similar, written
-from ecoflap.models.core.layers import Layer, weights_of
+from ecoflap.models.core.layers import Layer, is_linear, is_plain, weights_of
 from ecoflap.models.core.routers import selecting
 from ecoflap.models.core.tower_names import LEFT_DENSE, READS, kinds_of, name_towers, tower_kind
 
@@ -111,8 +111,10 @@ def find_towers(module: nn.Module, wanted: Mapping[str, str] | None = None) -> t
     """
     lists = block_lists(module)
     if not lists:
+        odd = [child for child in module.modules() if is_linear(child) and not is_plain(child)]
         raise UserError(
             f"no towers found: {type(module).__name__} has no list of blocks that hold linear weights"
+            + (f"; the forward of {type(odd[0]).__name__} isn't the plain product" if odd else "")
         )
     for tower, path in (wanted or {}).items():
         if path not in lists:
