@@ -75,9 +75,11 @@ def find_files(path: str | None, split: str, endings: Sequence[str], name: str) 
         found = [Path(one) for one in sorted(glob(str(place), recursive=True)) if Path(one).is_file()]
         if not found:
             raise UserError(f"calibration.path={path}: there is no such file or folder, and no file fits it")
+        if split not in WORDS:
+            return _of_split(found, Path(place.anchor), split)
         root = Path(os.path.commonpath([file.parent for file in found]))
         told = {split_of(str(file.relative_to(root))) for file in found}
-        return found if split in WORDS and len(told) == 1 else _of_split(found, root, split)
+        return found if len(told) == 1 else _of_split(found, root, split)
     found = sorted(files_below(place, lambda name: name.lower().endswith(tuple(endings))))
     if not found:
         held = ", ".join(sorted(one.name for one in place.iterdir())[:8]) or "nothing"

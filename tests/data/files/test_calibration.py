@@ -150,6 +150,11 @@ def test_files_of_a_split_that_fit_a_pattern(folder: Path) -> None:
     assert [file.name for file in Parquet(f"{escape(str(place))}/test*").files] == ["test-0.parquet"]
     with pytest.raises(UserError, match=r"calibration\.split=val: .* has test, train"):
         _ = Parquet(pattern, split="val").files
+    (folder / "train_sft").mkdir()
+    given.write_parquet(folder / "train_sft" / "0.parquet", given.columns(1))
+    for named in ("train_sft/*", "*/*", "**/0.parquet"):
+        found = Parquet(str(folder / named), split="train_sft").files
+        assert found == [folder / "train_sft" / "0.parquet"]
 
 
 def test_files_behind_links_are_read(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
