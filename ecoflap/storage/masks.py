@@ -75,7 +75,7 @@ def load_masks(path: Path, loaded: bool = False) -> dict[str, Tensor]:
     """Read every mask of a file as bool tensors on the CPU, True where the weight is kept.
 
     Args:
-        path: The file.
+        path: The file, or the folder of the checkpoint.
         loaded: Name each mask as the loaded model names its parameter, which transformers 5 may save under
             another name. Experts that share a parameter, and layers whose weights the checkpoint joins or
             divides, keep the names of the checkpoint.
@@ -129,7 +129,7 @@ class MaskFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open a file and read its shapes.
+        """Open a file, or the one in a checkpoint's folder, and read its shapes.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -137,7 +137,8 @@ class MaskFile:
         """
         from safetensors import SafetensorError, safe_open
 
-        if not Path(path).is_file():
+        path = Path(path) / MASKS if Path(path).is_dir() else Path(path)
+        if not path.is_file():
             raise FileNotFoundError(
                 f"no mask file at {path}: masks are saved beside the pruned checkpoint as {MASKS}"
             )

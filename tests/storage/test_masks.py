@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ecoflap.storage.file_names import MASKS
 from ecoflap.storage.masks import MaskFile, Rows, load_masks, save_masks
 
 
@@ -48,6 +49,11 @@ def test_equal_masks_are_equal_bytes(tmp_path: Path) -> None:
     for number in range(20):
         save_masks(tmp_path / f"{number}", masks, {"b": "c"}, {"d": [Rows("a", 0, 1)]})
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
+def test_the_folder_of_a_checkpoint_names_its_masks(tmp_path: Path) -> None:
+    save_masks(tmp_path / MASKS, {"w": torch.ones(3, dtype=torch.bool)})
+    assert load_masks(tmp_path)["w"].all()
 
 
 def test_files_that_are_not_masks(tmp_path: Path) -> None:
