@@ -53,3 +53,14 @@ def test_an_evaluation_that_changes_weights_is_refused() -> None:
         UserError, match=rf"task=own changed weights of the model \(1 tensors, such as {first}\)"
     ):
         checked_evaluation("own", halving, model)  # type: ignore[arg-type]
+
+
+def test_a_buffer_that_the_model_itself_writes_is_no_weight() -> None:
+    model = tiny.build("llama")
+    model.module.register_buffer("calls", torch.zeros(1))
+
+    def counting(model: PrunableModel) -> dict[str, float]:
+        model.module.calls.add_(1)  # type: ignore[union-attr, operator]
+        return {"calls": float(model.module.calls)}  # type: ignore[arg-type]
+
+    assert checked_evaluation("own", counting, model) == {"calls": 1.0}  # type: ignore[arg-type]

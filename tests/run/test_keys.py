@@ -17,6 +17,7 @@ from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.statistics import MeanSquare
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.evaluate.prediction_log import PredictionLog
+from ecoflap.models.offload.placement import Placement
 from ecoflap.run.state import RunState
 from ecoflap.run.steps.evaluation import evaluate
 from ecoflap.run.steps.keys import (
@@ -153,7 +154,7 @@ def predictions(folder: Path, weights: str, limit: int) -> str:
             return {"accuracy": 1.0}
 
     plan: Any = SimpleNamespace(code=defaultdict(str), folder=folder, mean=None)
-    model: Any = SimpleNamespace(fingerprint=lambda: weights, module=nn.Module())
+    model: Any = SimpleNamespace(fingerprint=lambda: weights, module=nn.Module(), placement=Placement())
     evaluate(plan, model, {"task": Evaluation()}, RunState("dense"), "pruned")
     return found[0]
 
@@ -177,7 +178,7 @@ def test_an_evaluation_leaves_no_computed_buffers(tmp_path: Path) -> None:
             return {"accuracy": float(module.angles.sum())}
 
     plan: Any = SimpleNamespace(code=defaultdict(str), folder=tmp_path, mean=None)
-    model: Any = SimpleNamespace(fingerprint=lambda: "f", module=module)
+    model: Any = SimpleNamespace(fingerprint=lambda: "f", module=module, placement=Placement())
     state = RunState("dense")
     evaluate(plan, model, {"task": Growing()}, state, "pruned")
     assert state.metrics == {"pruned": {"task": {"accuracy": 2.0}}}

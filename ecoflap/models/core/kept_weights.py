@@ -38,9 +38,11 @@ def keeping_weights(model: PrunableModel, part: object, written: str) -> Iterato
 
 
 def _weights(model: PrunableModel) -> dict[str, str]:
-    """{tensor of the model: a hash of its values}."""
-    hashes = {}
+    """{weight of the model: a hash of its values}; a buffer may change in any forward pass."""
+    buffers, hashes = dict(model.module.named_buffers(remove_duplicate=False)), {}
     for name, _, parts in model.placement.tensors(model.module):
+        if name in buffers:
+            continue
         digest = hashlib.blake2b(digest_size=16)
         for part in parts:
             digest.update(raw(part.detach().cpu().contiguous()))
