@@ -188,7 +188,7 @@ def test_rows_that_cannot_be_measured_stay_in_the_table(
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "admm"])
-@pytest.mark.every_run("admm")
+@pytest.mark.variant
 def test_the_bytes_that_processes_send_are_those_of_the_arithmetic(method: str) -> None:
     for found in in_children(2, "benchmarks.processes:measure", method=method, model="llama"):
         assert found["sent"] == found["expected"] > 0

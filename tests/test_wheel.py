@@ -92,6 +92,7 @@ def test_a_run_and_its_record(installed: Path, elsewhere: Path) -> None:
     assert "entries" in ecoflap(installed, elsewhere, "cache", "ls").stdout
 
 
+@pytest.mark.variant
 def test_a_sweep_of_processes_runs_the_installed_code(installed: Path, elsewhere: Path) -> None:
     options = (*SMALL, "score=none", "steps=[calibrate,allocate,prune]", "cluster=local")
     ecoflap(installed, elsewhere, "run", "-m", "sparsity=0.5", *options, "hydra.sweep.dir=sweep")

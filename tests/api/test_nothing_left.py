@@ -255,6 +255,7 @@ def test_every_public_name_is_there_and_documented() -> None:
 
 
 @pytest.mark.parametrize("order", ["import ecoflap.prune.driver, ecoflap", "import ecoflap"])
+@pytest.mark.every_run("import ecoflap.prune.driver, ecoflap")
 def test_folders_named_like_steps_are_both(order: str) -> None:
     done = python(
         f"{order}\n"
@@ -289,6 +290,7 @@ def test_a_step_is_callable_while_another_thread_imports_its_folder() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.variant
 def test_threads_compose_configs_at_once() -> None:
     done = python(
         "from concurrent.futures import ThreadPoolExecutor\n"

@@ -100,6 +100,7 @@ def test_the_folder_of_a_run_is_refused(tiny_llama: Path, tmp_path: Path) -> Non
     assert (tmp_path / "result.json").read_text() == "{}"
 
 
+@pytest.mark.variant
 def test_a_cut_blip_loads_in_a_fresh_process(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     overrides = ["model=blip_vqa_mini", "pruner=upop", "pruner.steps=4", "pruner.interval=2", "sparsity=0.3"]

@@ -14,6 +14,7 @@ from tests import tiny
 @torch.no_grad()
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.every_run("1", *(f"{family}-3" for family in tiny.REPRESENTATIVES))
 def test_losses_from_any_block_are_those_of_a_plain_pass(family: str, samples: int) -> None:
     model, batch = tiny.build(family), tiny.samples(family, lengths=(5,) * samples).batches(samples)[0]
     with quiet_forward(model.module):

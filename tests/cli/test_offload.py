@@ -62,7 +62,13 @@ def without_scores(overrides: list[str]) -> list[str]:
         ("none", "sparsegpt", "compensated"),
     ],
 )
-@pytest.mark.every_run("disk")
+@pytest.mark.every_run(
+    "zeroth_order-wanda-pruned-disk",
+    "first_order-wanda-pruned-disk",
+    "local-wanda-pruned-disk",
+    "none-sparsegpt-layer-disk",
+    "none-sparsegpt-compensated-disk",
+)
 def test_the_same_weights_scores_and_metrics(
     run: Run, text_run: list[str], tmp_path: Path, offload: str, score: str, pruner: str, propagate: str
 ) -> None:

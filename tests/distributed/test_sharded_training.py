@@ -69,6 +69,7 @@ def test_shards_take_every_option_of_the_schedule(text_run: list[str], tmp_path:
     assert_same_curve(tmp_path / "copies", tmp_path / "shards")
 
 
+@pytest.mark.variant
 def test_a_killed_run_goes_on_from_its_checkpoint(text_run: list[str], tmp_path: Path) -> None:
     """kill -9 of one process as soon as there is a checkpoint."""
     overrides = [*text_run, *QUICK, "finetune.steps=60", "finetune.every=10", "finetune.held_out=2"]

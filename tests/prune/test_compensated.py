@@ -213,7 +213,7 @@ def test_blocks_at_which_errors_are_not_known_are_named(
 
 
 @pytest.mark.parametrize("family", [family for family in CALLED_ONCE if family not in tiny.MATCHING])
-@pytest.mark.every_run(*tiny.REPRESENTATIVES)
+@pytest.mark.every_run("llama", "clip", "t5", "llava")
 def test_batch_size_changes_nothing(family: str) -> None:
     assert_batch_size_changes_nothing(family, SparseGPT(), propagate="compensated")
 

@@ -101,7 +101,7 @@ def test_equals_pruning_layer_by_layer_with_full_forward_passes(family: str, nam
 
 @pytest.mark.parametrize("family", [family for family in tiny.FAMILIES if family not in tiny.MATCHING])
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
-@pytest.mark.every_run(*tiny.REPRESENTATIVES)
+@pytest.mark.every_run("llama", "clip", "blip_vqa", "wanda-t5", "sparsegpt-llava")
 def test_batch_size_changes_nothing(family: str, name: str) -> None:
     assert_batch_size_changes_nothing(family, PRUNERS[name][0])
 

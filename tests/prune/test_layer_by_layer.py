@@ -100,7 +100,7 @@ def test_blocks_that_are_no_plain_chain(family: str, name: str) -> None:
 
 @pytest.mark.parametrize("family", [family for family in CALLED_ONCE if family not in tiny.MATCHING])
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
-@pytest.mark.every_run(*tiny.REPRESENTATIVES)
+@pytest.mark.every_run("llama", "wanda-clip", "sparsegpt-t5", "wanda-blip_vqa", "sparsegpt-llava")
 def test_batch_size_changes_nothing(family: str, name: str) -> None:
     assert_batch_size_changes_nothing(family, PRUNERS[name][0], propagate="layer")
 

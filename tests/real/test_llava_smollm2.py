@@ -99,6 +99,7 @@ def test_it_answers_held_out_questions(model: PrunableModel) -> None:
 
 
 @NEEDS
+@pytest.mark.variant
 def test_a_saved_one_is_read_as_any_vlm(model: PrunableModel, tmp_path: Path) -> None:
     model.save(tmp_path)
     other = VisionLanguage(str(tmp_path), prompt=LOADER.prompt).load(torch.device("cpu"), Selection())

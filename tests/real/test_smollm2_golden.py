@@ -78,15 +78,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_magnitude_in_every_test_run() -> None:
-    """On the first quarter of the tokens, without the passes that the others need for calibration.
+    """On the first four of the 64 rows of tokens, without the passes that the others need for calibration.
 
     The figure is that of the run which has the published perplexity on all of them. By the Python API, which
     leaves out what is not asked for: the dense model's perplexity.
     """
     model = ecoflap.load("smollm2_135m", device="cpu")
     result = ecoflap.prune(model, sparsity=0.5, score="none", pruner="magnitude")
-    metrics = ecoflap.evaluate(result, "token_perplexity", path=str(TOKENS), key="test", limit=16)
-    assert metrics["perplexity"] == pytest.approx(452.5, rel=0.01)
+    metrics = ecoflap.evaluate(result, "token_perplexity", path=str(TOKENS), key="test", limit=4)
+    assert metrics["perplexity"] == pytest.approx(357.2, rel=0.01)
 
 
 @pytest.mark.slow

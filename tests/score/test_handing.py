@@ -169,6 +169,7 @@ def test_hybrids_probed_equal_moved_weights(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*hybrids.EVERY, *hybrids.TIED])
+@pytest.mark.every_run("gemma3n", "falcon_h1", "jamba", "mamba", "mamba2")
 def test_hybrids_differentiated_equal_plain_autograd(name: str) -> None:
     """Weights that are used without a call of their module have gradients like any other."""
     model, calibration = hybrids.build(name), tiny.samples("llama")

@@ -18,6 +18,7 @@ from tests.slurm.test_sweeps import logs
 TOGETHER = ("hydra.launcher.nodes=2", "hydra.launcher.tasks_per_node=1")
 
 
+@pytest.mark.variant
 def test_one_process_is_killed(
     slurm: Cluster, sweep: Sweep, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:

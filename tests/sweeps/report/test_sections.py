@@ -259,6 +259,7 @@ def shown(folder: Path) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize("kind", ["inputs", "tokens", "choices"])
+@pytest.mark.every_run("inputs")
 def test_runs_on_other_test_data_share_no_cell(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
