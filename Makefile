@@ -7,9 +7,10 @@ LAVIS := .venv-lavis
 MIXED := .venv-mixed
 # What has to pass on every release of transformers that pyproject.toml allows: all that a release can change but
 # whole runs of the embedded models, which old releases lack or read otherwise. Allocations come from what these check.
-PORTABLE := tests/models tests/blocks tests/data tests/score tests/prune --ignore-glob="*/test_runs.py" -m "not any_release and not variant"
-# What is tested on a release between the oldest and the newest, which have all of them: models, blocks, and one comparison of each algorithm.
-BETWEEN := tests/models tests/blocks tests/prune/test_families.py tests/score/test_first_order.py --ignore-glob="*/test_runs.py" -m "not any_release and not variant"
+PORTABLE := tests/models tests/blocks tests/data tests/score tests/prune
+# Of these, what is tested between the oldest and the newest release: models, blocks, pruning and first-order scores.
+BETWEEN := tests/models tests/blocks tests/prune/test_families.py tests/score/test_first_order.py
+OF_RELEASES := --ignore-glob="*/test_runs.py" -m "not any_release and not variant"
 # What importing LAVIS needs beside $(VENV), and a datasets that can live with this transformers. LAVIS' own pins are for transformers 4.26.
 MIXED_PACKAGES := transformers==4.51.3 datasets timm fairscale iopath einops decord opencv-python-headless webdataset pycocotools spacy
 # As docs/experiments.md says, without its requirements.
@@ -94,10 +95,10 @@ benchmarks: real-models ## measure speed and memory against the published algori
 environments: $(LAVIS)/.ready $(MIXED)/.ready ## set up what the next two need
 
 test-lavis: $(LAVIS)/.ready ## set up salesforce-lavis and test beside it, on the oldest transformers (Python 3.10 or 3.11)
-	HF_HUB_OFFLINE=1 $(LAVIS)/bin/python -m pytest -n auto --dist worksteal -W ignore tests/lavis $(PORTABLE)
+	HF_HUB_OFFLINE=1 $(LAVIS)/bin/python -m pytest -n auto --dist worksteal -W ignore tests/lavis $(PORTABLE) $(OF_RELEASES)
 
 test-mixed: $(MIXED)/.ready ## set up salesforce-lavis beside a transformers that has BLIP-2 too, and compare the two
-	HF_HUB_OFFLINE=1 $(MIXED)/bin/python -m pytest -n auto --dist worksteal -W ignore tests/lavis $(BETWEEN)
+	HF_HUB_OFFLINE=1 $(MIXED)/bin/python -m pytest -n auto --dist worksteal -W ignore tests/lavis $(BETWEEN) $(OF_RELEASES)
 
 test-golden: real-models ## check SmolLM2 against the published perplexities (seven runs, about 15 minutes)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/real -m '' -s

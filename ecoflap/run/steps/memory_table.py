@@ -62,12 +62,17 @@ def show_needs(model: PrunableModel, needs: Sequence[Need]) -> None:
 
 def _warn_of_waiting_states(model: PrunableModel, needs: Sequence[Need]) -> None:
     """Warn if hidden states may not fit on the CPU or the disk, where they wait for the next block."""
-    on_disk, folder = model.placement.kind == "disk", model.placement.folder
-    for need in needs:
-        free = free_disk(folder) if on_disk and folder is not None else free_host_memory()
+    waiting = [need for need in needs if need.offloaded]
+    if not waiting:
+        return
+    if model.placement.kind == "disk":
+        assert model.placement.folder is not None
+        place, free, helps = "disk", free_disk(model.placement.folder), "hydra.run.dir=/a/folder"
+    else:
+        place, free, helps = "CPU", free_host_memory(), "runtime.offload=disk"
+    for need in waiting:
         if need.offloaded > free:
             message = "%s stores %s of hidden states on the %s, where %s are free: use %s, or fewer samples"
-            place, helps = ("disk", "hydra.run.dir=/a/folder") if on_disk else ("CPU", "runtime.offload=disk")
             log.warning(message, need.step, mebibytes(need.offloaded), place, mebibytes(free), helps)
 
 

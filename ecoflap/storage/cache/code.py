@@ -29,7 +29,6 @@ from typing import Any
 from ecoflap.errors import UserError
 
 PACKAGE = __name__.partition(".")[0]
-
 PYTHON = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
 INSTALLED = {"site-packages", "dist-packages"}  # of this environment, or of one whose libraries it uses
 
