@@ -54,6 +54,11 @@ def test_one_load_for_many_runs_gives_the_results_of_separate_processes(
         assert layers(tmp_path / "here" / str(number) / "result.json") == layers(
             tmp_path / "apart" / str(number) / "result.json"
         )
+    again = sweep(
+        "-m", *text_run, axis, "cache_mode=off", "cluster=local", f"hydra.sweep.dir={tmp_path / 'apart'}"
+    )
+    assert again.returncode == 0
+    assert "2 of 2 jobs have finished before" in again.stdout + again.stderr
 
 
 def test_a_sweep_says_which_job_it_is_at_and_tables_once(text_run: list[str], tmp_path: Path) -> None:
