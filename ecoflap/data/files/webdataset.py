@@ -70,6 +70,8 @@ def _members(file: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
                 links = _is_read(dot + ending.lower()) and (member.islnk() or member.issym())
                 if (member.isfile() or links) and name:  # hidden files have no name before the dot
                     samples.setdefault(str(path.parent / name), {})[dot + ending.lower()] = member
+            if shard.offset >= file.stat().st_size:
+                raise tarfile.ReadError("its end is missing, as if it had been cut between two members")
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UserError(
             f"{file} can't be read as tar ({error}); download it again, or unpack it if it is compressed"
