@@ -6,6 +6,7 @@ limit, however much the host has.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -43,10 +44,14 @@ PAGE_CACHE = ("active_file", "inactive_file")
 
 
 def free_host_memory() -> int:
-    """Bytes that this process can still take: the host's, or what its tightest control group leaves."""
+    """Bytes that this process can still take: the host's, or what its tightest control group leaves.
+
+    The processes that torchrun starts on a host share them equally.
+    """
     import psutil
 
-    return min([int(psutil.virtual_memory().available), *_left()])
+    free = min([int(psutil.virtual_memory().available), *_left()])
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def _left() -> Iterator[int]:

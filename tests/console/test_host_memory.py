@@ -75,3 +75,12 @@ def test_without_limits_the_host_decides(root: Path, lines: list[str] | None) ->
         in_groups(root, *lines)
     limit(root, SECOND, "a", "max", used=1, cached=0)
     assert free_host_memory() == 100 * GIB
+
+
+def test_processes_of_a_host_share_its_memory(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them hold a copy of weights that are offloaded, and hidden states of their samples."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert free_host_memory() == 12.5 * GIB
+    in_groups(root, "0::/slurm/job_7")
+    limit(root, SECOND, "slurm/job_7", str(16 * GIB), used=6, cached=2)
+    assert free_host_memory() == 1.5 * GIB
