@@ -155,6 +155,15 @@ def test_blocks_of_a_list_of_lists_are_those_of_its_stages() -> None:
     assert [layer.name for layer in tower.layers] == [f"{block.name}.0.weight" for block in tower.blocks]
 
 
+def test_a_model_may_be_a_list_of_blocks() -> None:
+    """The paths of its blocks, which may hold lists of blocks of their own, are the names in the model."""
+    parts = [nn.ModuleList([nn.Sequential(nn.Linear(2, 2))]) for _ in range(2)]
+    module = nn.Sequential(*(nn.ModuleDict({"parts": part}) for part in parts))
+    (tower,) = find_towers(module)
+    assert [block.name for block in tower.blocks] == ["0", "1"]
+    assert [layer.name for layer in tower.layers] == ["0.parts.0.0.weight", "1.parts.0.0.weight"]
+
+
 def test_a_bare_layer_among_blocks_has_the_name_of_its_parameter() -> None:
     blocks = nn.ModuleList([nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2)])
     module = nn.ModuleDict({"layers": blocks})
