@@ -19,7 +19,7 @@ from ecoflap.prune.inputs import require_capture
 from ecoflap.prune.report import PruneReport
 from ecoflap.prune.whole_model import prune_whole
 from ecoflap.run.record import make_record
-from ecoflap.run.show import show_block
+from ecoflap.run.show import show_block, warn_of_dense_blocks
 from ecoflap.run.state import RunState
 from ecoflap.score.protocol import checked_scores
 from ecoflap.storage.results import environment
@@ -57,6 +57,7 @@ class PruningCall:
         method, config = self.method, self._config()
         origin, sources, state = environment(), sources_of(config), RunState(self.model.fingerprint())
         require_same(lambda: state.fingerprint, "models (weights or settings)")
+        warn_of_dense_blocks(self.model, self.sparsity)
         state.scores, state.allocation = method.scores, method.allocation
         if data is not None and method.requires_calibration:
             with measure(state.costs, "calibrate"):

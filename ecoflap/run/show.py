@@ -39,7 +39,7 @@ def show_model(model: PrunableModel, sparsity: float) -> None:
     """
     if not said_before(f"{model.name} {[(tower.name, len(tower.layers)) for tower in model.towers]}"):
         _show_towers(model)
-    _warn_of_dense_blocks(model, sparsity)
+    warn_of_dense_blocks(model, sparsity)
 
 
 def _show_towers(model: PrunableModel) -> None:
@@ -63,7 +63,7 @@ def _size(layers: Iterable[Layer]) -> int:
     return sum(layer.size for layer in layers)
 
 
-def _warn_of_dense_blocks(model: PrunableModel, sparsity: float) -> None:
+def warn_of_dense_blocks(model: PrunableModel, sparsity: float) -> None:
     """Warn if much of the blocks stays dense, such as nine tenths of a mixture of experts.
 
     The sparsity then removes a smaller share of the model than it suggests.

@@ -389,6 +389,21 @@ def test_any_module_with_a_loss_of_its_own(config: Any) -> None:
     assert before == {name: type(child) for name, child in module.named_modules()}
 
 
+def test_blocks_of_which_much_stays_dense_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    class Doubled(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(inputs)
+
+    module = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), Doubled(8, 24)) for _ in range(2)))
+    model = ecoflap.load(module, loss=lambda *_: torch.zeros(1))
+    result = ecoflap.prune(model, pruner="magnitude", score="none", sparsity=0.5)
+    assert len(result.masks) == 2
+    assert (
+        "only 25.0 % of the weights in the blocks can be pruned (most of the rest, 384 weights: forward of"
+        " Doubled isn't the plain product)" in caplog.text
+    )
+
+
 def test_an_allocation_without_scores() -> None:
     made = llama()
     model = ecoflap.load(made.module, made.processor)
