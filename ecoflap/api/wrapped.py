@@ -107,6 +107,7 @@ def _refuse_computed(name: str, child: nn.Module) -> None:
         UserError: if it is one.
     """
     here = f'model.get_submodule("{name}")'
+    has_layers = is_linear(child) or isinstance(child, nn.MultiheadAttention)
     for hook in child._forward_pre_hooks.values():
         if isinstance(hook, BasePruningMethod):
             tensor = hook._tensor_name
@@ -114,14 +115,15 @@ def _refuse_computed(name: str, child: nn.Module) -> None:
                 f"{name}.{tensor} is masked by torch.nn.utils.prune, and a checkpoint would lack it; call"
                 f' torch.nn.utils.prune.remove({here}, "{tensor}") first'
             )
-        if is_linear(child) and isinstance(hook, WeightNorm | SpectralNorm):
+        if has_layers and isinstance(hook, WeightNorm | SpectralNorm):
             remove = "remove_weight_norm" if isinstance(hook, WeightNorm) else "remove_spectral_norm"
             raise UserError(
-                f"{name}.weight is computed by a {type(hook).__name__} before each forward, and a checkpoint"
-                f" would lack it; call torch.nn.utils.{remove}({here}) first"
+                f"{name}.{hook.name} is computed by a {type(hook).__name__} before each forward, and a"
+                f' checkpoint would lack it; call torch.nn.utils.{remove}({here}, "{hook.name}") first'
             )
-    if is_linear(child) and is_parametrized(child, "weight"):
+    if has_layers and is_parametrized(child):
+        tensor, _ = next(child.get_submodule("parametrizations").named_children())
         raise UserError(
-            f"{name}.weight has parametrizations, and a checkpoint would lack it; call"
-            f' torch.nn.utils.parametrize.remove_parametrizations({here}, "weight") first'
+            f"{name}.{tensor} has parametrizations, and a checkpoint would lack it; call"
+            f' torch.nn.utils.parametrize.remove_parametrizations({here}, "{tensor}") first'
         )

@@ -47,6 +47,20 @@ def test_layers_whose_weights_are_computed_are_refused() -> None:
     assert ecoflap.load(module).layers
 
 
+def test_packed_weights_and_biases_that_are_computed_are_refused() -> None:
+    block = torch.nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+    module = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([block])})
+    loss = {"loss": lambda *_: torch.zeros(1)}
+    torch_utils.weight_norm(block.self_attn, "in_proj_weight")
+    said = "blocks.0.self_attn.in_proj_weight is computed by a WeightNorm"
+    refused(said, '.self_attn"), "in_proj_weight") first', model=module, **loss)
+    torch_utils.remove_weight_norm(block.self_attn, "in_proj_weight")
+    parametrize.register_parametrization(block.linear1, "bias", torch.nn.Identity())
+    refused("linear1.bias has parametrizations", 'linear1"), "bias") first', model=module, **loss)
+    parametrize.remove_parametrizations(block.linear1, "bias")
+    assert ecoflap.load(module, **loss).layers
+
+
 def test_weights_that_were_made_under_inference_mode() -> None:
     with torch.inference_mode():
         module = llama().module
