@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from ecoflap_speech.calibration import Speech, encode, read_recording, recordings, resample, spoken
+from ecoflap_speech.calibration import (
+    Speech,
+    Utterance,
+    encode,
+    read_recording,
+    recordings,
+    resample,
+    spoken,
+)
 from ecoflap_speech.ctranslate2_weights import read_ctranslate2
 from ecoflap_speech.speaking import sentences
 from ecoflap_speech.task import Speech as SpeechTask
@@ -148,6 +156,30 @@ def test_recordings_that_the_model_cannot_hear(tmp_path: Path) -> None:
     (tmp_path / "broken.wav").write_text("no sound")
     with pytest.raises(UserError, match=r"broken\.wav is not a readable wav file"):
         read_recording(tmp_path / "broken.wav", "")
+    write_wav(tmp_path / "cut.wav", torch.zeros(4), 8000)
+    for length in (-1, -7):
+        (tmp_path / "cut.wav").write_bytes((tmp_path / "cut.wav").read_bytes()[:length])
+        with pytest.raises(UserError, match=r"cut\.wav has no sound, or ends within a sample"):
+            read_recording(tmp_path / "cut.wav", "")
+
+
+def test_recordings_without_a_word_of_transcript_are_refused(tmp_path: Path) -> None:
+    for name in ("a.WAV", "b.wav", "._b.wav"):
+        write_wav(tmp_path / name, torch.zeros(4), 8000)
+        (tmp_path / name).with_suffix(".txt").write_text(" hello \n" if name == "a.WAV" else " \n")
+    with pytest.raises(UserError, match=r"the transcript of b\.wav is empty; write what is said"):
+        recordings(str(tmp_path), "calibration")
+    (tmp_path / "b.txt").write_text("world")
+    expected = [(tmp_path / "a.WAV", "hello"), (tmp_path / "b.wav", "world")]
+    assert recordings(str(tmp_path), "calibration") == expected
+    (tmp_path / "metadata.csv").write_text("file_name,transcription\na.WAV,hello\nb.wav\n")
+    with pytest.raises(UserError, match=r"the transcript of b\.wav is empty; write what is said"):
+        recordings(str(tmp_path), "calibration")
+
+
+def test_a_transcript_longer_than_the_model_writes_is_refused(model: PrunableModel) -> None:
+    with pytest.raises(UserError, match=r"the transcript 'word word .* has positions for 448 tokens"):
+        encode(model, Utterance("word " * 500, torch.zeros(4), 8000))
 
 
 def test_resampling_keeps_a_tone() -> None:

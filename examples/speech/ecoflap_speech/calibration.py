@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from ecoflap.data.calibration_set import CalibrationSet, Sample, draw
-from ecoflap.data.folder import read_text
+from ecoflap.data.folder import is_hidden, read_text
 from ecoflap.data.sources import file_source
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.text_length import require_length
 from ecoflap_speech.speaking import record, sentences
 
 TABLE = "metadata.csv"  # with the columns of Hugging Face's AudioFolder
@@ -67,35 +68,57 @@ def recordings(path: str, option: str) -> list[tuple[Path, str]]:
     """The wav files of a folder with their transcripts, from ``metadata.csv`` or a text file beside each.
 
     Raises:
+        UserError: if there are none, or a transcript is missing or empty.
+    """
+    folder, where = Path(path).expanduser(), f"{option}.path={path}"
+    found = _listed(folder, where) if (folder / TABLE).is_file() else _beside(folder, where)
+    if empty := next((file for file, text in found if not text), None):
+        raise UserError(
+            f"{where}: the transcript of {empty.name} is empty; write what is said, or take the recording out"
+        )
+    return found
+
+
+def _listed(folder: Path, where: str) -> list[tuple[Path, str]]:
+    """The recordings that the table of a folder lists, with their transcripts.
+
+    Raises:
+        UserError: if the table is no such table, or a recording is missing.
+    """
+    rows = list(csv.DictReader(StringIO(read_text(folder / TABLE), newline="")))
+    if not rows or not {"file_name", "transcription"} <= rows[0].keys():
+        raise UserError(
+            f"{where}: {TABLE} must have the columns file_name and transcription, and a row for each"
+            " recording"
+        )
+    listed = [(folder / (row["file_name"] or ""), (row["transcription"] or "").strip()) for row in rows]
+    if missing := [file for file, _ in listed if not file.is_file()]:
+        raise UserError(
+            f"{where}: {len(missing)} of {len(listed)} recordings in {TABLE} are missing, such as"
+            f" {missing[0]}; put them there, or take them out of the table"
+        )
+    return listed
+
+
+def _beside(folder: Path, where: str) -> list[tuple[Path, str]]:
+    """The wav files of a folder with the transcripts beside them.
+
+    Raises:
         UserError: if there are none, or a transcript is missing.
     """
-    folder = Path(path).expanduser()
-    if (folder / TABLE).is_file():
-        rows = list(csv.DictReader(StringIO(read_text(folder / TABLE), newline="")))
-        if not rows or not {"file_name", "transcription"} <= rows[0].keys():
-            raise UserError(
-                f"{option}.path={path}: {TABLE} must have the columns file_name and transcription, and a row"
-                " for each recording"
-            )
-        listed = [(folder / row["file_name"], row["transcription"]) for row in rows]
-        if missing := [file for file, _ in listed if not file.is_file()]:
-            raise UserError(
-                f"{option}.path={path}: {len(missing)} of {len(listed)} recordings in {TABLE} are missing,"
-                f" such as {missing[0]}; put them there, or take them out of the table"
-            )
-        return listed
-    files = sorted(folder.glob("*.wav"))
+    files = sorted(
+        file for file in folder.glob("*") if file.suffix.lower() == ".wav" and not is_hidden(file, folder)
+    )
     if not files:
         what = "no wav file in it" if folder.is_dir() else "no such folder"
         raise UserError(
-            f"{option}.path={path}: there is {what}; give a folder of wav files with {TABLE} or a .txt beside"
-            " each, or null"
+            f"{where}: there is {what}; give a folder of wav files with {TABLE} or a .txt beside each, or"
+            " null"
         )
-    silent = next((file for file in files if not file.with_suffix(".txt").is_file()), None)
-    if silent:
+    if silent := next((file for file in files if not file.with_suffix(".txt").is_file()), None):
         raise UserError(
-            f"{option}.path={path}: {silent.name} has no transcript; add {silent.stem}.txt, or a {TABLE} for"
-            " all recordings"
+            f"{where}: {silent.name} has no transcript; add {silent.stem}.txt, or a {TABLE} for all"
+            " recordings"
         )
     return [(file, read_text(file.with_suffix(".txt")).strip()) for file in files]
 
@@ -113,16 +136,14 @@ def read_recording(file: Path, text: str) -> Utterance:
     """
     try:
         with wave.open(str(file)) as sound:
-            channels, width, rate, content = (
-                sound.getnchannels(),
-                sound.getsampwidth(),
-                sound.getframerate(),
-                sound.readframes(sound.getnframes()),
-            )
+            channels, width, rate, frames, *_ = sound.getparams()
+            content = sound.readframes(frames)  # fewer where a pipe wrote the header
     except (OSError, EOFError, wave.Error) as error:
         raise UserError(f"{file} is not a readable wav file ({error}); give 16-bit PCM") from None
     if width != 2:
         raise UserError(f"{file} has samples of {8 * width} bits; convert it to 16-bit PCM")
+    if not content or len(content) % (width * channels):
+        raise UserError(f"{file} has no sound, or ends within a sample; record or copy it again")
     samples = np.frombuffer(content, "<i2").reshape(-1, channels).mean(axis=1) / 32768
     if len(samples) > SECONDS * rate:
         raise UserError(
@@ -146,6 +167,7 @@ def encode(model: PrunableModel, utterance: Utterance) -> Sample:
         "input_features"
     ][0]
     tokens = torch.tensor(model.processor.tokenizer(f" {utterance.text}")["input_ids"])
+    require_length(model, len(tokens) - 1, f"the transcript {utterance.text[:40]!r}...")
     labels = tokens[1:].clone()
     labels[0] = IGNORED  # the token for no time stamps is given to the model, not predicted
     return {"input_features": features, "decoder_input_ids": tokens[:-1], "labels": labels}
