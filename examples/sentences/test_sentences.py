@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +106,13 @@ def test_only_long_lines_are_passages(text: Path) -> None:
     assert len(passages(text.read_text(), "task")) == 4
     with pytest.raises(UserError, match="calibration: the text has 0 lines of 32 words"):
         passages("too short\n" * 50, "calibration")
+
+
+@pytest.mark.parametrize("part", [Sentences, SentenceRetrieval])
+def test_halves_have_room_for_a_word(model: PrunableModel, part: Any, text: Path) -> None:
+    with pytest.raises(UserError, match=r"sequence_length=2 leaves room for no word of a half; choose 3"):
+        part(path=str(text), sequence_length=2).check_model(model)
+    part(path=str(text), sequence_length=3).check_model(model)
 
 
 @pytest.mark.variant

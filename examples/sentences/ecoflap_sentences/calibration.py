@@ -16,19 +16,30 @@ from ecoflap.models.core.text_length import require_length
 from ecoflap_sentences.model import halves_loss
 
 SHORTEST = 32  # words; shorter lines are headings and captions
+LEAST = 3  # tokens of a half: one of a word, between that of the start and that of the end
 
 
-def require_sentence_encoder(model: PrunableModel, option: str) -> None:
-    """Refuse a model that returns no sentence embeddings.
+def require_halves(model: PrunableModel, part: str, length: int) -> None:
+    """Refuse a model that makes no sentence embeddings, or reads no halves of that length.
+
+    Args:
+        model: any model.
+        part: the part that embeds halves, such as ``task=sentence_retrieval``.
+        length: its ``sequence_length``.
 
     Raises:
-        UserError: if it returns none.
+        UserError: if the model makes no sentence embeddings, or reads no halves of that length.
     """
+    group = part.split("=")[0]
     if model.loss_function is not halves_loss:
         raise UserError(
-            f"{option} looks at sentence embeddings, and {model.name} makes none; choose another"
-            f" {option.split('=')[0]}, or model=minilm_l6"
+            f"{part} looks at sentence embeddings, and {model.name} makes none; choose another {group}, or"
+            " model=minilm_l6"
         )
+    option = f"{group}.sequence_length={length}"
+    if length < LEAST:
+        raise UserError(f"{option} leaves room for no word of a half; choose {LEAST} or more")
+    require_length(model, length, option)
 
 
 def passages(text: str, option: str) -> list[str]:
@@ -84,8 +95,7 @@ class Sentences(TextSource):
         Raises:
             UserError: if the model makes no sentence embeddings, or reads no halves of that length.
         """
-        require_sentence_encoder(model, f"calibration={self.name}")
-        require_length(model, self.sequence_length, f"calibration.sequence_length={self.sequence_length}")
+        require_halves(model, f"calibration={self.name}", self.sequence_length)
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw the passages.

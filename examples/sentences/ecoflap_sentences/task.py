@@ -16,8 +16,7 @@ from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.evaluate.inputs import spread
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.text_length import require_length
-from ecoflap_sentences.calibration import encode_halves, passages, require_sentence_encoder
+from ecoflap_sentences.calibration import encode_halves, passages, require_halves
 from ecoflap_sentences.model import embed
 
 RANKS = (1, 5, 10)
@@ -57,8 +56,7 @@ class SentenceRetrieval(TextSource):
         Raises:
             UserError: if the model makes no sentence embeddings, or reads no halves of that length.
         """
-        require_sentence_encoder(model, f"task={self.name}")
-        require_length(model, self.sequence_length, f"task.sequence_length={self.sequence_length}")
+        require_halves(model, f"task={self.name}", self.sequence_length)
 
     def load(self, model: PrunableModel) -> SentenceRetrievalEvaluation:
         """Read the passages.
