@@ -46,8 +46,8 @@ def _push(options: argparse.Namespace) -> None:
         return
     from huggingface_hub import HfApi
 
-    repo = push(prepared, options.repo_id, not options.public, HfApi())
-    print(f"uploaded {len(prepared.files)} files to https://huggingface.co/{repo}")
+    address = push(prepared, options.repo_id, not options.public, HfApi())
+    print(f"uploaded {len(prepared.files)} files to {address}")
 
 
 def _show(prepared: Prepared, repo_id: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import huggingface_hub
@@ -201,10 +202,11 @@ class StubHub:
     """Takes the place of ``huggingface_hub.HfApi``, and notes what it is asked for."""
 
     calls: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+    endpoint: ClassVar[str] = "https://hub.example"
 
     def create_repo(self, repo_id: str, **options: Any) -> Any:
         self.calls.append(("create_repo", {"repo_id": repo_id, **options}))
-        return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
+        return huggingface_hub.RepoUrl(f"{self.endpoint}/{repo_id}", endpoint=self.endpoint)
 
     def upload_folder(self, **options: Any) -> None:
         self.calls.append(("upload_folder", options))
@@ -228,7 +230,7 @@ def test_push_uploads_the_saved_folder(
     assert created == {"repo_id": "me/tiny", "private": True, "exist_ok": True}
     assert uploaded["repo_id"] == "me/tiny"
     assert Path(uploaded["folder_path"]).resolve() == (saved / "checkpoint").resolve()
-    assert "https://huggingface.co/me/tiny" in capsys.readouterr().out
+    assert "files to https://hub.example/me/tiny" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["bad//name", "bad name!!/x y", "me/", "/tiny", "me/a/b"])
@@ -292,7 +294,8 @@ def test_push_leaves_out_what_is_not_of_the_saved_model(
     checkpoint = copy / "checkpoint"
     (checkpoint / ".cache" / "deep").mkdir(parents=True)
     adapter = ("adapter_config.json", "adapter_model.safetensors")
-    for name in ("pytorch_model.bin", ".cache/deep/file", "training_args.bin", *adapter):
+    (checkpoint / ".git").mkdir()
+    for name in ("pytorch_model.bin", ".cache/deep/file", ".git/config", "training_args.bin", *adapter):
         (checkpoint / name).write_text("other")
     assert command.main(["push", str(copy), "me/tiny", "--dry-run"]) == 0
     listed = capsys.readouterr().out
@@ -300,6 +303,7 @@ def test_push_leaves_out_what_is_not_of_the_saved_model(
     assert "pytorch_model.bin" not in listed
     assert "adapter" not in listed
     assert ".cache" not in listed
+    assert ".git" not in listed
     assert command.main(["push", str(copy), "me/tiny"]) == 0
     assert "pytorch_model*.bin" in hub[1][1]["ignore_patterns"]
 
@@ -362,11 +366,46 @@ def test_push_of_no_run_and_to_a_hub_that_refuses(
     assert "no result record" in capsys.readouterr().err
 
     def refuse(*_: Any, **__: Any) -> None:
-        raise RuntimeError("403 Forbidden: you don't have the rights\nmore")
+        raise RuntimeError("403 Forbidden: you don't have the rights")
 
     monkeypatch.setattr(StubHub, "create_repo", refuse)
     assert command.main(["push", str(saved), "someone/tiny"]) == 2
     assert "someone/tiny: not uploaded (403 Forbidden: you don't have the rights)" in capsys.readouterr().err
+
+
+class OfHub(Exception):
+    """An answer of the hub, as its library raises it."""
+
+    def __init__(self, status: int, said: str) -> None:
+        super().__init__(f"Client error '{status}'\nFor more information check: https://x\n\n{said}.")
+        self.response = SimpleNamespace(status_code=status)
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"), [(401, "log in with hf auth login"), (409, "correct that, or try again")]
+)
+@pytest.mark.parametrize("first", ["", "Error while uploading 'model.safetensors' to the Hub"])
+def test_push_says_what_the_hub_said(
+    saved: Path,
+    hub: list[tuple[str, dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    status: int,
+    advice: str,
+    first: str,
+) -> None:
+    """In the last line, or in the error that the one of its library comes from."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        error = OfHub(status, "A commit has happened since")
+        if first:
+            raise RuntimeError(f"{first}.") from error
+        raise error
+
+    monkeypatch.setattr(StubHub, "upload_folder", refuse)
+    assert command.main(["push", str(saved), "me/tiny"]) == 2
+    said = ": ".join(filter(None, [first, f"Client error '{status}'", "A commit has happened since"]))
+    assert f"me/tiny: not uploaded ({said}); {advice}" in capsys.readouterr().err
 
 
 def test_a_report_of_a_run_and_its_saved_folder_has_one_run(

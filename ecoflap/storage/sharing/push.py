@@ -13,10 +13,12 @@ from ecoflap.storage.results.verification import verify
 from ecoflap.storage.saved_model import ADAPTER, FOREIGN_WEIGHTS, WEIGHTS
 from ecoflap.storage.sharing.describe import describe
 
-LEFT_OUT = (".cache/*", "*.partial/*", ".tmp-*", *FOREIGN_WEIGHTS, *ADAPTER)
+LEFT_OUT = (".git/*", ".cache/*", "*.partial/*", ".tmp-*", *FOREIGN_WEIGHTS, *ADAPTER)
 """Patterns, as the hub's library reads them, of files that are not of the saved model."""
 REPLACED = (*WEIGHTS, *FOREIGN_WEIGHTS, *ADAPTER)
 """Patterns of an earlier model's weights in the repository, which may be loaded instead of the new ones."""
+DENIED = (401, 403, 404)
+"""Status codes of a hub on which the user may not write to a repository; 404 where it hides one."""
 
 FIGURES = ("model", "metrics", "standard_errors", "sparsity", "weights")
 
@@ -101,7 +103,7 @@ def _uploaded(folder: Path) -> list[str]:
 
 
 def push(prepared: Prepared, repo_id: str, private: bool, hub: Any) -> str:
-    """Create the repository if needed, and upload the folder; returns the repository's id.
+    """Create the repository if needed, and upload the folder; returns the repository's address.
 
     Weights and adapters of an earlier model that are not uploaded anew are removed, as ``ecoflap.save`` does
     in a folder. The repository's history keeps them.
@@ -117,18 +119,31 @@ def push(prepared: Prepared, repo_id: str, private: bool, hub: Any) -> str:
     """
     try:
         created = hub.create_repo(repo_id, private=private, exist_ok=True)
-        full: str = getattr(created, "repo_id", repo_id)
         hub.upload_folder(
-            repo_id=full,
+            repo_id=getattr(created, "repo_id", repo_id),  # old releases return the address alone
             folder_path=prepared.folder,
             commit_message=f"Upload {prepared.title}",
             ignore_patterns=list(LEFT_OUT),
             delete_patterns=list(REPLACED),
         )
     except Exception as error:  # the hub and its network library raise errors of every kind
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise UserError(
-            f"{repo_id}: not uploaded ({lines[0]}); log in with hf auth login, and give a repository that"
-            " you may write to"
-        ) from error
-    return full
+        raise _not_uploaded(repo_id, error) from error
+    return str(created)
+
+
+def _not_uploaded(repo_id: str, error: Exception) -> UserError:
+    """The error of an upload that failed, with what the hub said, and the library before it."""
+    of_hub = error if hasattr(error, "response") else error.__cause__ or error
+    said = ": ".join(dict.fromkeys([_lines(error)[0], _lines(of_hub)[0], _lines(of_hub)[-1]]))
+    status = getattr(getattr(of_hub, "response", None), "status_code", None)
+    advice = "correct that, or try again"
+    if status in DENIED:
+        advice = "log in with hf auth login, and give a repository that you may write to"
+    return UserError(f"{repo_id}: not uploaded ({said}); {advice}")
+
+
+def _lines(error: BaseException) -> list[str]:
+    """What an error says, without links to explanations of status codes; its type if it says nothing."""
+    lines = [line.rstrip(".:") for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith("For more information")]
+    return told or [type(error).__name__]
