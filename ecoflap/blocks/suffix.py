@@ -155,6 +155,20 @@ class SuffixRunner:
                 return False
         return True
 
+    def require_repeatable(self) -> None:
+        """Refuse a loss that differs from pass to pass, whose differences say nothing of a probe.
+
+        Raises:
+            UserError: if it does.
+        """
+        once, again = (float(self.losses_of_all(1).double().mean()) for _ in range(2))
+        if abs(once - again) > ROUNDING * max(abs(once), abs(again)):
+            raise UserError(
+                f"two passes over the same samples have a loss of {once:.6g} and {again:.6g}, so their"
+                " difference says nothing of a layer; let model and loss draw no random numbers and keep no"
+                " state, or use score=none"
+            )
+
     def _replaying(self, prefix: Counter[nn.Module], copies: int) -> AbstractContextManager[None]:
         """Let the first calls of each module return their stored outputs instead of computing.
 

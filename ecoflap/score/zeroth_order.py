@@ -127,7 +127,7 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
         """Score the layers; refuse a loss that depends on none of them.
 
         Refuse also a model that uses a layer's weight without calling its module, so that perturbing an
-        output does not amount to perturbing the weight.
+        output does not amount to perturbing the weight, and a loss that differs from pass to pass.
         """
         averages = {layer.name: Average() for layer in model.layers}
         estimate = self._differentiate if self.probe == "derivative" else self._probe
@@ -198,7 +198,11 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
                 yield index, tower, block, runner
 
     def _passes(self, tower: Tower, runner: SuffixRunner, noise: Noise) -> Passes:
-        """Find out how to run the probes of a tower, by running each block without one."""
+        """Find out how to run the probes of a tower, by running each block without one.
+
+        Raises:
+            UserError: if the loss differs from pass to pass.
+        """
         blocks = [block for block in tower.blocks if block.layers]
         replay = runner.can_replay(blocks[-1:], 1)
         stack = self._stacks(tower, runner, replay, noise)
@@ -206,6 +210,7 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
             replay = False
             stack = self._stacks(tower, runner, replay, noise)
         if not replay:
+            runner.require_repeatable()
             reason = "on stored inputs its blocks don't give the same loss"
             log.info("score: the whole model is run for each probe of %s; %s", tower.name, reason)
         if not stack:

@@ -22,6 +22,7 @@ from tests import handing, hybrids, tiny
 from tests.prune import reference
 from tests.prune.test_handing import REFUSED
 from tests.score.test_zeroth_order import LARGE, slopes_by_autograd, two_forward_passes_per_probe
+from tests.stack import stack
 
 # Where a block that is computed again finds what another one has left there since.
 LEFT_BEHIND = [("ByOneAttribute", 1), ("ByOneAttribute", 2), ("ByAttribute", 2)]
@@ -66,6 +67,32 @@ def test_stacks_that_are_not_replayed_say_so(way: str, caplog: pytest.LogCapture
     assert ("the whole model is run for each probe of language" in caplog.text) == (
         way in ("ByAttribute", "ByOneAttribute", "InPlace")
     )
+
+
+class Dropping(nn.Linear):
+    """Drops numbers in evaluation mode too."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.dropout(super().forward(input), 0.2, training=True)
+
+
+class Growing(nn.Linear):
+    """Its output grows with each call."""
+
+    calls = 0
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(input) * self.calls
+
+
+@pytest.mark.parametrize("kind", [Dropping, Growing])
+@pytest.mark.parametrize("probe", ["layer", "block"])
+def test_a_loss_that_differs_from_pass_to_pass_is_refused(kind: type[nn.Linear], probe: str) -> None:
+    model = stack(lambda: nn.Sequential(nn.Linear(8, 8), kind(8, 8)), lambda: nn.Sequential(nn.Linear(8, 8)))
+    samples = CalibrationSet("random", tuple({"x": torch.randn(3, 8)} for _ in range(2)))
+    with pytest.raises(UserError, match=r"two passes over the same samples have a loss of .* score=none"):
+        ZerothOrder(samples=2, batch_size=2, probe=probe)(model, samples, 0)
 
 
 def test_state_left_by_an_earlier_pass_is_noticed() -> None:
