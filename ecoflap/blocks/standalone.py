@@ -108,8 +108,8 @@ def require_standalone(
         if not same:
             raise UserError(
                 f"{block.name} puts out something else when it is run alone on what it was given, because of"
-                " what other modules leave behind in attributes, a context around it such as autocast, or a"
-                f" hook that changes its inputs; leave tower {tower.name} out of towers, or"
+                " random numbers, what modules leave behind in attributes, a context around it such as"
+                f" autocast, or a hook that changes its inputs; leave tower {tower.name} out of towers, or"
                 " choose what runs no block alone: pruner=magnitude, score=zeroth_order"
             )
     return orders, residuals

@@ -87,6 +87,17 @@ def test_state_that_another_tower_leaves_is_refused(
 
 
 @torch.no_grad()
+def test_a_block_that_draws_random_numbers_is_refused() -> None:
+    class Dropping(Block):
+        def forward(self, hidden: Tensor, *_: Any) -> Tensor:
+            return nn.functional.dropout(super().forward(hidden), training=True)
+
+    model = built(plainly, Dropping)
+    with pytest.raises(UserError, match=r"layers\.3 puts out something else .* because of random numbers"):
+        Flow(model, model.towers[1], batches("in all"))
+
+
+@torch.no_grad()
 def test_a_block_that_runs_out_of_memory_alone_proves_nothing() -> None:
     class Growing(Block):
         calls = 0
