@@ -89,7 +89,8 @@ def test_a_folder_of_pictures(model: PrunableModel, tmp_path: Path) -> None:
         Saliency(path=str(tmp_path)).load(model)
     for index in range(3):
         Image.new("RGB", (30 + index, 20), (90 * index, 0, 0)).save(tmp_path / f"{index}.png")
-    (tmp_path / "notes.txt").write_text("not a picture")
+    for name in ("notes.txt", "._0.png"):
+        (tmp_path / name).write_text("not a picture")
     assert len(Pictures(path=str(tmp_path)).load(model, seed=0)) == 3
     with pytest.raises(UserError, match="no such folder"):
         Pictures(path=str(tmp_path / "nowhere")).load(model, seed=0)

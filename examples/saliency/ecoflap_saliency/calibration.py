@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
+from ecoflap.data.folder import is_hidden
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.core.pictures import load_image
@@ -69,7 +70,8 @@ def picture_files(path: str | None, from_package: Sequence[str], option: str) ->
         install = f"make real-models, or give a folder with {option}.path=FOLDER"
         return [installed_file("skimage", f"data/{name}", install) for name in from_package]
     folder = Path(path).expanduser()
-    files = sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
+    every = (file for file in folder.glob("*") if not is_hidden(file, folder))
+    files = sorted(file for file in every if file.suffix.lower() in SUFFIXES)
     if not files:
         what = f"no picture ({', '.join(SUFFIXES)}) in it" if folder.is_dir() else "no such folder"
         raise UserError(
