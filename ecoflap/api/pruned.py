@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -175,19 +175,19 @@ def _fill(module: nn.Module, folder: Path, device: str | None) -> None:
     Raises:
         UserError: if it is not there or damaged, or its names or shapes are not the module's.
     """
-    own = _tensors(module)
-    if any(tensor.is_meta for tensor in own.values()):
+    if any(tensor.is_meta for tensor in _tensors(module).values()):
         raise UserError(
             f"{type(module).__name__} is on the meta device, and can't take weights; build it on the CPU"
         )
     try:
         with open_checkpoint(folder) as checkpoint:
             shapes = checkpoint.shapes()
+            own = _tensors_as_in(shapes, module)
             _check_fits(folder, own, shapes, module)
             _check_tied(folder, own, checkpoint, module)
             if device is not None:
                 module.to(device if device == "meta" else resolve_device(device))
-                own = _tensors(module)  # moving replaces buffers
+                own = _tensors_as_in(shapes, module)  # moving replaces buffers
             for name in shapes:
                 own[name].data = checkpoint.read(name).to(own[name].device)
     except (OSError, ValueError) as error:
@@ -200,6 +200,22 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     every: dict[str, Tensor] = {**dict(module.named_parameters(remove_duplicate=False))}
     every |= dict(module.named_buffers(remove_duplicate=False))
     return {name: tensor for name, tensor in every.items() if name in saved}
+
+
+def _tensors_as_in(names: Container[str], module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a module by their names in a checkpoint, where transformers saves some under others.
+
+    Args:
+        names: of the tensors in the checkpoint.
+        module: the module.
+    """
+    from transformers import PreTrainedModel
+
+    own = _tensors(module)
+    if not isinstance(module, PreTrainedModel) or all(name in names for name in own):
+        return own
+    in_file = _names_in_file(module, own)
+    return {in_file.get(name, name): tensor for name, tensor in own.items()}
 
 
 def _check_fits(folder: Path, own: dict[str, Tensor], shapes: dict[str, Tensor], module: nn.Module) -> None:

@@ -284,6 +284,24 @@ def test_a_module_of_ones_own_that_saves_itself(form: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("form", ["dense", *SPARSE])
+def test_a_class_of_ones_own_whose_tensors_transformers_saves_under_other_names(
+    form: str, tmp_path: Path
+) -> None:
+    class Own(hf.Dinov2PreTrainedModel):
+        def __init__(self, config: hf.Dinov2Config) -> None:
+            super().__init__(config)
+            self.backbone, self.head = hf.Dinov2Model(config), nn.Linear(16, 2)
+            self.post_init()
+
+    config = hf.Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=14)
+    module, other = Own(config), Own(config)
+    model = ecoflap.load(module, loss=lambda *_: torch.zeros(1))
+    result = ecoflap.prune(model, pruner="magnitude", score="none", sparsity=0.5)
+    ecoflap.save(result, tmp_path / "out", form=form)
+    check_same(ecoflap.load_pruned(tmp_path / "out", other), module)
+
+
+@pytest.mark.parametrize("form", ["dense", *SPARSE])
 def test_two_weights_are_not_loaded_into_one(form: str, tmp_path: Path) -> None:
     class Model(nn.Module):
         def __init__(self, tied: bool) -> None:
