@@ -25,6 +25,7 @@ from ecoflap.storage.results import Result, verify
 from ecoflap.storage.results.identity import differences
 from ecoflap.storage.results.metrics import NORMAL
 from ecoflap.storage.results.record import find_records
+from ecoflap.storage.saved_model import processor_files
 from tests.cli import forked
 from tests.cli.conftest import ROOT, on_text
 
@@ -319,6 +320,22 @@ def test_push_removes_the_weights_of_an_earlier_model(
     assert command.main(["push", str(copy / "small"), "me/tiny"]) == 0
     patterns = hub[1][1]["delete_patterns"]  # by which the hub's library keeps what it uploads
     assert list(filter_repo_objects([*earlier, *others], allow_patterns=patterns)) == earlier
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_push_removes_the_tokenizer_of_an_earlier_model_if_this_one_has_its_own(
+    copy: Path, hub: list[tuple[str, dict[str, Any]]], own: bool
+) -> None:
+    """``vocab.json`` is read where ``tokenizer.json`` is missing, and the other way round."""
+    for file in processor_files(copy / "checkpoint"):
+        file.unlink()
+    if own:
+        (copy / "checkpoint" / "tokenizer.json").write_text("{}")
+    assert command.main(["push", str(copy), "me/tiny"]) == 0
+    earlier = ["vocab.json", "merges.txt", "chat_template.jinja"]
+    patterns = hub[1][1]["delete_patterns"]
+    found = list(filter_repo_objects([*earlier, "notes.txt", "onnx/vocab.json"], allow_patterns=patterns))
+    assert found == (earlier if own else [])
 
 
 def test_push_refuses_a_model_that_is_not_as_recorded(

@@ -10,7 +10,13 @@ from ecoflap.errors import UserError
 from ecoflap.storage.file_names import CARD, RECIPE, RESULT
 from ecoflap.storage.results.record import Result
 from ecoflap.storage.results.verification import verify
-from ecoflap.storage.saved_model import ADAPTER, FOREIGN_WEIGHTS, WEIGHTS
+from ecoflap.storage.saved_model import (
+    ADAPTER,
+    FOREIGN_WEIGHTS,
+    PROCESSOR_FILES,
+    WEIGHTS,
+    processor_files,
+)
 from ecoflap.storage.sharing.describe import describe
 
 LEFT_OUT = (".git/*", ".cache/*", "*.partial/*", ".tmp-*", *FOREIGN_WEIGHTS, *ADAPTER)
@@ -106,7 +112,8 @@ def push(prepared: Prepared, repo_id: str, private: bool, hub: Any) -> str:
     """Create the repository if needed, and upload the folder; returns the repository's address.
 
     Weights and adapters of an earlier model that are not uploaded anew are removed, as ``ecoflap.save`` does
-    in a folder. The repository's history keeps them.
+    in a folder, and if this one has a tokenizer or processor, those of the earlier one. The repository's
+    history keeps them.
 
     Args:
         prepared: the folder.
@@ -117,6 +124,7 @@ def push(prepared: Prepared, repo_id: str, private: bool, hub: Any) -> str:
     Raises:
         UserError: if the hub refuses, or can't be reached.
     """
+    processor = PROCESSOR_FILES if processor_files(prepared.folder) else ()
     try:
         created = hub.create_repo(repo_id, private=private, exist_ok=True)
         hub.upload_folder(
@@ -124,7 +132,7 @@ def push(prepared: Prepared, repo_id: str, private: bool, hub: Any) -> str:
             folder_path=prepared.folder,
             commit_message=f"Upload {prepared.title}",
             ignore_patterns=list(LEFT_OUT),
-            delete_patterns=list(REPLACED),
+            delete_patterns=[*REPLACED, *processor],
         )
     except Exception as error:  # the hub and its network library raise errors of every kind
         raise _not_uploaded(repo_id, error) from error
