@@ -6,6 +6,7 @@ In a run of one process, each share is everything, and the operations return wha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
@@ -30,9 +31,13 @@ def share_of_samples(batches: Sequence[Batch]) -> list[Batch]:
     Raises:
         UserError: if there are fewer samples than processes.
     """
-    if len(batches) >= size() or not batches:
-        return list(share(batches))
-    total = sum(map(samples_in, batches))
+    if not batches:
+        return []
+    lengths = list(map(samples_in, batches))
+    if len(batches) >= size():
+        start, end = _cuts(lengths)[rank() : rank() + 2]
+        return list(batches[start:end])
+    total = sum(lengths)
     if total < size():
         raise UserError(
             f"{size()} processes share {total} calibration samples, and each needs one; start fewer"
@@ -116,6 +121,19 @@ def tensor_from(tensor: Tensor, owner: int = 0) -> Tensor:
 
 def _bounds(count: int) -> tuple[int, int]:
     return count * rank() // size(), count * (rank() + 1) // size()
+
+
+def _cuts(lengths: Sequence[int]) -> list[int]:
+    """Where each process's batches begin, and the end: at the batch nearest to its share of the samples.
+
+    Args:
+        lengths: samples in each batch; at least one batch for each process, which is what each gets.
+    """
+    before, cuts = [0, *accumulate(lengths)], [0]
+    for number in range(1, size()):
+        places = range(cuts[-1] + 1, len(lengths) - size() + number + 1)
+        cuts.append(min(places, key=lambda place: abs(before[place] * size() - before[-1] * number)))
+    return [*cuts, len(lengths)]
 
 
 def _carried(tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ecoflap.data.batch import samples_in
@@ -39,6 +39,8 @@ def test_shares_are_all_items_in_order(count: int, processes: int) -> None:
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=6), st.integers(1, 6))
+@example([1, 1, 3, 3, 3], 2)
+@example([1, 7, 1, 1, 7, 7], 3)
 def test_shares_of_samples_are_all_samples_in_order(lengths: list[int], processes: int) -> None:
     total = sum(lengths)
     batches = [
