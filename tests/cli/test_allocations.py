@@ -96,6 +96,7 @@ def test_a_second_sparsity_measures_nothing(
 
 
 @pytest.mark.parametrize("choice", ["owl", "dlp", "lsa", "alpha_pruning"])
+@pytest.mark.every_run("owl", "alpha_pruning")
 def test_a_second_pruner_measures_nothing(
     run: Run, unscored: list[str], choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,7 +107,10 @@ def test_a_second_pruner_measures_nothing(
     assert read(tmp_path / "first")["details"]["values"] == read(tmp_path / "second")["details"]["values"]
 
 
-@pytest.mark.parametrize("allocation", [["owl", "allocation.spread=auto"], ["atp"], ["neuronal"]])
+@pytest.mark.parametrize(
+    "allocation", [["owl", "allocation.spread=auto"], ["atp"], ["neuronal"]], ids=["owl", "atp", "neuronal"]
+)
+@pytest.mark.every_run("owl", "neuronal")
 def test_trials_of_another_pruner_are_its_own(
     run: Run, unscored: list[str], allocation: list[str], tmp_path: Path
 ) -> None:
@@ -151,6 +155,7 @@ def test_a_report_calls_runs_by_their_allocation(run: Run, unscored: list[str], 
 
 
 @pytest.mark.parametrize("name", ["owl", "lsa", "atp"])
+@pytest.mark.every_run("lsa")
 def test_towers_of_a_vision_language_model_reach_the_target_by_themselves(
     run: Run, name: str, tmp_path: Path
 ) -> None:

@@ -226,6 +226,7 @@ def test_refusals(folder: Path, model: PrunableModel) -> None:
 
 
 @HARNESS
+@pytest.mark.variant  # it reads all files of the package
 def test_the_tasks_of_the_package_have_their_names() -> None:
     from lmms_eval.tasks import TaskManager
 
