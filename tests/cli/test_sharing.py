@@ -383,7 +383,7 @@ def test_push_of_no_run_and_to_a_hub_that_refuses(
     assert "no result record" in capsys.readouterr().err
 
     def refuse(*_: Any, **__: Any) -> None:
-        raise RuntimeError("403 Forbidden: you don't have the rights")
+        raise RuntimeError("403 Forbidden: you don't have the rights\nmore")
 
     monkeypatch.setattr(StubHub, "create_repo", refuse)
     assert command.main(["push", str(saved), "someone/tiny"]) == 2

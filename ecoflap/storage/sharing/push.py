@@ -141,9 +141,10 @@ def push(prepared: Prepared, repo_id: str, private: bool, hub: Any) -> str:
 
 def _not_uploaded(repo_id: str, error: Exception) -> UserError:
     """The error of an upload that failed, with what the hub said, and the library before it."""
-    of_hub = error if hasattr(error, "response") else error.__cause__ or error
-    said = ": ".join(dict.fromkeys([_lines(error)[0], _lines(of_hub)[0], _lines(of_hub)[-1]]))
-    status = getattr(getattr(of_hub, "response", None), "status_code", None)
+    answer = error if hasattr(error, "response") else error.__cause__
+    answered = [] if answer is None else _lines(answer)
+    said = ": ".join(dict.fromkeys([_lines(error)[0], *answered[:1], *answered[-1:]]))
+    status = getattr(getattr(answer, "response", None), "status_code", None)
     advice = "correct that, or try again"
     if status in DENIED:
         advice = "log in with hf auth login, and give a repository that you may write to"
