@@ -36,8 +36,8 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
     Restored are training modes, gradients, hooks, the classes and attributes of modules, their buffers that
     are in no checkpoint where a forward replaces them, the tokenizer's padding side, and the state of
     PyTorch's random numbers. What a forward writes into a buffer stays, and so do numbers of experts, which
-    belong to the weights. A step cleans up after itself as well, but a
-    notebook keeps the traceback of an interrupted step, and with it the generators whose hooks are still set.
+    belong to the weights. A step cleans up after itself as well, but a notebook keeps the traceback of an
+    interrupted step, and with it the generators whose hooks are still set.
     """
     slices = list(all_slices(module))
     children = [*module.modules(), *slices]

@@ -62,7 +62,7 @@ def block_lists(module: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
     """
     found: dict[str, nn.ModuleList | nn.Sequential] = {}
     for path, child in module.named_modules():
-        inside = "" in found or any(path.startswith(f"{outer}.") for outer in found)
+        inside = any(path.startswith(f"{outer}.".lstrip(".")) for outer in found)
         if not inside and isinstance(child, nn.ModuleList | nn.Sequential) and _are_blocks(child):
             found[path] = child
     return found
@@ -155,7 +155,7 @@ def _blocks(
                 if own not in seen:
                     seen.add(own)
                     layers.append(layer)
-        found.append(Block(".".join(filter(None, (path, block_name))), block, tuple(layers)))
+        found.append(Block(f"{path}.{block_name}".lstrip("."), block, tuple(layers)))
     return tuple(found)
 
 
