@@ -14,14 +14,17 @@ Join = Callable[[Any, Batch], dict[str, Tensor]]
 
 
 def join_samples(module: Any, batch: Batch) -> dict[str, Tensor]:
-    """The inputs of one call: samples concatenated along their first dimension.
+    """The inputs of one call: samples concatenated along their first dimension, floats in the model's dtype.
 
     Nearly every model reads each sample in them as it would alone; for the others, ``JOINS`` makes the inputs
-    that let it.
+    that let it. Processors return pixels in fp32, which many models don't convert themselves.
     """
     join = JOINS.get(str(getattr(module.config, "model_type", None)))
     inputs = {name: tensor.flatten(0, 1) for name, tensor in batch.items()}
-    return inputs if join is None else {**inputs, **join(module, batch)}
+    if join is not None:
+        inputs |= join(module, batch)
+    dtype = next(module.parameters()).dtype
+    return {name: one.to(dtype) if one.is_floating_point() else one for name, one in inputs.items()}
 
 
 def _numbered_patches(_: Any, batch: Batch) -> dict[str, Tensor]:
