@@ -116,6 +116,32 @@ def check_counts(allocation: Allocation, layers: Sequence[Layer], source: str = 
         )
 
 
+def check_total(allocation: Allocation, towers: Sequence[Sequence[Layer]], source: str, instead: str) -> None:
+    """Refuse counts whose sum differs from the exact total, of the model or summed over its towers.
+
+    Counts that were rounded to whole groups may miss it by less than a group of a layer.
+
+    Args:
+        allocation: how many weights its layers keep; its counts must add up to the target, or nearly so.
+        towers: the layers of each tower of the model.
+        source: where it comes from, for the message.
+        instead: what takes the counts as they are, for the message.
+
+    Raises:
+        UserError: if it does.
+    """
+    totals = exact_totals(towers, allocation.target)
+    found = sum(allocation.keep.values())
+    missing = min(abs(total - found) for total in totals)
+    rounded = allocation.total == GROUPS and found <= max(totals)
+    if missing and not (rounded and missing < max(allocation.sizes.values()) // 2):
+        raise UserError(
+            f"{source} says target {allocation.target:g}, which keeps {totals[0]:,} weights,"
+            f" and its counts keep {found:,} (a sparsity of {allocation.sparsity:.4f}); correct the counts,"
+            f" or take them as they are with {instead}"
+        )
+
+
 def check_allocated(
     allocation: Allocation, towers: Sequence[Sequence[Layer]], sparsity: float, part: str
 ) -> Allocation:

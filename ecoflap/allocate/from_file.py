@@ -9,12 +9,11 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from ecoflap.allocate.allocation import EXACT, GROUPS, Allocation, check_counts, exact_totals
+from ecoflap.allocate.allocation import EXACT, GROUPS, Allocation, check_counts, check_total
 from ecoflap.allocate.options import FromFileOptions
 from ecoflap.allocate.protocol import Allocator, Context, Requires
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.towers import Tower
 from ecoflap.prune.protocol import LayerPruner
 from ecoflap.score.scores import Scores
 
@@ -83,7 +82,8 @@ class FromFile(FromFileOptions, Allocator):
             row_weights={name: given.row_weights[name] for name in sizes if name in given.row_weights},
         )
         if self.total == EXACT:
-            _check_total(found, model.towers, self.path)
+            towers = [tower.layers for tower in model.towers]
+            check_total(found, towers, f"allocation.path={self.path}", "allocation.total=as_given")
         return found
 
 
@@ -115,23 +115,3 @@ def _read(path: str) -> Allocation:
         raise UserError(
             f"allocation.path={path} is not an allocation file ({type(error).__name__}: {error})"
         ) from None
-
-
-def _check_total(allocation: Allocation, towers: tuple[Tower, ...], path: str) -> None:
-    """Refuse counts whose sum differs from the exact total, of the model or summed over its towers.
-
-    Counts that were rounded to whole groups may miss it by less than a group of a layer.
-
-    Raises:
-        UserError: if it does.
-    """
-    totals = exact_totals([tower.layers for tower in towers], allocation.target)
-    found = sum(allocation.keep.values())
-    missing = min(abs(total - found) for total in totals)
-    rounded = allocation.total == GROUPS and found <= max(totals)
-    if missing and not (rounded and missing < max(allocation.sizes.values()) // 2):
-        raise UserError(
-            f"allocation.path={path} says target {allocation.target:g}, which keeps {totals[0]:,} weights,"
-            f" and its counts keep {found:,} (a sparsity of {allocation.sparsity:.4f}); correct the counts,"
-            " or take them as they are with allocation.total=as_given"
-        )

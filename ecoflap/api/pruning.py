@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ecoflap.allocate.allocation import Allocation, check_counts
+from ecoflap.allocate.allocation import EXACT, GROUPS, Allocation, check_counts, check_total
 from ecoflap.allocate.protocol import Allocator, check_scores
 from ecoflap.api.given import requested_sparsity
 from ecoflap.api.loading import load
@@ -178,6 +178,9 @@ def _check(call: PruningCall, data: Any) -> None:
         check_scores(method.allocator, method.score)
     if method.allocation is not None:
         check_counts(method.allocation, model.layers)
+        if method.allocation.total in (EXACT, GROUPS):
+            towers = [tower.layers for tower in model.towers]
+            check_total(method.allocation, towers, "the allocation", 'its total="as_given"')
         method.pruner.check_rows(method.allocation)
     method.pruner.check(call.sparsity, method.uneven)
     method.pruner.check_layers(model.layers)

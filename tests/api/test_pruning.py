@@ -6,7 +6,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -422,3 +422,17 @@ def test_an_allocation_without_scores() -> None:
     record = result.to_json()
     assert record["sparsity"]["coarse"] == "owl"
     assert result.scores is None
+
+
+def test_counts_of_ones_own_need_not_meet_the_target_if_they_say_so() -> None:
+    made = llama()
+    model = ecoflap.load(made.module, made.processor)
+    even = ecoflap.allocate(model, sparsity=0.5)
+    first = next(iter(even.keep))
+    own = replace(even, keep={**even.keep, first: even.sizes[first]}, granularity="layer")
+    with pytest.raises(ecoflap.UserError, match=r'says target 0\.5, .* its total="as_given"'):
+        ecoflap.prune(model, allocation=own, pruner="magnitude")
+    result = ecoflap.prune(model, allocation=replace(own, total="as_given"), pruner="magnitude")
+    assert result.masks[first].all()
+    assert sum(int(mask.sum()) for mask in result.masks.values()) == sum(own.keep.values())
+    assert result.to_json()["sparsity"]["total"] == "as_given"
