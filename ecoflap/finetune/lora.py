@@ -32,6 +32,8 @@ from ecoflap.models.core.layers import Layer, is_layer, read_by
 from ecoflap.models.core.prunable import PrunableModel
 
 ADAPTER = "default"
+STATE_SPACE = re.compile("Mamba|Bamba|FalconH1")
+"""Classes whose kernels on GPUs read the weight of ``out_proj``, past an update."""
 
 
 class MaskedLinear(Linear):
@@ -103,20 +105,24 @@ class Lora(LoraOptions, Supervised):
             UserError: if a layer can't get one.
         """
         owners = _owners(module)
-        places = [_place(layer, module, owners) for layer in layers]
+        # Without a config: by the model's type, peft takes names such as gate_proj for those of experts that
+        # transformers has merged since, wherever they are.
+        alone = nn.Sequential(module)
+        places = [f"0.{_place(layer, module, owners)}" for layer in layers]
         gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
         try:
-            self._inject(module, places, any(layer.transposed for layer in layers), seed)
-            yield [module.get_submodule(place) for place in places]
+            self._inject(alone, places, any(layer.transposed for layer in layers), seed)
+            yield [alone.get_submodule(place) for place in places]
         finally:
             for layer, place in zip(layers, places, strict=True):
                 parent, _, child = place.rpartition(".")
-                setattr(module.get_submodule(parent), child, layer.module)
-            vars(module).pop("peft_config", None)  # which peft would take for an adapter that is still there
+                setattr(alone.get_submodule(parent), child, layer.module)
             for parameter, flag in gradients:
                 parameter.requires_grad_(flag)
 
-    def _inject(self, module: nn.Module, places: Sequence[str], transposed: bool, seed: int | None) -> None:
+    def _inject(
+        self, module: nn.Sequential, places: Sequence[str], transposed: bool, seed: int | None
+    ) -> None:
         """Let peft put its modules at some places of a model.
 
         Raises:
@@ -135,7 +141,7 @@ class Lora(LoraOptions, Supervised):
                 inject_adapter_in_model(config, module, ADAPTER, low_cpu_mem_usage=seed is None)
             except ValueError as error:
                 raise UserError(
-                    f"finetune=lora can't update a layer of {type(module).__name__}: peft says"
+                    f"finetune=lora can't update a layer of {type(module[0]).__name__}: peft says"
                     f" {str(error).partition('. ')[0]!r}; use finetune=full, or skip_layers"
                 ) from error
 
@@ -153,7 +159,8 @@ def _place(layer: Layer, module: nn.Module, owners: Counter[int]) -> str:
 
     Raises:
         UserError: if the weight is a part of a larger module, such as the packed projections of
-            ``nn.MultiheadAttention``, or another place of the model, which would get no update, shares it.
+            ``nn.MultiheadAttention``, another place of the model, which would get no update, shares it, or
+            some kernel would read it without the update.
     """
     path = layer.name.removesuffix(".weight")
     alone = owners[id(layer.weight)] == 1
@@ -161,5 +168,12 @@ def _place(layer: Layer, module: nn.Module, owners: Counter[int]) -> str:
         raise UserError(
             f"finetune=lora can't update {layer.name}, which no linear module owns alone; use finetune=full,"
             " or skip_layers"
+        )
+    parent, _, child = path.rpartition(".")
+    owner = type(module.get_submodule(parent)).__name__
+    if child == "out_proj" and STATE_SPACE.search(owner):
+        raise UserError(
+            f"finetune=lora can't update {layer.name}, which kernels of {owner} read without the update; use"
+            " finetune=full, or add out_proj to skip_layers"
         )
     return path

@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from peft.tuners import tuners_utils
+from peft.tuners.lora import LoraModel
 
+from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.finetune.job import Job
 from ecoflap.finetune.lora import ADAPTER, Lora
-from tests import hybrids
+from ecoflap.prune.driver import prune
+from ecoflap.prune.magnitude import Magnitude
 from tests.finetune.test_masked_parameters import pruned
 from tests.tiny import FAMILIES, samples
+from tests.zoo.architectures import ARCHITECTURES
 
 
 def job(family: str, folder: Path) -> Job:
@@ -88,20 +91,56 @@ def test_a_weight_in_two_places_is_refused(shared: str, tmp_path: Path) -> None:
         LORA.finetune(task)
 
 
-@pytest.mark.skipif(
-    not hasattr(tuners_utils, "_check_lora_target_modules_mamba"), reason="this peft takes Mamba's layers"
-)
-def test_a_layer_that_peft_refuses_leaves_the_model_as_it_was(tmp_path: Path) -> None:
-    """peft takes the layers one by one, and has replaced some when it comes to Mamba's ``out_proj``."""
-    model, masks = pruned("mamba", hybrids.build)
-    task = Job(model, masks, None, samples("llama"), lambda: model, 2, 0, tmp_path)
-    modules, attributes = list(model.module.modules()), set(vars(model.module))
-    for attempt in (lambda: LORA.check_model(model), lambda: LORA.finetune(task)):
-        with pytest.raises(UserError, match=r"can't update a layer of Mamba.*'out_proj'.*skip_layers"):
+def test_a_layer_that_peft_refuses_leaves_the_model_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """peft takes the layers one by one, and has replaced some when it refuses another."""
+    task = job("llama", tmp_path)
+    module, replace = task.model.module, LoraModel._create_and_replace
+
+    def refusing(
+        self: LoraModel, config: Any, adapter: str, target: Any, name: str, *more: Any, **keys: Any
+    ) -> None:
+        if name == "o_proj":
+            raise ValueError(f"no update of {name}. Choose another")
+        replace(self, config, adapter, target, name, *more, **keys)
+
+    monkeypatch.setattr(LoraModel, "_create_and_replace", refusing)
+    modules, attributes = list(module.modules()), set(vars(module))
+    for attempt in (lambda: LORA.check_model(task.model), lambda: LORA.finetune(task)):
+        with pytest.raises(
+            UserError, match=r"a layer of Llama.*: peft says 'no update of o_proj'; .*skip_layers"
+        ):
             attempt()
-        assert list(model.module.modules()) == modules
-        assert set(vars(model.module)) == attributes
-        assert all(parameter.requires_grad for parameter in model.module.parameters())
+        assert list(module.modules()) == modules
+        assert set(vars(module)) == attributes
+        assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", ["mamba", "falcon_h1", "bamba"])
+def test_a_weight_that_kernels_read_is_refused(name: str) -> None:
+    """On GPUs these would train without the update."""
+    if (reason := ARCHITECTURES[name].missing()) is not None:
+        pytest.skip(reason)
+    model = ARCHITECTURES[name].prunable()
+    with pytest.raises(
+        UserError, match=r"can't update \S+\.out_proj\.weight, which kernels of .* skip_layers$"
+    ):
+        LORA.check_model(model)
+
+
+@pytest.mark.parametrize("name", ["beam", "deepseek_v3"])
+def test_layers_beside_experts_are_trained(name: str, tmp_path: Path) -> None:
+    """Some have the names that experts had before transformers merged them."""
+    if (reason := ARCHITECTURES[name].missing()) is not None:
+        pytest.skip(reason)
+    model = ARCHITECTURES[name].prunable(skip_layers=() if name == "beam" else [r"\.experts\."])
+    report = prune(model, None, Magnitude(), WaterFilling()(model, None, 0.5), batch_size=2)
+    before = {layer.name: layer.matrix().clone() for layer in model.layers}
+    data = ARCHITECTURES[name].samples()
+    LORA.finetune(Job(model, report.masks, None, data, lambda: model, 2, 0, tmp_path))
+    assert any(layer.name.endswith("gate_proj.weight") for layer in model.layers)
+    assert not [layer.name for layer in model.layers if torch.equal(layer.matrix(), before[layer.name])]
 
 
 def test_a_check_changes_neither_the_model_nor_what_is_drawn() -> None:
