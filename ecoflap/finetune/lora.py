@@ -3,54 +3,72 @@
     W' = W + M * (alpha / r) B A
 
 The product is masked during training, not only when it is merged: a model that is trained with an unmasked
-update differs from the model that remains after masking. peft creates, places and scales the factors.
+update differs from the model that remains after masking. A weight is the sum wherever the model reads it, so
+experts that share a parameter, packed projections and weights with several owners are updated like others.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import Linear
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from typing_extensions import override
 
 from ecoflap.blocks.footprint import WIDE
-from ecoflap.errors import UserError, require_positive
+from ecoflap.errors import require_positive
 from ecoflap.finetune.footprint import TrainingFootprint, masked_sizes
 from ecoflap.finetune.job import Job
+from ecoflap.finetune.masked_parameters import gathered_whole, parametrized
 from ecoflap.finetune.options import LoraOptions
 from ecoflap.finetune.training import Supervised
-from ecoflap.models.core.layers import Layer, is_layer, read_by
+from ecoflap.models.core.layers import Layer, by_parameter, whole_mask
 from ecoflap.models.core.prunable import PrunableModel
 
-ADAPTER = "default"
-STATE_SPACE = re.compile("Mamba|Bamba|FalconH1")
-"""Classes whose kernels on GPUs read the weight of ``out_proj``, past an update."""
 
+class LowRankUpdate(nn.Module):
+    """Adds the masked updates of the layers in a parameter to it.
 
-class MaskedLinear(Linear):
-    """peft's LoRA layer with a mask over the update; replaces the class of an existing layer."""
+    Attributes:
+        down: A of each layer, [layers, rank, cols].
+        up: B of each layer, [layers, rows, rank].
+    """
 
     mask: Tensor
+    numbers: Tensor
 
-    def get_delta_weight(self, adapter: str) -> Tensor:
-        """The masked update, in the mask's shape."""
-        delta: Tensor = super().get_delta_weight(adapter)
-        return delta * self.mask
+    def __init__(
+        self, layers: Sequence[Layer], mask: Tensor, down: nn.Parameter, up: nn.Parameter, scale: float
+    ) -> None:
+        """Take the layers in a parameter.
 
-    def forward(self, *arguments: Any, **keywords: Any) -> Tensor:
-        """Apply the layer with its weights as they will be merged: [..., cols] -> [..., rows]."""
-        base: Any = self.get_base_layer()
-        weight = base.weight + self.get_delta_weight(ADAPTER)
-        return linear(read_by(arguments, keywords), weight.t() if self.fan_in_fan_out else weight, base.bias)
+        Args:
+            layers: one, or some of the experts that share the parameter.
+            mask: bool, as the parameter is stored, True where a weight is kept.
+            down: A of each layer, [layers, rank, cols].
+            up: B of each layer, [layers, rows, rank].
+            scale: alpha / r.
+        """
+        super().__init__()
+        self.down, self.up, self.scale = down, up, scale
+        self.transposed = layers[0].transposed
+        numbers, (_, self.experts) = [layer.expert[0] for layer in layers], layers[0].expert
+        self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("numbers", torch.tensor(numbers, device=mask.device), persistent=False)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The parameter without updates -> with them, in the same shape."""
+        updates = self.scale * gathered_whole(self.up) @ gathered_whole(self.down)  # [layers, rows, cols]
+        if self.transposed:
+            updates = updates.transpose(1, 2)
+        if len(updates) < self.experts:
+            every = updates.new_zeros(self.experts, *updates.shape[1:])
+            updates = every.index_copy(0, self.numbers, updates)
+        return gathered_whole(weight) + self.mask * updates.reshape(self.mask.shape)
 
 
 @dataclass(frozen=True)
@@ -60,13 +78,6 @@ class Lora(LoraOptions, Supervised):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive("finetune", self, "rank", "alpha")
-
-    @override
-    def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model with a layer that can't get an update, by placing empty ones for a moment."""
-        super().check_model(model)
-        with self._placed(model.module, model.layers):
-            pass
 
     @override
     def footprint(self, model: PrunableModel, sparsity: float) -> TrainingFootprint:
@@ -79,101 +90,32 @@ class Lora(LoraOptions, Supervised):
     @contextmanager
     def trainable(self, job: Job) -> Iterator[None]:
         """Train only updates of all masked layers in a context; merge them, or drop them after an error."""
-        layers = [layer for layer in job.model.layers if layer.name in job.masks]
-        with self._placed(job.model.module, layers, job.seed) as updates:
-            for layer, update in zip(layers, updates, strict=True):
-                update.__class__ = MaskedLinear
-                mask = job.masks[layer.name].to(layer.weight.device)
-                update.register_buffer("mask", mask, persistent=False)
-            yield
-            with torch.no_grad():
-                for layer, update in zip(layers, updates, strict=True):
-                    layer.weight.add_(update.get_delta_weight(ADAPTER))
-
-    @contextmanager
-    def _placed(
-        self, module: nn.Module, layers: Sequence[Layer], seed: int | None = None
-    ) -> Iterator[list[Any]]:
-        """Put peft's modules in the place of layers in a context, and leave the module as it was.
-
-        Args:
-            module: the whole model.
-            layers: its layers that get an update.
-            seed: seed of the updates; None for updates without values.
-
-        Raises:
-            UserError: if a layer can't get one.
-        """
-        owners = _owners(module)
-        # Without a config: by the model's type, peft takes names such as gate_proj for those of experts that
-        # transformers has merged since, wherever they are.
-        alone = nn.Sequential(module)
-        places = [f"0.{_place(layer, module, owners)}" for layer in layers]
+        module, layers = job.model.module, [one for one in job.model.layers if one.name in job.masks]
         gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+        updates = self._updates(layers, job.masks, job.seed)
         try:
-            self._inject(alone, places, any(layer.transposed for layer in layers), seed)
-            yield [alone.get_submodule(place) for place in places]
+            for parameter, _ in gradients:
+                parameter.requires_grad_(False)
+            with parametrized(module, updates):
+                yield
+            with torch.no_grad():
+                for weight, update in updates:
+                    weight.copy_(update()(weight))
         finally:
-            for layer, place in zip(layers, places, strict=True):
-                parent, _, child = place.rpartition(".")
-                setattr(alone.get_submodule(parent), child, layer.module)
             for parameter, flag in gradients:
                 parameter.requires_grad_(flag)
 
-    def _inject(
-        self, module: nn.Sequential, places: Sequence[str], transposed: bool, seed: int | None
-    ) -> None:
-        """Let peft put its modules at some places of a model.
-
-        Raises:
-            UserError: if peft refuses one.
-        """
-        config = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            target_modules=f"({'|'.join(map(re.escape, places))})",
-            lora_dropout=0.0,
-            fan_in_fan_out=transposed,
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed or 0)
-            try:
-                inject_adapter_in_model(config, module, ADAPTER, low_cpu_mem_usage=seed is None)
-            except ValueError as error:
-                raise UserError(
-                    f"finetune=lora can't update a layer of {type(module[0]).__name__}: peft says"
-                    f" {str(error).partition('. ')[0]!r}; use finetune=full, or skip_layers"
-                ) from error
-
-
-def _owners(module: nn.Module) -> Counter[int]:
-    """{id of a parameter: in how many places of the model a module owns it}; a shared module has several."""
-    children = (
-        child for parent in module.modules() for child in parent._modules.values() if child is not None
-    )
-    return Counter(id(parameter) for child in children for parameter in child._parameters.values())
-
-
-def _place(layer: Layer, module: nn.Module, owners: Counter[int]) -> str:
-    """The path of the module that gets the update.
-
-    Raises:
-        UserError: if the weight is a part of a larger module, such as the packed projections of
-            ``nn.MultiheadAttention``, another place of the model, which would get no update, shares it, or
-            some kernel would read it without the update.
-    """
-    path = layer.name.removesuffix(".weight")
-    alone = owners[id(layer.weight)] == 1
-    if path == layer.name or not alone or not is_layer(module.get_submodule(path)):
-        raise UserError(
-            f"finetune=lora can't update {layer.name}, which no linear module owns alone; use finetune=full,"
-            " or skip_layers"
-        )
-    parent, _, child = path.rpartition(".")
-    owner = type(module.get_submodule(parent)).__name__
-    if child == "out_proj" and STATE_SPACE.search(owner):
-        raise UserError(
-            f"finetune=lora can't update {layer.name}, which kernels of {owner} read without the update; use"
-            " finetune=full, or add out_proj to skip_layers"
-        )
-    return path
+    def _updates(
+        self, layers: Sequence[Layer], masks: Mapping[str, Tensor], seed: int
+    ) -> list[tuple[nn.Parameter, partial[LowRankUpdate]]]:
+        """The parameters that layers are in, each with what makes its update: zero, as B is."""
+        generator, scale = torch.Generator().manual_seed(seed), self.alpha / self.rank
+        made: list[tuple[nn.Parameter, partial[LowRankUpdate]]] = []
+        for _, parts in by_parameter(layers):
+            (rows, cols), weight, mask = parts[0].shape, parts[0].parameter, whole_mask(parts, masks)
+            bound = 1 / math.sqrt(cols)  # Kaiming's for a linear layer, which the paper draws A from
+            down = torch.empty(len(parts), self.rank, cols).uniform_(-bound, bound, generator=generator)
+            down, up = (one.to(weight) for one in (down, torch.zeros(len(parts), rows, self.rank)))
+            update = partial(LowRankUpdate, parts, mask, nn.Parameter(down), nn.Parameter(up), scale)
+            made.append((weight, update))
+        return made

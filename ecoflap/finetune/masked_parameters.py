@@ -11,8 +11,9 @@ would do to the whole matrix with a masked gradient. Optimisers that use the row
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -32,8 +33,7 @@ class MaskedParameter(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Values [kept] -> the weights, in the mask's shape."""
-        if hasattr(values, "full_tensor"):  # a shard, where the model looks at a weight before its block runs
-            values = values.full_tensor()
+        values = gathered_whole(values)
         return values.new_zeros(self.mask.shape).masked_scatter(self.mask, values)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -65,22 +65,44 @@ def vectors(module: nn.Module, held: Sequence[tuple[nn.Parameter, Tensor]]) -> I
         module: the whole model, in which a parameter may have several owners.
         held: each parameter with its mask, bool, of the same shape.
     """
-    owners = _owners(module, [weight for weight, _ in held])
+    try:
+        with parametrized(module, [(weight, partial(MaskedParameter, mask)) for weight, mask in held]):
+            yield
+    finally:
+        for weight, mask in held:
+            weight.data, weight.grad = MaskedParameter(mask)(weight.detach()), None
+
+
+@contextmanager
+def parametrized(
+    module: nn.Module, made: Sequence[tuple[nn.Parameter, Callable[[], nn.Module]]]
+) -> Iterator[None]:
+    """Compute parameters of a module from others whenever they are read, and own them as before afterwards.
+
+    Args:
+        module: the whole model, in which a parameter may have several owners.
+        made: each parameter, and what makes its parametrization for one owner.
+    """
+    owners = _owners(module, [weight for weight, _ in made])
     orders = {owner: list(owner._parameters) for known in owners.values() for owner, _ in known}
-    for weight, mask in held:
+    for weight, parametrization in made:
         dense = weight.detach().clone()
         for owner, name in owners[id(weight)]:
-            weight.data = dense  # the first owner's turn has made it a vector
-            parametrize.register_parametrization(owner, name, MaskedParameter(mask))
+            weight.data = dense  # the first owner's turn may have changed its shape
+            parametrize.register_parametrization(owner, name, parametrization())
     try:
         yield
     finally:
-        for weight, mask in held:
-            dense = MaskedParameter(mask)(weight.detach())
+        for weight, _ in made:
             for owner, name in owners[id(weight)]:
                 parametrize.remove_parametrizations(owner, name, leave_parametrized=False)
                 _reorder(owner, orders[owner])
-            weight.data, weight.grad = dense, None
+
+
+def gathered_whole(values: Tensor) -> Tensor:
+    """Gather a shard, which the model meets where it looks at a weight before its block runs."""
+    whole: Tensor = values.full_tensor() if hasattr(values, "full_tensor") else values
+    return whole
 
 
 def _owners(module: nn.Module, weights: list[nn.Parameter]) -> dict[int, list[tuple[nn.Module, str]]]:

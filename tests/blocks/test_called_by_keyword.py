@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.finetune.job import Job
+from ecoflap.finetune.lora import Lora
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.driver import prune
 from ecoflap.prune.sparsegpt import SparseGPT
@@ -69,8 +70,6 @@ def test_they_score_the_same(scorer: Scorer) -> None:
 
 def test_they_are_trained_the_same(tmp_path: Path) -> None:
     model, plain, samples = by_keyword(), tiny.build("llama"), tiny.samples("llama")
-    from ecoflap.finetune.lora import Lora  # peft wants a later transformers than the oldest
-
     lora = Lora(data="calibration", epochs=1, batch_size=3, rank=2)
     for one in (model, plain):
         masks = {layer.name: torch.ones_like(layer.weight, dtype=torch.bool) for layer in one.layers}

@@ -7,15 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from peft.tuners.lora import LoraModel
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
 
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.data.calibration_set import CalibrationSet
-from ecoflap.errors import UserError
 from ecoflap.finetune.job import Job
-from ecoflap.finetune.lora import ADAPTER, Lora
+from ecoflap.finetune.lora import Lora, LowRankUpdate
+from ecoflap.models.core.layers import by_parameter
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Selection
+from ecoflap.models.families.language import causal_lm
+from ecoflap.models.loading.loader import prunable
 from ecoflap.prune.driver import prune
 from ecoflap.prune.magnitude import Magnitude
+from tests import tiny
 from tests.finetune.test_masked_parameters import pruned
 from tests.tiny import FAMILIES, samples
 from tests.zoo.architectures import ARCHITECTURES
@@ -24,6 +30,13 @@ from tests.zoo.architectures import ARCHITECTURES
 def job(family: str, folder: Path) -> Job:
     model, masks = pruned(family)
     return Job(model, masks, None, samples(family), lambda: model, 2, 0, folder)
+
+
+def train(model: PrunableModel, data: CalibrationSet, folder: Path) -> dict[str, torch.Tensor]:
+    """Train what magnitude pruning keeps of half of each layer; the masks."""
+    masks = prune(model, None, Magnitude(), WaterFilling()(model, None, 0.5), batch_size=2).masks
+    LORA.finetune(Job(model, masks, None, data, lambda: model, 2, 0, folder))
+    return masks
 
 
 LORA = Lora(data="calibration", epochs=4, batch_size=3, learning_rate=0.02, rank=2, log_every=1)
@@ -63,7 +76,7 @@ def test_the_merged_model_is_the_trained_one(tmp_path: Path) -> None:
     batch = task.calibration.batches(4)[0]
     with LORA.trainable(task), torch.no_grad():
         for name, parameter in task.model.module.named_parameters():
-            if f"lora_B.{ADAPTER}" in name:
+            if name.endswith(".up"):
                 parameter.normal_(generator=torch.Generator().manual_seed(len(name)))
         trained = task.model.loss(batch)
     torch.testing.assert_close(task.model.loss(batch), trained)
@@ -79,80 +92,76 @@ def test_a_failed_training_leaves_the_pruned_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shared", ["up_proj", "up_proj.weight"])
-def test_a_weight_in_two_places_is_refused(shared: str, tmp_path: Path) -> None:
-    task = job("llama", tmp_path)
-    module: Any = task.model.module
+def test_a_weight_in_two_places_has_one_update(shared: str, tmp_path: Path) -> None:
+    module: Any = tiny.build("llama").module
     first, second = module.model.layers[0].mlp, module.model.layers[1].mlp
     if shared == "up_proj":
         second.up_proj = first.up_proj
     else:
         second.up_proj.weight = first.up_proj.weight
-    with pytest.raises(UserError, match=r"can't update .*0\.mlp\.up_proj\.weight, which no .* owns alone"):
-        LORA.finetune(task)
-
-
-def test_a_layer_that_peft_refuses_leaves_the_model_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """peft takes the layers one by one, and has replaced some when it refuses another."""
-    task = job("llama", tmp_path)
-    module, replace = task.model.module, LoraModel._create_and_replace
-
-    def refusing(
-        self: LoraModel, config: Any, adapter: str, target: Any, name: str, *more: Any, **keys: Any
-    ) -> None:
-        if name == "o_proj":
-            raise ValueError(f"no update of {name}. Choose another")
-        replace(self, config, adapter, target, name, *more, **keys)
-
-    monkeypatch.setattr(LoraModel, "_create_and_replace", refusing)
-    modules, attributes = list(module.modules()), set(vars(module))
-    for attempt in (lambda: LORA.check_model(task.model), lambda: LORA.finetune(task)):
-        with pytest.raises(
-            UserError, match=r"a layer of Llama.*: peft says 'no update of o_proj'; .*skip_layers"
-        ):
-            attempt()
-        assert list(module.modules()) == modules
-        assert set(vars(module)) == attributes
-        assert all(parameter.requires_grad for parameter in module.parameters())
-
-
-@pytest.mark.parametrize("name", ["mamba", "falcon_h1", "bamba"])
-def test_a_weight_that_kernels_read_is_refused(name: str) -> None:
-    """On GPUs these would train without the update."""
-    if (reason := ARCHITECTURES[name].missing()) is not None:
-        pytest.skip(reason)
-    model = ARCHITECTURES[name].prunable()
-    with pytest.raises(
-        UserError, match=r"can't update \S+\.out_proj\.weight, which kernels of .* skip_layers$"
-    ):
-        LORA.check_model(model)
-
-
-@pytest.mark.parametrize("name", ["beam", "deepseek_v3"])
-def test_layers_beside_experts_are_trained(name: str, tmp_path: Path) -> None:
-    """Some have the names that experts had before transformers merged them."""
-    if (reason := ARCHITECTURES[name].missing()) is not None:
-        pytest.skip(reason)
-    model = ARCHITECTURES[name].prunable(skip_layers=() if name == "beam" else [r"\.experts\."])
-    report = prune(model, None, Magnitude(), WaterFilling()(model, None, 0.5), batch_size=2)
-    before = {layer.name: layer.matrix().clone() for layer in model.layers}
-    data = ARCHITECTURES[name].samples()
-    LORA.finetune(Job(model, report.masks, None, data, lambda: model, 2, 0, tmp_path))
-    assert any(layer.name.endswith("gate_proj.weight") for layer in model.layers)
-    assert not [layer.name for layer in model.layers if torch.equal(layer.matrix(), before[layer.name])]
-
-
-def test_a_check_changes_neither_the_model_nor_what_is_drawn() -> None:
-    model, _ = pruned("llama")
-    modules, fingerprint, state = list(model.module.modules()), model.fingerprint(), torch.get_rng_state()
-    LORA.check_model(model)
-    assert list(model.module.modules()) == modules
-    assert model.fingerprint() == fingerprint
-    assert torch.equal(torch.get_rng_state(), state)
+    model = prunable("shared", module, None, causal_lm.language_loss, Selection())
+    before = first.up_proj.weight.detach().clone()
+    train(model, samples("llama"), tmp_path)
+    assert second.up_proj.weight is first.up_proj.weight
+    assert not torch.equal(first.up_proj.weight, before)
 
 
 @pytest.mark.skipif("open_clip" not in FAMILIES, reason="no open_clip")
-def test_packed_projections_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="in_proj_weight"):
-        LORA.finetune(job("open_clip", tmp_path))
+def test_packed_projections_are_trained(tmp_path: Path) -> None:
+    model = tiny.build("open_clip")
+    before = {layer.name: layer.matrix().clone() for layer in model.layers}
+    train(model, samples("open_clip"), tmp_path)
+    changed = [layer.name for layer in model.layers if not torch.equal(layer.matrix(), before[layer.name])]
+    assert any(name.endswith("in_proj_weight") for name in changed)
+
+
+@pytest.mark.parametrize("name", ["beam", "deepseek_v3", "mamba"])
+def test_every_layer_is_trained(name: str, tmp_path: Path) -> None:
+    """Experts and those beside them, and what kernels of Mamba read without its module."""
+    if (reason := ARCHITECTURES[name].missing()) is not None:
+        pytest.skip(reason)
+    model = ARCHITECTURES[name].prunable()
+    before = {layer.name: layer.matrix().clone() for layer in model.layers}
+    others = {
+        key: value.detach().clone()
+        for key, value in model.module.named_parameters()
+        if key not in {layer.parameter_name for layer in model.layers}
+    }
+    masks = train(model, ARCHITECTURES[name].samples(), tmp_path)
+    assert not [layer.name for layer in model.layers if torch.equal(layer.matrix(), before[layer.name])]
+    assert not [layer.name for layer in model.layers if layer.weight[~masks[layer.name]].any()]
+    assert all(torch.equal(value, model.module.get_parameter(key)) for key, value in others.items())
+
+
+@pytest.mark.parametrize(("name", "every"), [("mixtral", True), ("mixtral", False), ("gpt2", True)])
+def test_the_updates_of_a_parameter_are_those_of_its_layers(name: str, every: bool) -> None:
+    model, draw = ARCHITECTURES[name].prunable(), torch.Generator().manual_seed(0)
+    for _, parts in by_parameter(model.layers):
+        some = parts if every else parts[1::2] or parts
+        rows, cols = some[0].shape
+        down, up = (
+            nn.Parameter(torch.randn(len(some), *shape, generator=draw)) for shape in ((2, cols), (rows, 2))
+        )
+        weight = some[0].parameter.detach()
+        mask = torch.rand(weight.shape, generator=draw) > 0.5
+        expected = weight.clone()
+        for layer, a, b in zip(some, down.detach(), up.detach(), strict=True):
+            part = layer.part(expected)
+            part += layer.part(mask) * layer.oriented(3.0 * b @ a)
+        found = LowRankUpdate(some, mask, down, up, 3.0)(weight)
+        torch.testing.assert_close(found.detach(), expected)
+
+
+def test_an_update_is_that_of_peft() -> None:
+    model = tiny.build("llama")
+    layer = model.layers[0]
+    weight, shape = layer.weight.detach().clone(), layer.shape
+    config = LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=["q_proj"])
+    inject_adapter_in_model(config, model.module)
+    peft: Any = model.module.get_submodule(layer.name.removesuffix(".weight"))
+    with torch.no_grad():
+        peft.lora_B["default"].weight.normal_()
+    factors = (nn.Parameter(one["default"].weight[None].detach()) for one in (peft.lora_A, peft.lora_B))
+    scale = LORA.alpha / LORA.rank
+    ours = LowRankUpdate([layer], torch.ones(shape, dtype=torch.bool), *factors, scale)
+    torch.testing.assert_close(ours(weight), weight + peft.get_delta_weight("default"))
