@@ -81,6 +81,15 @@ def test_sharded_weights_are_shared_out_but_the_model_fits_whole(devices: int) -
     assert whole.work == part.work
 
 
+def test_every_process_reconstructs_from_all_samples() -> None:
+    model, cost = llama(128, 4), sample_cost(llama(128, 4), tokens(SAMPLES, LENGTH, 256))
+    one, four = (
+        memory_needs(model, cost, replace(work(Reconstruct()), devices=devices))[0] for devices in (1, 4)
+    )
+    assert one.states == 2 * SAMPLES * cost.states, "of the dense and of the pruned model"
+    assert four == one
+
+
 def test_half_precision_is_trained_in_fp32() -> None:
     half = llama(128, 4)
     half.module.bfloat16()

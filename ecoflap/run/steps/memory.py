@@ -52,7 +52,7 @@ def memory_needs(model: PrunableModel, cost: SampleCost, work: Workload) -> list
         needs.append(replace(need, batch_size=_option("pruner", pruning)))
     training = work.finetuner.footprint(model, work.sparsity) if work.finetuner is not None else None
     if training is not None:
-        needs.append(_training_need(model, training, cost, work, samples))
+        needs.append(_training_need(model, training, cost, work))
     return [replace(need, together=work.together) for need in needs]
 
 
@@ -103,17 +103,17 @@ def _need(
 
 
 def _training_need(
-    model: PrunableModel, footprint: TrainingFootprint, cost: SampleCost, work: Workload, samples: int
+    model: PrunableModel, footprint: TrainingFootprint, cost: SampleCost, work: Workload
 ) -> Need:
-    """How much memory a training with this footprint needs."""
+    """How much memory a training with this footprint needs; by block, every device has all samples."""
     cost = cost.in_float32(model) if footprint.float32 else cost
     weights = footprint.held
     if footprint.sharded:  # the model is complete in fp32 before and after the training
         weights = max(weights_in_use(model, WIDE), -(-weights // work.devices))
     need = Need("finetune", weights, 0, 0, wide=True, less_weights=footprint.less_weights)
     if footprint.by_block:
-        batch = min(work.batch_size, samples)
-        return replace(need, states=2 * samples * cost.states, work=3 * batch * cost.block)
+        batch = min(work.batch_size, work.samples)
+        return replace(need, states=2 * work.samples * cost.states, work=3 * batch * cost.block)
     batch, need = footprint.batch_size or work.batch_size, replace(need, batch_size="finetune.batch_size")
     if footprint.recompute:
         one = 2 * max(cost.forward, cost.block)
