@@ -11,10 +11,13 @@ import torch
 
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.placement import Planned
-from ecoflap.run.steps import memory_table
+from ecoflap.run.plan import make_plan
+from ecoflap.run.state import RunState
+from ecoflap.run.steps import memory_table, prepare
 from ecoflap.run.steps.memory_table import show_needs, what_helps
 from ecoflap.run.steps.workload import Need
 from tests import tiny
+from tests.cli.conftest import composed
 
 
 @pytest.fixture
@@ -54,6 +57,31 @@ def test_hidden_states_that_fit_nowhere(
     show_needs(offloaded, [Need("score", 1, 2, 3, offloaded=4), Need("prune", 1, 2, 3, offloaded=2**60)])
     assert re.search(f"prune stores .* {message}", caplog.text)
     assert "score stores" not in caplog.text
+
+
+def test_processes_share_the_samples_of_a_run(
+    model: PrunableModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found: list[Need] = []
+    monkeypatch.setattr(prepare, "show_needs", lambda _, needs: found.extend(needs))
+    plan = make_plan(composed(["+preset=debug"]), tmp_path)
+    state = RunState("", calibration=tiny.samples("llama", (7,) * 8))
+    for count in (1, 4):
+        monkeypatch.setattr(prepare, "size", lambda count=count: count)
+        prepare.show_memory(plan, model, state)
+    one, four = (need for need in found if need.step == "prune")
+    assert one.states == 4 * four.states > 0
+
+
+def test_processes_share_the_disk(
+    model: PrunableModel, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    placement = Planned("disk", torch.device("cpu"))
+    placement.folder = tmp_path
+    for name, found in (("free_memory", 2**60), ("free_disk", 100), ("size", 2)):
+        monkeypatch.setattr(memory_table, name, lambda *_, found=found: found)
+    show_needs(replace(model, placement=placement), [Need("prune", 1, 2, 3, offloaded=60)])
+    assert "prune stores" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ of a whole block on it. So more devices hold fewer hidden states each; nothing e
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -120,9 +119,8 @@ def wanted_by(plan: Plan, model: PrunableModel, device: torch.device) -> str:
     if tokens is not None and samples is not None:
         cost, of = cost_from_shapes(model, tokens), f"{samples} samples of up to {tokens} tokens"
     samples, offload = samples or 1, config.runtime.offload
-    work = Workload.of(plan, samples)
     needs = {
-        count: needs_without_data(model, offload, device, replace(work, devices=count), cost)
+        count: needs_without_data(model, offload, device, Workload.of(plan, samples, count), cost)
         for count in device_counts(samples, config.batch_size)
     }
     return f"{say_devices(needs, offload)} ({of}, about)"

@@ -12,6 +12,7 @@ from ecoflap.blocks.footprint import WIDE
 from ecoflap.console.host_memory import free_host_memory
 from ecoflap.console.tables import table
 from ecoflap.console.telemetry import free_memory
+from ecoflap.distributed.processes import size
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.placement import AT_A_TIME, Planned
 from ecoflap.run.show import said_before
@@ -67,7 +68,8 @@ def _warn_of_waiting_states(model: PrunableModel, needs: Sequence[Need]) -> None
         return
     if model.placement.kind == "disk":
         assert model.placement.folder is not None
-        place, free, helps = "disk", free_disk(model.placement.folder), "hydra.run.dir=/a/folder"
+        # The processes of a run write to folders inside that of the run.
+        place, free, helps = "disk", free_disk(model.placement.folder) // size(), "hydra.run.dir=/a/folder"
     else:
         place, free, helps = "CPU", free_host_memory(), "runtime.offload=disk"
     for need in waiting:

@@ -14,6 +14,7 @@ from ecoflap.console.telemetry import measure
 from ecoflap.data.batch import Sample
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.collectives import require_same
+from ecoflap.distributed.processes import size
 from ecoflap.errors import UserError
 from ecoflap.evaluate.overlap import refuse_overlap
 from ecoflap.evaluate.protocol import Evaluation
@@ -123,13 +124,13 @@ def check_capture(plan: Plan, model: PrunableModel, state: RunState) -> None:
 
 
 def show_memory(plan: Plan, model: PrunableModel, state: RunState) -> None:
-    """Print how much memory scoring, allocating, pruning and training will need."""
+    """Print how much memory scoring, allocating, pruning and training will need in each process."""
     assert state.calibration is not None
     training = None if plan.finetuner is None else plan.finetuner.footprint(model, plan.config.sparsity)
     stores = training is not None and not (training.by_block or training.recompute)
     stores = stores or ("prune" in plan.steps and plan.pruner.footprint.trained)
     cost = sample_cost(model, state.calibration, stores)
-    work = Workload.of(plan, len(state.calibration))
+    work = Workload.of(plan, len(state.calibration), size())
     needs = memory_needs(model, cost, work)
     show_needs(model, keep_states(model, needs))
 

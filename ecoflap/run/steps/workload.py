@@ -79,8 +79,8 @@ class Workload:
     sparsity: float = 0.0
 
     @classmethod
-    def of(cls, plan: Plan, samples: int) -> Workload:
-        """The workload of a run that reads some samples on one device."""
+    def of(cls, plan: Plan, samples: int, devices: int = 1) -> Workload:
+        """The workload of a run that reads some samples on some devices."""
         config, together = plan.config, plan.pruner.allocates or plan.finetuner is not None
         return cls(
             plan.pruner,
@@ -89,6 +89,7 @@ class Workload:
             plan.scoring,
             plan.allocating,
             config.propagate,
+            devices,
             together=together,
             steps=plan.steps,
             finetuner=plan.finetuner,
