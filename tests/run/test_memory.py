@@ -18,6 +18,7 @@ from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.console.telemetry import measure
 from ecoflap.errors import UserError
 from ecoflap.models.core.experts import SHARED_SINCE
+from ecoflap.models.core.mixtures import find_mixtures
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.causal_lm import language_loss
@@ -25,6 +26,7 @@ from ecoflap.models.loading.loader import prunable
 from ecoflap.models.offload.placement import Placement, Planned
 from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
+from ecoflap.prune.expert_scores import score_experts
 from ecoflap.prune.global_gradient import GlobalGradient
 from ecoflap.prune.global_magnitude import GlobalMagnitude
 from ecoflap.prune.magnitude import Magnitude
@@ -81,18 +83,23 @@ def test_pruning(model: PrunableModel, pruner: Wanda) -> None:
     taken -= sum(
         layer.weight.nbytes for block in model.blocks[:-1] for layer in block.layers
     )  # new weights in the place of old ones, by the last block
-    assert taken / 2 < need.states + need.work
-    if pruner.statistic is not None:  # without data nothing waits and nothing runs
-        assert need.states + need.work < 2 * taken
+    assert taken / 2 < need.states + need.work < 2 * taken
 
 
-def mixture() -> PrunableModel:
+def test_without_data_nothing_waits_and_nothing_runs(model: PrunableModel) -> None:
+    cost = sample_cost(model, tokens(SAMPLES, 64, 256))
+    for pruner in (Magnitude(), GlobalMagnitude()):
+        (need,) = memory_needs(model, cost, Workload(pruner, SAMPLES, BATCH))
+        assert (need.states, need.work) == (0, 4 * 4 * max(layer.size for layer in model.layers))
+
+
+def mixture(vocabulary: int = 256) -> PrunableModel:
     """A Mixtral of many experts, whose statistics are most of what pruning it takes."""
     if int(hf.__version__.split(".")[0]) < SHARED_SINCE:
         pytest.skip("each expert is a module of its own")
     torch.manual_seed(0)
     size = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4}
-    config = hf.MixtralConfig(vocab_size=256, num_hidden_layers=2, num_local_experts=32, **size)
+    config = hf.MixtralConfig(vocab_size=vocabulary, num_hidden_layers=2, num_local_experts=32, **size)
     return prunable("mixtral", hf.MixtralForCausalLM(config), None, language_loss, Selection())
 
 
@@ -104,6 +111,13 @@ def test_pruning_experts(pruner: LayerPruner) -> None:
     taken = alive(lambda: prune(model, calibration, pruner, allocation, BATCH))
     taken -= sum(layer.weight.nbytes for layer in model.layers)  # written in place
     assert taken / 1.3 < need.states + need.work < 2 * taken, "the factor of one expert's input at a time"
+
+
+def test_what_shows_how_blocks_are_called_runs_the_head() -> None:
+    model, calibration, pruner = mixture(8000), tokens(2, 64, 8000), REAP(batch_size=2)
+    (need,) = memory_needs(model, sample_cost(model, calibration), Workload(pruner, 2, BATCH))
+    taken = alive(lambda: score_experts(model, find_mixtures(model), calibration, 2))
+    assert taken / 1.3 < need.states + need.work < 2 * taken
 
 
 @pytest.mark.parametrize("pruner", [SparseGPT(), ADMM()], ids=["sparsegpt", "admm"])

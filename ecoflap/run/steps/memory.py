@@ -48,7 +48,8 @@ def memory_needs(model: PrunableModel, cost: SampleCost, work: Workload) -> list
         needs.append(replace(need, batch_size=_option("allocation", allocating)))
     if "prune" in work.steps:
         pruning = replace(work.pruner.footprint, beside_dense=work.propagate == "compensated")
-        need = _need(model, "prune", pruning, cost, samples, pruning.batch_size or work.batch_size)
+        read = samples if work.pruner.requires_calibration else 0
+        need = _need(model, "prune", pruning, cost, read, pruning.batch_size or work.batch_size)
         needs.append(replace(need, batch_size=_option("pruner", pruning)))
     training = work.finetuner.footprint(model, work.sparsity) if work.finetuner is not None else None
     if training is not None:
@@ -83,8 +84,7 @@ def _need(
     if footprint.passes == "blocks":
         streams = 2 if footprint.beside_dense else 1
         waiting, work = streams * samples * cost.states, streams * batch * cost.block + held
-        if footprint.statistic is not None:  # a whole pass first shows that layers' inputs can be seen
-            work = max(work, min(2, batch) * cost.forward)
+        work = max(work, min(2, batch) * cost.forward)  # whole passes first show how blocks are called
         if all_on_device(model):
             return Need(step, weights, waiting, work, wide=wide)
         return Need(step, weights, streams * batch * cost.states, work, waiting, wide, of_batch=True)
