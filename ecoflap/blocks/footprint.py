@@ -25,6 +25,7 @@ class Footprint:
         samples_per_pass: most samples that share a forward pass, of a part that runs several batches at once.
         statistic: gathered of the inputs of one block's layers.
         layers: fp32 copies of one layer.
+        parameters: copies of the largest parameter that layers are in, in the model's dtype.
         copies: fp32 copies of all layers, on the CPU.
         trials: copies of all layers in the model's dtype, of a part that prunes in trials; the pruner's
             statistics of all layers' inputs come in addition. They are on the model's device, or on the CPU
@@ -44,6 +45,7 @@ class Footprint:
     samples_per_pass: int = 1
     statistic: type[Statistic] | None = None
     layers: int = 0
+    parameters: int = 0
     copies: int = 0
     trials: int = 0
     kept: int = 0

@@ -52,8 +52,8 @@ class REAP(REAPOptions, ModelPruner):
     @property
     @override
     def footprint(self) -> Footprint:
-        """One block's activations."""
-        return Footprint("blocks", batch_size=self.batch_size)
+        """One block's activations; the experts that stay, beside all that share their parameter."""
+        return Footprint("blocks", parameters=1, batch_size=self.batch_size)
 
     @override
     def check_model(self, model: PrunableModel, sparsity: float) -> None:

@@ -120,6 +120,16 @@ def test_what_shows_how_blocks_are_called_runs_the_head() -> None:
     assert taken / 1.3 < need.states + need.work < 2 * taken
 
 
+def test_the_experts_that_stay_are_copied_one_parameter_at_a_time() -> None:
+    calibration, pruner = tokens(2, 16, 256), REAP(batch_size=2)
+    with LiveBytes() as live:
+        model = mixture()
+        (need,) = memory_needs(model, sample_cost(model, calibration), Workload(pruner, 2, BATCH))
+        before = live.peak = live.alive
+        pruner.prune(model, calibration, 0.0)
+    assert live.peak - before < need.states + need.work < 1.3 * (live.peak - before)
+
+
 @pytest.mark.parametrize("pruner", [SparseGPT(), ADMM()], ids=["sparsegpt", "admm"])
 @pytest.mark.parametrize(
     "allocator",

@@ -67,7 +67,8 @@ class Mixture:
         for one in slices_of(self.experts).values():
             one.release()  # or the memory of all experts would stay until the last mixture is cut
         for module in (self.router, self.experts):
-            for owner, name, tensor in _owned(module):
+            for owner, name in [one[:2] for one in _owned(module)]:
+                tensor = getattr(owner, name)  # which frees the one before
                 part = tensor.detach()[keep.to(tensor.device)]
                 if isinstance(tensor, nn.Parameter):
                     part = nn.Parameter(part, requires_grad=tensor.requires_grad)

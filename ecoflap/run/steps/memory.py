@@ -126,6 +126,7 @@ def _held(model: PrunableModel, footprint: Footprint) -> int:
     layers, on_cpu = model.layers, model.device.type == "cpu"
     together = bool(footprint.trials) and (on_cpu or model.placement.kind == "none")
     held = WIDE * footprint.layers * max(layer.size for layer in layers)
+    held += footprint.parameters * max(layer.parameter.nbytes for layer in layers)
     if footprint.trained:
         held += 3 * WIDE * sum(parameter.numel() for parameter in model.module.parameters())
     if (statistic := footprint.statistic) is not None:
