@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from weakref import ref
 
 from torch import Size, Tensor
 
@@ -47,10 +48,10 @@ class InputStatistics:
         self._foreign: list[Tensor] = []
         self._groups: dict[Layer, tuple[Layer, ...]] = {}  # of layers with a statistic: those that share it
         self._unseen: dict[Layer, Statistic] = {}
-        # What calls in this run read that is in no layer's statistic yet, and the tensors, which stay alive
-        # so that equal identity means the same input.
+        # What calls in this run read that is in no layer's statistic yet, and the tensors. A reference to one
+        # that the model has freed is none, and so equals no tensor that takes its place.
         self._reads: dict[Layer, list[Statistic]] = {}
-        self._seen: list[tuple[Tensor, int, Statistic]] = []
+        self._seen: list[tuple[ref[Tensor], int, Statistic]] = []
         self._layers: Sequence[Layer] = ()
         self._calls: list[Call] = []
         self._shapes: Shapes | None = None
@@ -116,11 +117,11 @@ class InputStatistics:
         """The statistic of one tensor; computed once for all layers that read it before it is written to."""
         current = version_of(inputs)
         for tensor, version, statistic in self._seen:
-            if tensor is inputs and version == current:
+            if tensor() is inputs and version == current:
                 return statistic
         statistic = self.kind(inputs.shape[-1], inputs.device)
         statistic.take(self._counted_of(layer, inputs), layer.name)
-        self._seen.append((inputs, current, statistic))
+        self._seen.append((ref(inputs), current, statistic))
         return statistic
 
     def _settle(self) -> None:

@@ -1,5 +1,6 @@
 import logging
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -396,6 +397,20 @@ def test_a_tensor_that_is_written_to_is_another_input() -> None:
         second.module(inputs.mul_(2))
     assert statistics[first].value.tolist() == [1.0] * 8
     assert statistics[second].value.tolist() == [4.0] * 8
+
+
+@torch.no_grad()
+def test_inputs_that_the_model_has_freed_are_not_kept() -> None:
+    """Such as the tokens of each expert, of which each is read once."""
+    layer = Layer("one", nn.Linear(8, 2))
+    inputs, statistics = torch.ones(3, 8), InputStatistics(MeanSquare)
+    kept = weakref.ref(inputs)
+    with statistics.gathering([layer]):
+        layer.module(inputs)
+        del inputs
+        assert kept() is None
+        layer.module(torch.full((3, 8), 2.0))
+    assert statistics[layer].value.tolist() == [2.5] * 8
 
 
 def test_half_precision_statistics_are_gathered_in_fp32() -> None:
