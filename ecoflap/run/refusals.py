@@ -62,7 +62,7 @@ def _describe(error: BaseException) -> str | None:
             f"the accelerator's memory is full ({said}); use a smaller (score.)batch_size, or"
             " runtime.offload=cpu"
         )
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the latter is torch's
         return "the memory is full; use a smaller batch_size, runtime.offload=disk, or a smaller model"
     return None
 

@@ -88,6 +88,10 @@ def test_these_tests_find_the_mode_that_hydra_finds(overrides: list[str]) -> Non
         ),
         (OSError(errno.EROFS, "Read-only file system", "/a"), "/a: the disk is read-only"),
         (MemoryError(), "the memory is full; use a smaller batch_size"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2 bytes. Error"),
+            "the memory is full; use a smaller batch_size",
+        ),
         (UserError("one\n  line"), "one line"),
         (NumericalError("NaN in x"), "NaN in x"),
     ],
