@@ -110,7 +110,7 @@ def test_a_search_trains_all_weights_where_the_model_is(device: str, batch: int)
     weights = weights_in_use(model)
     assert need.weights == weights
     found = alive(lambda: pruner.prune(model, data, 0.3)) - weights  # new ones in the place of old ones
-    assert found / 1.5 < need.states + need.work < 1.5 * found
+    assert found / 1.5 < need.total - need.weights < 1.5 * found
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

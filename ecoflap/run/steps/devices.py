@@ -7,6 +7,7 @@ of a whole block on it. So more devices hold fewer hidden states each; nothing e
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block
 from ecoflap.run.plan import Plan
 from ecoflap.run.steps.memory import WITHOUT_DATA, needs_without_data
-from ecoflap.run.steps.sample_cost import SampleCost
+from ecoflap.run.steps.sample_cost import SampleCost, learning_cost
 from ecoflap.run.steps.workload import Need, Workload
 
 SIZES = (16, 24, 40, 80, 141)  # GB of accelerators that are common
@@ -44,7 +45,9 @@ def cost_from_shapes(model: PrunableModel, tokens: int) -> SampleCost:
     heads: Iterable[Any] = without_head(model.module)
     logits = tokens * size * sum(head.out_features for head in heads)
     training = 2 * sum(inside) + outputs + logits + max(block, logits)
-    return SampleCost(sum(states), outputs, block, block + logits, training, logits)
+    forward = block + logits
+    learning = learning_cost(outputs, block, forward)
+    return SampleCost(sum(states), outputs, block, forward, training, logits, learning)
 
 
 def _outputs(block: Block, routed: int | None) -> int:
@@ -73,7 +76,8 @@ def devices_wanted(needs: Mapping[int, Sequence[Need]], size: int, waiting: bool
     """
 
     def fits(need: Need) -> bool:
-        return need.total + (0 if waiting else need.offloaded) <= size
+        kept = replace(need, states=need.states + need.offloaded)
+        return (need if waiting else kept).total <= size
 
     return next((count for count in sorted(needs) if all(map(fits, needs[count]))), None)
 

@@ -84,10 +84,11 @@ def _need(
     if footprint.passes == "blocks":
         streams = 2 if footprint.beside_dense else 1
         waiting, work = streams * samples * cost.states, streams * batch * cost.block + held
-        work = max(work, min(2, batch) * cost.forward)  # whole passes first show how blocks are called
+        learning = min(2, batch) * cost.learning
         if all_on_device(model):
-            return Need(step, weights, waiting, work, wide=wide)
-        return Need(step, weights, streams * batch * cost.states, work, waiting, wide, of_batch=True)
+            return Need(step, weights, waiting, work, wide=wide, learning=learning)
+        states = streams * batch * cost.states
+        return Need(step, weights, states, work, waiting, wide, of_batch=True, learning=learning)
     if footprint.passes == "backward":
         work = batch * (cost.training if footprint.trained else 2 * max(cost.forward, cost.block))
     else:
@@ -113,7 +114,8 @@ def _training_need(
     need = Need("finetune", weights, 0, 0, wide=True, less_weights=footprint.less_weights)
     if footprint.by_block:
         batch = min(work.batch_size, work.samples)
-        return replace(need, states=2 * work.samples * cost.states, work=3 * batch * cost.block)
+        states, learning = work.samples * cost.states, min(2, batch) * cost.learning
+        return replace(need, states=2 * states, work=3 * batch * cost.block, learning=states + learning)
     batch, need = footprint.batch_size or work.batch_size, replace(need, batch_size="finetune.batch_size")
     if footprint.recompute:
         one = 2 * max(cost.forward, cost.block)

@@ -30,7 +30,7 @@ def show_needs_without_data(
     dtype = str(model.layers[0].weight.dtype).removeprefix("torch.")
     whole = all_on_device(replace(model, placement=Planned(offload, device)))
     held = "all weights" if whole else f"{AT_A_TIME} blocks at a time"
-    rows = [(need.step, *map(mebibytes, (need.weights, need.work, need.total))) for need in needs]
+    rows = [(need.step, *map(mebibytes, (need.weights, need.one_pass, need.total))) for need in needs]
     table(
         f"approximate memory beside activations: {held} (runtime.offload={offload}), {dtype}",
         ["step", "weights", "statistics", "total"],
@@ -43,7 +43,7 @@ def show_needs(model: PrunableModel, needs: Sequence[Need]) -> None:
     free, kind, whole = free_memory(model.device), model.placement.kind, all_on_device(model)
     rows = []
     for need in needs:
-        sizes = [need.weights, need.states, need.work, need.total]
+        sizes = [need.weights, need.states, need.one_pass, need.total]
         rows.append((need.step, *map(mebibytes, sizes if whole else [*sizes, need.offloaded])))
     columns = ["step", "weights", "hidden states", "one pass", "total"]
     if needs and not said_before(f"memory {model.name} {rows}"):
@@ -89,7 +89,7 @@ def what_helps(need: Need, kind: str, half: bool = False, on_cpu: bool = False) 
     """
     further = {"none": "disk" if on_cpu else "cpu", "cpu": "disk"}.get(kind)
     offload = [] if further is None or need.together else [f"runtime.offload={further}"]
-    largest = max(need.work, need.states, need.weights)
+    largest = max(need.one_pass, need.states, need.weights)
     if largest == need.weights:
         helps = [*_smaller_weights(need, half), *offload]
         return f"use {', or '.join(helps or ['a device with more memory'])}"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ecoflap.blocks.block_call import extract_hidden, first_tensor
 from ecoflap.blocks.bypass import bypassing, without_head
 from ecoflap.blocks.footprint import WIDE
-from ecoflap.data.batch import Batch
+from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.calibration_set import CalibrationSet, stack
 from ecoflap.models.core.forward_modes import all_gradients, quiet_forward
 from ecoflap.models.core.hooks import hooks
@@ -37,6 +37,7 @@ class SampleCost:
         training: the most in a forward and backward pass that stores all activations; 0 where no step
             does so.
         logits: the logits of all tokens.
+        learning: the most while it is learned how blocks are called, see ``learning_cost``.
     """
 
     states: int
@@ -45,11 +46,27 @@ class SampleCost:
     forward: int
     training: int = 0
     logits: int = 0
+    learning: int = 0
 
     def in_float32(self, model: PrunableModel) -> SampleCost:
         """The cost with the model in fp32."""
         wider = WIDE / min(WIDE, *(layer.weight.dtype.itemsize for layer in model.layers))
         return SampleCost(*(int(wider * size) for size in vars(self).values()))
+
+
+def learning_cost(outputs: int, block: int, forward: int, others: int = 0) -> int:
+    """The most bytes that are alive per sample while ``learn_structure`` runs.
+
+    The inputs of all blocks are recorded as copies, and their outputs until the pass ends. A block that runs
+    alone keeps what its layers read and put out, and is compared with what it put out before.
+
+    Args:
+        outputs: of all blocks.
+        block: the most inside a block.
+        forward: the most in a whole forward pass.
+        others: how many further batches are recorded, of samples of other shapes.
+    """
+    return max(forward + (2 + others) * outputs, outputs + 3 * block)
 
 
 @torch.no_grad()
@@ -76,14 +93,21 @@ def sample_cost(model: PrunableModel, calibration: CalibrationSet, stores: bool 
         model.loss(stack([largest]))
     outputs = peaks.outputs
     logits = sum(outputs.pop(module, 0) for module in head)
+    forward, shapes = peaks.forward + logits, {_shapes(sample) for sample in calibration.samples}
+    others = min(len(shapes) - 1, len({frozenset(sample) for sample in calibration.samples}))
     return SampleCost(
         states=sum(outputs[module] for module in first) + sum(tensor.nbytes for tensor in arguments.values()),
         outputs=sum(outputs.values()),
         block=peaks.block,
-        forward=peaks.forward + logits,
+        forward=forward,
         training=_stored(model, stack([largest])) + max(peaks.block, logits) if stores else 0,
         logits=logits,
+        learning=learning_cost(sum(outputs.values()), peaks.block, forward, others),
     )
+
+
+def _shapes(sample: Sample) -> frozenset[tuple[str, torch.Size]]:
+    return frozenset((name, tensor.shape) for name, tensor in sample.items())
 
 
 def _stored(model: PrunableModel, batch: Batch) -> int:

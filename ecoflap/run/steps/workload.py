@@ -28,6 +28,7 @@ class Need:
         together: whether the run needs all weights in memory at once, so that no offload is possible.
         less_weights: options that need less memory for weights.
         less_work: options beside the samples per pass that need less memory for activations.
+        learning: activations while it is learned how blocks are called, before any hidden states wait.
     """
 
     step: str
@@ -41,11 +42,17 @@ class Need:
     together: bool = False
     less_weights: tuple[str, ...] = ()
     less_work: tuple[str, ...] = ()
+    learning: int = 0
+
+    @property
+    def one_pass(self) -> int:
+        """What is beside weights and hidden states at most, of which there are none yet while it learns."""
+        return max(self.work, self.learning - self.states)
 
     @property
     def total(self) -> int:
         """All bytes on the device."""
-        return self.weights + self.states + self.work
+        return self.weights + self.states + self.one_pass
 
 
 @dataclass(frozen=True)
