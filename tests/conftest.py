@@ -66,6 +66,14 @@ def restored_logging() -> Iterator[None]:
             root.removeHandler(handler)
 
 
+@pytest.fixture(autouse=True)
+def restored_hydra() -> Iterator[None]:
+    """Forget the config of a command run in this process, which the pipeline would take for its own."""
+    yield
+    if (module := sys.modules.get("hydra.core.hydra_config")) is not None:
+        module.HydraConfig.instance().cfg = None
+
+
 @pytest.fixture
 def close_output(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Makes the output one that its reader, such as ``head``, has closed, to the end of the test."""
