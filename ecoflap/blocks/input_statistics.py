@@ -206,12 +206,19 @@ def counted_inputs(
     if routed is not None:
         of_experts = next((mask for mask in counted if mask.numel() == routed.tokens), None)
         return tokens if of_experts is None else tokens[of_experts.flatten()[routed.positions]]
-    rows = tuple(inputs.shape[:-1])
-    alike = (mask for mask in counted if rows in (mask.shape, (mask.numel(),), (1, mask.numel())))
-    mask = next(alike, None)
+    mask = next((mask for mask in counted if _fits(mask, inputs.shape[:-1])), None)
     if mask is None or layer.is_routed or any(inputs is other for other in foreign):
         return tokens
     return tokens[mask.flatten()]
+
+
+def _fits(mask: Tensor, rows: Size) -> bool:
+    """Whether a mask [batch, tokens] is of inputs of some rows.
+
+    These are [batch, tokens]; [batch, 1, tokens], as for ``kv_b_proj`` of DeepSeek; or all tokens in a row.
+    """
+    flat = mask.numel()
+    return rows in ((flat,), (1, flat)) or (rows.numel() == flat and rows[:1] + rows[-1:] == mask.shape)
 
 
 def require_tokens(layer: Layer, statistic: Statistic) -> Statistic:

@@ -196,10 +196,13 @@ def without_padding(mask: Tensor, counted: Masks) -> Tensor:
 
 
 def movement(block: Block, stream: Stream) -> Tensor:
-    """How far a block turns each hidden state: 1 - cos(input, output), [batch, tokens], fp32."""
+    """How far a block turns each hidden state: 1 - cos(input, output), [batch, tokens], fp32.
+
+    Hyper-connections keep several states of a token, [batch, tokens, states, features], which turn as one.
+    """
     call, hidden = stream.call(stream.block), stream.hidden
-    before = hidden.float()
-    return 1 - cosine_similarity(before, call.run(block.module, hidden).float(), dim=-1)
+    before, after = (states.float().flatten(2) for states in (hidden, call.run(block.module, hidden)))
+    return 1 - cosine_similarity(before, after, dim=-1)
 
 
 def most_moved(texts: Sequence[Tensor], visuals: Sequence[Tensor], moved: Sequence[Tensor]) -> list[Tensor]:

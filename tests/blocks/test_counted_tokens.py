@@ -53,7 +53,7 @@ def test_masks_are_never_put_on_other_tokens() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("shape", [(2, 4), (8,), (1, 8)])
+@pytest.mark.parametrize("shape", [(2, 4), (2, 1, 4), (8,), (1, 8)])
 def test_a_mask_is_put_on_the_tokens_of_all_samples_in_a_row(shape: tuple[int, ...]) -> None:
     layer, statistics = Layer("first", nn.Linear(2, 2)), InputStatistics(MeanSquare)
     hidden = torch.arange(16.0).view(*shape, 2)

@@ -77,12 +77,15 @@ class ByHand:
 
         def look(_: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
             before = next(value for value in (*arguments, *keywords.values()) if isinstance(value, Tensor))
-            seen.append(1 - nn.functional.cosine_similarity(before, _first(output), dim=-1))
+            both = (
+                states[0].reshape(len(states[0]), -1) for states in (before, _first(output))
+            )  # of a token
+            seen.append(1 - nn.functional.cosine_similarity(*both, dim=-1))
 
         handle = block.module.register_forward_hook(look, with_kwargs=True)
         self.model.loss(batch)
         handle.remove()
-        return seen[0][0]
+        return seen[0]
 
     def inputs(self, layer: Layer, masks: list[Tensor | None]) -> Tensor:
         """What counts of a layer's inputs, [tokens, cols]."""
