@@ -113,7 +113,7 @@ class Lora(LoraOptions, Supervised):
         made: list[tuple[nn.Parameter, partial[LowRankUpdate]]] = []
         for _, parts in by_parameter(layers):
             (rows, cols), weight, mask = parts[0].shape, parts[0].parameter, whole_mask(parts, masks)
-            bound = 1 / math.sqrt(cols)  # Kaiming's for a linear layer, which the paper draws A from
+            bound = 1 / math.sqrt(cols)  # Kaiming's for a linear layer, as the paper's code draws A
             down = torch.empty(len(parts), self.rank, cols).uniform_(-bound, bound, generator=generator)
             down, up = (one.to(weight) for one in (down, torch.zeros(len(parts), rows, self.rank)))
             update = partial(LowRankUpdate, parts, mask, nn.Parameter(down), nn.Parameter(up), scale)
