@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ecoflap.blocks.block_call import extract_hidden, first_tensor
 from ecoflap.blocks.bypass import bypassing, without_head
 from ecoflap.blocks.footprint import WIDE
-from ecoflap.data.batch import Batch, Sample
-from ecoflap.data.calibration_set import CalibrationSet, stack
+from ecoflap.data.batch import Batch
+from ecoflap.data.calibration_set import CalibrationSet, by_shape, stack
 from ecoflap.models.core.forward_modes import all_gradients, quiet_forward
 from ecoflap.models.core.hooks import hooks
 from ecoflap.models.core.prunable import PrunableModel
@@ -93,8 +93,8 @@ def sample_cost(model: PrunableModel, calibration: CalibrationSet, stores: bool 
         model.loss(stack([largest]))
     outputs = peaks.outputs
     logits = sum(outputs.pop(module, 0) for module in head)
-    forward, shapes = peaks.forward + logits, {_shapes(sample) for sample in calibration.samples}
-    others = min(len(shapes) - 1, len({frozenset(sample) for sample in calibration.samples}))
+    forward, samples = peaks.forward + logits, calibration.samples
+    others = min(len(by_shape(samples)) - 1, len({frozenset(sample) for sample in samples}))
     return SampleCost(
         states=sum(outputs[module] for module in first) + sum(tensor.nbytes for tensor in arguments.values()),
         outputs=sum(outputs.values()),
@@ -104,10 +104,6 @@ def sample_cost(model: PrunableModel, calibration: CalibrationSet, stores: bool 
         logits=logits,
         learning=learning_cost(sum(outputs.values()), peaks.block, forward, others),
     )
-
-
-def _shapes(sample: Sample) -> frozenset[tuple[str, torch.Size]]:
-    return frozenset((name, tensor.shape) for name, tensor in sample.items())
 
 
 def _stored(model: PrunableModel, batch: Batch) -> int:
