@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ecoflap.data.captions import retrieval
-from ecoflap.data.captions.ranking import RANKS, recall_errors
+from ecoflap.data.captions.ranking import RANKS, nearest, rank_again, recall_errors, search
 from ecoflap.data.captions.reading import clean
 from ecoflap.data.captions.retrieval import Retrieval
 from ecoflap.data.easy_vqa.reading import NAMES
@@ -130,9 +131,9 @@ def by_brute_force(interface: Together, folder: Path, k_test: int) -> dict[str, 
     return found
 
 
-@pytest.mark.parametrize("looks", [True, False])
-def test_pictures_are_the_items(folder: Path, tmp_path: Path, looks: bool) -> None:
-    finds = model(Together() if looks else Apart())
+@pytest.mark.parametrize("kind", [Apart, Together, Knows])
+def test_pictures_are_the_items(folder: Path, tmp_path: Path, kind: type[Apart]) -> None:
+    finds, looks = model(kind()), kind is not Apart
     found = task(folder).load(finds)(finds, log := PredictionLog(tmp_path / "log.jsonl"))
     assert log.items is not None
     assert log.items.metric == next(iter(found)) == f"text_recall_1{'_match' if looks else ''}"
@@ -152,6 +153,15 @@ def test_captions_of_one_picture_count_as_one_item() -> None:
     assert errors["image_recall_1_stderr"] == pytest.approx(errors["text_recall_1_stderr"])
     assert errors["image_recall_1_stderr"] == pytest.approx(100 * stdev([1, 0, 1, 0]) / 2)
     assert errors["image_recall_10_stderr"] == 0
+
+
+def test_what_is_not_among_the_candidates_comes_last() -> None:
+    scores, pictures = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]]), torch.arange(3)
+    found = search(lambda rows: scores[rows], torch.tensor([1, 2]), pictures, count=2, block=1)
+    assert found.ranks.tolist() == [1, 2]
+    logits = torch.tensor([[0.0, 2.0], [0.0, 2.0]])
+    assert rank_again(found, logits).tolist() == [0, 2]
+    assert nearest(replace(found, scores=found.scores + logits)).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("k_test", [12, 24, 128])
