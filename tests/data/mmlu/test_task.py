@@ -188,8 +188,8 @@ def test_calibration_errors_by_hand() -> None:
         100 * (2 * gaps[0] + 3 * gaps[1]) / 5
     )
     assert expected_calibration_error(
-        torch.tensor([0.5, 1.0]), torch.tensor([True, True]), count=2
-    ) == pytest.approx(25)
+        torch.tensor([0.5, 1.0]), torch.tensor([True, False]), count=2
+    ) == pytest.approx(75)  # 25 if 0.5 were in the upper bin
     assert expected_calibration_error(torch.tensor([0.0, 1.0]), torch.tensor([False, True])) == 0
 
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -135,7 +136,11 @@ def test_fewer_rows_than_the_limit_are_warned_of(
 
 def test_journal_goes_on(model: PrunableModel, path: str, tmp_path: Path) -> None:
     evaluation = TextPerplexity(path=path, sequence_length=8, stride=3, batch_size=4).load(model)
-    first = evaluation(model, PredictionLog(tmp_path / "rows.jsonl", "key"))
+    first = evaluation(model, log := PredictionLog(tmp_path / "rows.jsonl", "key"))
+    assert log.items is not None
+    assert fmean(log.items.scores) == pytest.approx(first["loss"])  # the first row has more tokens
+    of_first_row = fmean(loss for _, loss in log.items.passage)
+    assert of_first_row == pytest.approx(log.read()[0][0], rel=1e-5)
     broken = PerplexityEvaluation(evaluation.rows, 4, 3)
     broken._losses = lambda *_: pytest.fail("all rows are in the prediction_log")  # type: ignore[method-assign]
     assert broken(model, PredictionLog(tmp_path / "rows.jsonl", "key")) == first
