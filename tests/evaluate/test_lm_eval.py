@@ -244,6 +244,21 @@ def test_identity_changes_with_what_the_numbers_depend_on(folder: Path, llama: P
     assert identity != LmEval(["one"], include_path=str(folder)).load(llama).identity()
 
 
+@HARNESS
+@pytest.mark.usefixtures("own_index")
+def test_identity_has_the_examples_before_a_question(folder: Path, llama: PrunableModel) -> None:
+    file, shown = folder / "one.yaml", folder / "shown.jsonl"
+    own = file.read_text().replace(f"{{train: {folder}/lines.jsonl", f"{{train: {shown}")
+    for shots, counts in (("", False), ("num_fewshot: 2\n", True)):
+        file.write_text(own + shots)
+        found = []
+        for end in ("", "?"):
+            lines = [{**one, "question": one["question"] + end} for one in questions()]
+            shown.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            found.append(LmEval(["one"], include_path=str(folder)).load(llama).identity())
+        assert (found[0] != found[1]) == counts, "as many as the task says, unless the run says how many"
+
+
 def test_weights_are_left_as_they_are() -> None:
     model = tiny.build("t5")
     module: Any = model.module
