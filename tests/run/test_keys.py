@@ -69,13 +69,18 @@ def test_options_that_change_no_number_stay_out() -> None:
 
 
 def keys(
-    seed: int = 0, tokens: str = "all", weights: str = "f", samples: int = 5, **changes: Any
+    seed: int = 0,
+    tokens: str = "all",
+    weights: str = "f",
+    samples: int = 5,
+    scored: int | None = None,
+    **changes: Any,
 ) -> list[Any]:
     """The keys of scores and statistics of a run; the model and the set are the same where not said."""
     model = replace(tiny.build("llama"), **changes)
     settings = {"seed": seed, "tokens": tokens, "batch_size": 2, "model": {}}
     plan: Any = SimpleNamespace(
-        config=SimpleNamespace(**settings), code=defaultdict(str), scorer=ZerothOrder()
+        config=SimpleNamespace(**settings), code=defaultdict(str), scorer=ZerothOrder(samples=scored)
     )
     calibration: CalibrationSet = tiny.samples("llama").take(samples)
     state: Any = SimpleNamespace(fingerprint=weights, calibration=calibration)
@@ -98,6 +103,12 @@ def test_the_seed_changes_scores_and_the_tokens_change_statistics() -> None:
     assert (seed, tokens) == ([False, True, True], [True, False, False])
 
 
+def test_samples_that_are_not_scored_change_no_scores() -> None:
+    same = [one == other for one, other in zip(keys(scored=3), keys(samples=4, scored=3), strict=True)]
+    assert same == [True, False, False]
+    assert keys(scored=3)[0] != keys(scored=4)[0]
+
+
 def test_two_tasks_of_one_identity_share_no_metrics() -> None:
     plan: Any = SimpleNamespace(code=defaultdict(str), tasks={"a": Clipped(), "b": Named()})
     state: Any = SimpleNamespace(fingerprint="f", tasks={"a": {}, "b": {}})
@@ -105,11 +116,15 @@ def test_two_tasks_of_one_identity_share_no_metrics() -> None:
 
 
 def pruned_with(
-    weights: str = "f", samples: int = 5, keep: int = 3, name: str = "values", **changes: Any
+    weights: str = "f",
+    samples: int = 5,
+    counts: dict[str, Any] | None = None,
+    name: str = "values",
+    **changes: Any,
 ) -> list[Any]:
     """The keys of a trial of an allocation and of the pruned blocks; the rest is the same where not said."""
     plan: Any = SimpleNamespace(config=SimpleNamespace(**{**OPTIONS, **changes}), code=defaultdict(str))
-    allocation = SimpleNamespace(keep={"a": keep}, rows={}, row_weights={})
+    allocation = SimpleNamespace(**{"keep": {"a": 3}, "rows": {}, "row_weights": {}, **(counts or {})})
     calibration: CalibrationSet = tiny.samples("llama").take(samples)
     state: Any = SimpleNamespace(fingerprint=weights, calibration=calibration, allocation=allocation)
     model = tiny.build("llama")
@@ -127,7 +142,9 @@ def pruned_with(
         ({"allocation": {"name": "dlp"}}, False, True),
         ({"seed": 1}, False, True),
         ({"name": "losses"}, False, True),
-        ({"keep": 4}, True, False),
+        ({"counts": {"keep": {"a": 4}}}, True, False),
+        ({"counts": {"rows": {"a": [1, 2]}}}, True, False),
+        ({"counts": {"row_weights": {"a": [0.5, 1.5]}}}, True, False),
         ({"propagate": "dense"}, True, False),
     ],
     ids=str,
