@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ecoflap.run.closing import closing, show_in_tracker
 from ecoflap.run.invocation import run_label
 from ecoflap.run.state import RunState
 from ecoflap.storage.results import Result
+from ecoflap.storage.results.metrics import without_errors
 
 BASE = Result(
     config={},
@@ -41,6 +43,12 @@ def test_figures_with_their_interval_and_without(tmp_path: Path) -> None:
     assert "  t accuracy: dense 90.00 ± 1.96, pruned 80.00 ± 3.92" in said
     assert "  t accuracy: dense 90.00, pruned 80.00" in lines(tmp_path)
     assert not any("served" in line for line in said)  # a server scores it
+
+
+def test_an_error_that_is_not_known_is_left_out() -> None:
+    """That of a single item is NaN."""
+    found = {"loss": 3.0, "loss_stderr": 0.5, "accuracy": 1.0, "accuracy_stderr": math.nan}
+    assert without_errors(found) == ({"loss": 3.0, "accuracy": 1.0}, {"loss": 0.5})
 
 
 def test_what_the_folder_holds_and_what_is_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
