@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers as hf
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from ecoflap.data.batch import Batch
 from ecoflap.errors import NumericalError
@@ -134,6 +135,24 @@ def test_token_losses_by_hand() -> None:
         next_token_loss(logits, labels)[0], first
     )  # position 0 predicts token 1; token 2 is no target
     assert token_loss(logits.bfloat16(), labels).dtype == torch.float32
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_gradients_of_token_losses_are_those_of_autograd(shift: int) -> None:
+    torch.manual_seed(0)
+    logits, weights = torch.randn(3, 6, 7, requires_grad=True), torch.tensor([1.0, 3.0, -2.0])
+    labels = torch.randint(7, (3, 6))
+    labels[0, 2:4] = labels[1, :5] = -100
+    plain = torch.stack(
+        [
+            cross_entropy(row[: 6 - shift], wanted[shift:], ignore_index=-100)
+            for row, wanted in zip(logits, labels, strict=True)
+        ]
+    )
+    (expected,) = torch.autograd.grad((plain * weights).sum(), logits)
+    found = (next_token_loss if shift else token_loss)(logits, labels)
+    torch.testing.assert_close(found, plain)
+    torch.testing.assert_close(torch.autograd.grad((found * weights).sum(), logits)[0], expected)
 
 
 def test_the_gradient_of_a_long_text_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ from ecoflap.blocks import token_choice
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
-from ecoflap.models.core.losses import next_token_loss
+from ecoflap.models.core.losses import IGNORED, next_token_loss
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.token_kinds import TokenKinds, declaring, placeholder_kinds
+from ecoflap.models.core.token_kinds import TokenKinds, declaring, placeholder_kinds, prepended_kinds
 from ecoflap.models.families.vlm.joining import join_samples
 from ecoflap.prune.driver import prune
 from ecoflap.prune.wanda import Wanda
@@ -92,6 +93,23 @@ def test_a_model_of_which_no_tower_fits_is_refused_with_the_reason() -> None:
         UserError, match=r"has none .*; in tower language, the loss declares the kinds of \[1, "
     ):
         pruned(model, "answer")
+
+
+def test_features_before_the_text_are_visual_and_no_answer() -> None:
+    ids, labels = torch.tensor([[5, 6, 7]]), torch.tensor([[IGNORED, 6, 7]])
+    kinds = prepended_kinds(2, ids, labels)
+    assert kinds.visual.tolist() == [[True, True, False, False, False]]
+    assert kinds.answer.tolist() == [[False, False, False, True, True]]
+    assert prepended_kinds(2, ids, None).answer.tolist() == [[False] * 5]
+
+
+def test_a_text_that_attends_to_pictures_has_no_visual_tokens() -> None:
+    """Mllama's picture token is a token of the text like others: layers of their own read the picture."""
+    module, ids = nn.Module(), torch.tensor([[9, 1]])
+    for layers, known in (([], True), ([3], False)):
+        text = SimpleNamespace(cross_attention_layers=layers)
+        module.config = SimpleNamespace(image_token_index=9, text_config=text)
+        assert (placeholder_kinds(module, ids, None) is not None) == known
 
 
 def test_padding_is_none_of_the_chosen_tokens() -> None:
