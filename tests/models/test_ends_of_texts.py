@@ -12,6 +12,7 @@ import transformers as hf
 from ecoflap.data.conversation import Conversation, Turn
 from ecoflap.data.example import Example, Generation
 from ecoflap.models.families.vlm.interface import VlmInterface
+from ecoflap.models.families.vlm.processor_inputs import ProcessorInputs, with_answer
 from tests.models.test_choices import llama, tokenizer
 
 pytestmark = pytest.mark.skipif(not hasattr(hf, "LlamaConfig"), reason="a newer model")
@@ -68,3 +69,41 @@ def test_a_decoder_of_its_own_writes_behind_its_start_token(around: str) -> None
     said = words("Yes.", add_special_tokens=False)["input_ids"]
     ends = max(1, around.count("</s>"))
     assert sample["labels"].tolist() == [[*said, *[words.eos_token_id] * ends]]
+
+
+class Sees:
+    """A processor that says of each token its type, and which of two tiles it attends to."""
+
+    def __init__(self, around: str) -> None:
+        self.tokenizer = tokenizer(around)
+
+    def __call__(self, text: str, images: Any = None, return_tensors: str = "pt", **options: Any) -> Any:
+        inputs = dict(self.tokenizer(text, return_tensors=return_tensors, **options))
+        places = torch.arange(inputs["input_ids"].shape[1])
+        seen = torch.stack([places, -places], dim=1)[None, :, None]
+        return {**inputs, "token_type_ids": places[None], "cross_attention_mask": seen}
+
+
+DECODER = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False))
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("written", ["", "<s>"])  # by a chat template
+def test_what_a_processor_says_of_tokens_ends_with_the_prompt(around: str, written: str) -> None:
+    processor = Sees(around)
+    found = ProcessorInputs(DECODER, processor, {}).of_question(None, f"{written}Why?")
+    first, *rest = begun(processor.tokenizer, around, "Why?")
+    if written and first != processor.tokenizer.bos_token_id:
+        rest, first = [first, *rest], processor.tokenizer.bos_token_id
+    assert found["input_ids"].tolist() == [[first, *rest]]
+    length = found["input_ids"].shape[1]
+    assert {name: one.shape[1] for name, one in found.items()} == dict.fromkeys(found, length)
+
+
+def test_an_answer_sees_what_the_last_token_before_it_sees() -> None:
+    question = ProcessorInputs(DECODER, Sees("$A"), {}).of_question(None, "Why?")
+    length = question["input_ids"].shape[1]
+    sample = with_answer(question, torch.tensor([[7, 8]]), token_type=9)
+    assert sample["token_type_ids"].tolist() == [[*range(length), 9, 9]]
+    assert sample["cross_attention_mask"][0, -2:, 0].tolist() == [[length - 1, 1 - length]] * 2
+    assert sample["labels"].tolist() == [[*[-100] * length, 7, 8]]
