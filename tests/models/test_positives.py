@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from ecoflap.data.batch import Batch
+from ecoflap.models.core.encoding import pad_together
 from ecoflap.models.core.losses import contrastive_loss
 from ecoflap.models.core.positives import find_positives, image_text_positives, nearest_negatives
 from ecoflap.models.core.prunable import PrunableModel
@@ -206,3 +207,18 @@ def test_padding_is_no_text() -> None:
         "attention_mask": torch.tensor([[1, 1], [1, 0]]),
     }
     assert image_text_positives(batch, 1).equal(torch.eye(2, dtype=torch.bool))
+
+
+def test_texts_of_samples_that_are_compared_have_one_length() -> None:
+    """What fills them is no token of the text, or statistics would count it."""
+    model = tiny.build("clip")
+    model.interface.pad_token_id = 7
+    texts, picture = ([5, 6], [5, 6, 8]), torch.ones(3)
+    samples = [
+        {"input_ids": torch.tensor(ids), "attention_mask": torch.ones(len(ids)), "pixel_values": picture}
+        for ids in texts
+    ]
+    padded = pad_together(model, samples)
+    assert [one["input_ids"].tolist() for one in padded] == [[5, 6, 7], [5, 6, 8]]
+    assert [one["attention_mask"].tolist() for one in padded] == [[1, 1, 0], [1, 1, 1]]
+    assert all(one["pixel_values"] is picture for one in padded)

@@ -51,8 +51,9 @@ def granite_sample(draw: Draw) -> Sample:
 
 
 def molmo_sample(draw: Draw) -> Sample:
-    """A picture of one crop of 4 x 4 patches, pooled 2 x 2."""
+    """A picture of one crop of 4 x 4 patches, pooled 2 x 2, of which the last token pools three."""
     pooled = torch.arange(16).reshape(2, 2, 2, 2).transpose(1, 2).reshape(4, 4)
+    pooled[-1, -1] = -1
     sample = {
         **pixels(4, 1, 16, 48)(draw),
         "image_token_pooling": pooled,
