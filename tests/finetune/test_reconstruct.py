@@ -4,19 +4,24 @@ stay.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.finetune.job import Job
 from ecoflap.finetune.reconstruct import Reconstruct
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.prune.driver import prune
+from ecoflap.prune.magnitude import Magnitude
 from tests import tiny, unchained
 from tests.finetune.test_masked_parameters import pruned
+from tests.prune.test_driver import data, toy
+from tests.prune.test_families import uniform
 from tests.tiny import FAMILIES
 
 SLOWLY = ["t5", "blip_vqa", "blip_retrieval", "clip", "llama", "gpt2", "vit"]
@@ -70,6 +75,37 @@ def test_the_errors_are_those_of_a_whole_forward_pass(family: str) -> None:
         assert float((output - target).square().sum() / target.square().sum()) == pytest.approx(
             point["error"], rel=0.1
         )
+
+
+def train_by_hand(model: PrunableModel, masks: dict[str, Tensor], given: list[Tensor], rate: float) -> None:
+    """Three epochs of Adam on the relative squared error, at a rate that falls as a half cosine to zero."""
+    wanted, steps = given, 3 * len(given)
+    for number, dense in enumerate(toy().module.blocks):
+        block = model.module.blocks[number]
+        wanted = [dense(one).detach() for one in wanted]
+        optimizer = torch.optim.Adam(block.parameters())
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
+            target = wanted[step % len(given)]
+            loss = (block(given[step % len(given)]) - target).square().sum() / target.square().sum()
+            optimizer.zero_grad()
+            loss.backward()
+            for name in ("up", "down"):
+                getattr(block, name).weight.grad *= masks[f"blocks.{number}.{name}.weight"]
+            optimizer.step()
+        given = [block(one).detach() for one in given]
+
+
+@pytest.mark.any_release
+def test_blocks_are_trained_by_adam_at_a_rate_that_falls_along_a_cosine() -> None:
+    models, calibration = (toy(), toy()), data()
+    masks = [prune(model, None, Magnitude(), uniform(model), 1).masks for model in models]
+    task = Job(models[0], masks[0], None, calibration, toy, 2, 0, Path())
+    training = Reconstruct(epochs=3, learning_rate=1e-2).finetune(task)
+    train_by_hand(models[1], dict(masks[1]), [batch["x"] for batch in calibration.batches(2)], 1e-2)
+    for one, other in zip(*(model.module.parameters() for model in models), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert all(point["error"] < point["error_before"] for point in training.curve)
 
 
 def with_shared_norms(family: str) -> PrunableModel:
