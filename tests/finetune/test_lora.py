@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,23 @@ def test_a_failed_training_leaves_the_pruned_model(tmp_path: Path) -> None:
         raise RuntimeError
     assert task.model.fingerprint() == fingerprint
     assert set(vars(task.model.module)) == attributes
+
+
+def test_updates_begin_as_published(tmp_path: Path) -> None:
+    """A is drawn by the seed as a linear layer's weight is, B is zero, and their product counts alpha / r."""
+    drawn = []
+    for seed in (0, 0, 1):
+        task = replace(job("llama", tmp_path), seed=seed)
+        with replace(LORA, rank=4, alpha=6).trainable(task):
+            updates = [one for one in task.model.module.modules() if isinstance(one, LowRankUpdate)]
+            for update in updates:
+                assert update.scale == 1.5
+                assert not update.up.any()
+                bound = update.down.shape[2] ** -0.5
+                assert 0.9 * bound < float(update.down.detach().abs().max()) <= bound
+            drawn.append(torch.cat([update.down.detach().flatten() for update in updates]))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
 
 
 @pytest.mark.parametrize("shared", ["up_proj", "up_proj.weight"])
