@@ -82,6 +82,7 @@ def admm(
     relaxation: float = 1.0,
     damping: float = 0.1,
     mask: Tensor | None = None,
+    penalty: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """ADMM in fp64 with Z, U and W by name, [cols, rows] as published; returns (weight, mask).
 
@@ -99,7 +100,7 @@ def admm(
             chosen = gradual_mask((w + u).t().abs(), keep, 1 - (1 - step / schedule) ** 3, pattern)
         z = (w + u) * chosen.t()
         u = w + u - z
-        least_squares = torch.linalg.solve(unit + torch.eye(len(unit)), target + z - u)
+        least_squares = torch.linalg.solve(unit + penalty * torch.eye(len(unit)), target + penalty * (z - u))
         w = relaxation * least_squares + (1 - relaxation) * z
     return ((w + u) * chosen.t()).t() / norms, chosen
 

@@ -15,6 +15,7 @@ from ecoflap.prune.magnitude import Magnitude
 from ecoflap.prune.protocol import LayerPruner
 from ecoflap.prune.report import PruneReport
 from ecoflap.prune.ria import RIA
+from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from tests import tiny
 from tests.ops import reference
@@ -53,6 +54,36 @@ def test_the_statistic_follows_from_the_options(metric: type) -> None:
     for refined in (metric(refine="swaps"), metric(repair=True)):
         assert refined.statistic is Gram
         assert refined.footprint.statistic is Gram
+
+
+def test_sparsegpt_solves_with_its_options() -> None:
+    weight, statistic = weight_of(), gathered(Gram)
+    assert isinstance(statistic, Gram)
+    pruned = SparseGPT(block=8, damping=0.2)(weight, statistic, 240)
+    expected, mask = reference.sparsegpt(weight, statistic.value, [48] * 5, damping=0.2, block=8)
+    assert torch.equal(pruned.mask, mask)
+    torch.testing.assert_close(pruned.weight, expected.float(), rtol=1e-3, atol=1e-4)
+
+
+def test_admm_solves_with_its_options() -> None:
+    weight, statistic = weight_of(), gathered(Gram)
+    assert isinstance(statistic, Gram)
+    pruner = ADMM("matrix", iterations=7, schedule=3, relaxation=1.2, damping=0.3, penalty=2.0)
+    pruned = pruner(weight, statistic, 240)
+    expected, mask = reference.admm(weight, statistic.value, 240, "matrix", 7, 3, 1.2, 0.3, penalty=2.0)
+    assert torch.equal(pruned.mask, mask)
+    torch.testing.assert_close(pruned.weight, expected.float(), rtol=1e-3, atol=1e-4)
+
+
+def test_ria_takes_its_power_of_the_norm() -> None:
+    weight, statistic = weight_of().abs(), gathered(MeanSquare)
+    assert isinstance(statistic, MeanSquare)
+    relative = weight / weight.sum(dim=0) + weight / weight.sum(dim=1, keepdim=True)
+    for power in (0.0, 0.5, 2.0):
+        expected = relative * statistic.value.sqrt() ** power
+        assert torch.equal(
+            RIA(power=power)(weight, statistic, 200).mask, reference.matrix_mask(expected, 200)
+        )
 
 
 @pytest.mark.parametrize("metric", [Wanda, RIA])
