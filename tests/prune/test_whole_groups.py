@@ -5,6 +5,7 @@ import torch
 
 from ecoflap.allocate.allocation import EXACT, GROUPS, Allocation
 from ecoflap.allocate.water_filling import WaterFilling
+from ecoflap.blocks.gram import Gram
 from ecoflap.errors import UserError
 from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
@@ -38,6 +39,7 @@ def allocation(keep: list[int], sizes: list[int]) -> Allocation:
         ([60, 40, 40], [100, 100, 40], [50, 50, 40]),
         ([5, 195], [100, 200], [25, 150]),  # a layer that keeps anything keeps one of four
         ([13, 137, 32], [16, 160, 400], [16, 40, 100]),  # the last one takes so much that others lose several
+        ([62, 70, 28], [80, 80, 320], [40, 40, 80]),  # two have to lose one of four: each loses one, none two
         ([5, 55, 60], [100, 100, 100], [25, 25, 50]),  # 0.2, 2.2 and 2.4: the second has lost less
         ([0, 100], [100, 100], [0, 100]),
         ([100, 200], [100, 200], [100, 200]),
@@ -131,6 +133,18 @@ def test_every_pruner_keeps_n_of_every_group(family: str, pruner: type) -> None:
         assert not layer.matrix()[~mask].any()
     assert len(chosen) > 1
     assert counts.sparsity >= wanted.sparsity
+
+
+@pytest.mark.parametrize("pruner", [SparseGPT, ADMM])
+def test_layers_with_an_n_of_their_own_share_an_input(pruner: type) -> None:
+    """One of them keeps nothing, and so has no groups."""
+    statistic, weights = Gram(8, torch.device("cpu")), [torch.randn(rows, 8) for rows in (3, 4, 5, 6)]
+    statistic.update(torch.randn(50, 8))
+    keeps = [6, 0, 20, 36]
+    masks = [one.mask for one in pruner(mask="n:4").together(weights, statistic, keeps)]
+    assert [int(mask.sum()) for mask in masks] == keeps
+    for n, mask in zip((1, 0, 2, 3), masks, strict=True):
+        assert torch.all(mask.reshape(-1, 4).sum(dim=1) == n)
 
 
 def test_columns_that_m_does_not_divide() -> None:
