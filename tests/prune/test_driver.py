@@ -206,6 +206,18 @@ def test_a_mask_that_misses_its_count_is_refused() -> None:
         prune(toy(), None, Greedy(), uniform(toy()), 1)
 
 
+def test_a_row_that_misses_its_count_is_refused() -> None:
+    class Moving(Wanda):
+        def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
+            return super().__call__(weight, statistic, keep.flip(0) if isinstance(keep, Tensor) else keep)
+
+    model, name = toy(), "blocks.0.up.weight"
+    allocation = replace(uniform(model), rows={name: [2, 4, 4, 4, 4, 6]})
+    prune(toy(), data(), Wanda(), allocation, 2)
+    with pytest.raises(NumericalError, match=rf"{name}: a row of the mask does not keep what the allocation"):
+        prune(model, data(), Moving(), allocation, 2)
+
+
 def changed(change: Callable[[Pruned], Pruned]) -> Magnitude:
     """A pruner whose results are changed."""
 
@@ -254,6 +266,30 @@ def test_a_pruner_without_damping_is_not_asked_for_more() -> None:
         NumericalError, match=r"pruner=changed made .*not finite in torch.float32; correct the pruner$"
     ):
         prune(toy(), None, endless, uniform(toy()), 1)
+
+
+def test_removed_weights_are_positive_zeros() -> None:
+    """Whatever the sign of the dense ones: a bitmask of the weights' bits would count others as kept."""
+    model = toy()
+    report = prune(model, data(), Wanda(), uniform(model), 2)
+    for layer in model.layers:
+        assert not layer.weight[~report.masks[layer.name]].signbit().any()
+
+
+@torch.no_grad()
+def test_an_error_is_that_of_the_weights_as_they_are_stored() -> None:
+    class Scaled(Wanda):
+        def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
+            found = super().__call__(weight, statistic, keep)
+            return found._replace(weight=found.weight.float() * 1.001)
+
+    model = toy()
+    model.module.bfloat16()
+    for layer in model.layers:
+        layer.weight.fill_(1)  # bfloat16 has no number between 1 and 1.0078
+    halves = CalibrationSet("toy", tuple({"x": sample["x"].bfloat16()} for sample in data().samples))
+    report = prune(model, halves, Scaled(), replace(uniform(model), keep=model.sizes), 2)
+    assert set(report.errors.values()) == {0.0}
 
 
 class InPlace(ADMM):
