@@ -19,6 +19,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.causal_lm import language_loss
 from ecoflap.models.loading.loader import prunable
+from ecoflap.prune import global_gradient
 from ecoflap.prune.global_gradient import GlobalGradient, mean_gradients
 from ecoflap.prune.global_magnitude import GlobalMagnitude
 from ecoflap.prune.global_masks import choose_masks
@@ -121,6 +122,23 @@ def test_a_removed_weight_never_comes_back() -> None:
     assert not any((third.masks[name] & ~mask).any() for name, mask in first.masks.items())
 
 
+def test_a_removed_weight_stays_removed_where_no_kept_one_has_a_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, calibration = tiny.build("llama"), tiny.samples("llama")
+    seen: list[dict[str, Tensor]] = []
+
+    def vanishing(model: PrunableModel, _: Any) -> dict[str, Tensor]:
+        seen.append({layer.name: layer.weight == 0 for layer in model.layers})
+        ones = {layer.name: torch.ones_like(layer.weight) for layer in model.layers}
+        return ones if len(seen) == 1 else {name: one * 0 for name, one in ones.items()}
+
+    monkeypatch.setattr(global_gradient, "mean_gradients", vanishing)
+    _, report = GlobalGradient("model", iterations=2).prune(model, calibration, 0.5)
+    assert sum(int(removed.sum()) for removed in seen[1].values()) > 0
+    assert not any((report.masks[name] & removed).any() for name, removed in seen[1].items())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_gradients(dtype: torch.dtype) -> None:
     model, calibration = nearly_flat(), tiny.samples("llama")
@@ -160,6 +178,17 @@ def test_blocks_are_reported_with_the_time_since_pruning_began(
     assert seen == report.blocks
     assert [block.block for block in seen] == ["model.layers.0", "model.layers.1"]
     assert all(block.seconds > 0.05 for block in seen)
+
+
+def test_the_sparsity_of_a_block_is_that_of_its_layers() -> None:
+    model = tiny.build("llama")
+    with torch.no_grad():
+        model.module.model.layers[1].mlp.up_proj.weight *= 10
+    _, report = prune_whole(model, None, GlobalMagnitude(), 0.5, lambda _: None)
+    for block, found in zip(model.blocks, report.blocks, strict=True):
+        zeros = torch.cat([layer.weight.flatten() == 0 for layer in block.layers])
+        assert found.sparsity == pytest.approx(float(zeros.double().mean())), block.name
+    assert report.blocks[0].sparsity > report.blocks[1].sparsity + 0.05
 
 
 def test_refusals() -> None:
@@ -259,3 +288,13 @@ def test_a_pruner_that_zeroes_more_than_its_masks_is_named(caplog: pytest.LogCap
     assert found.report.zeroed == {name: found.allocation.keep[name]}
     assert "pruner=changed set 0." in caplog.text
     assert "the model had zeros before" not in caplog.text
+
+
+def test_zeros_of_the_dense_model_that_masks_keep_are_not_the_pruners() -> None:
+    model = tiny.build("llama")
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.weight[len(layer.weight) // 4 :] = 0
+    _, report = prune_whole(model, None, GlobalMagnitude(), 0.5, lambda _: None)
+    assert any((report.masks[layer.name] & (layer.weight == 0)).any() for layer in model.layers)
+    assert report.zeroed == {}
