@@ -99,14 +99,19 @@ def test_an_expert_that_no_token_reaches_is_pruned_by_its_weights_alone(
     measured = measure_dense(model, calibration, 2)
     stored = (lambda _: measured) if propagate == "dense" else None
     allocation = uniform(model)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         report = prune(model, calibration, Wanda(), allocation, 2, propagate=propagate, recall=stored)
     assert "no calibration token was routed to 2 of 16 matrices of experts" in caplog.text
+    few = sum(0 < report.tokens.get(layer.name, 0) < layer.shape[1] for layer in model.layers)
+    assert f"{few} of 16 matrices of experts saw fewer tokens than they have columns" in caplog.text
     for layer in layers:
         expected = reference.wanda(dense[layer], torch.eye(layer.shape[1]), allocation.keep[layer.name])[1]
         assert torch.equal(report.masks[layer.name], expected)
         assert report.errors[layer.name] is None
     assert {name for name, tokens in report.tokens.items() if not tokens} == {layer.name for layer in layers}
+    (last,) = (block for block in report.blocks if block.block == "model.layers.1")
+    errors = [error for name, error in report.errors.items() if error and name.startswith(f"{last.block}.")]
+    assert last.error == pytest.approx(sum(errors) / len(errors))
     firsts = sum(tokens for name, tokens in report.tokens.items() if "layers.0" in name and "gate_up" in name)
     assert firsts == 2 * (7 + 9), "each token is routed twice"
 
