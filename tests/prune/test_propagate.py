@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +15,15 @@ from ecoflap.blocks.statistics import MeanSquare
 from ecoflap.blocks.walk import walk
 from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.prune.driver import prune
+from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.inputs import measure_dense
+from ecoflap.prune.report import BlockReport
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from tests import tiny
 
 from . import reference
+from .test_driver import data, toy
 from .test_families import uniform
 from .test_layer_by_layer import rows, stack
 
@@ -56,6 +61,21 @@ def test_it_is_another_result_and_one_pass(pruner: Wanda | SparseGPT) -> None:
     assert not torch.equal(weights["pruned"], weights["dense"])
     small = 4 * 2  # show how blocks are called for both lengths, and whether those do the same alone
     assert runs == {"pruned": small + 2 * 5, "dense": small + 5}
+
+
+def test_a_stopped_run_goes_on_with_inputs_of_the_dense_model(tmp_path: Path) -> None:
+    whole, stopped, resumed = toy(), toy(), toy()
+
+    def stop(_: BlockReport) -> None:
+        raise KeyboardInterrupt
+
+    given: dict[str, Any] = {"propagate": "dense", "finished": FinishedBlocks(tmp_path, "key")}
+    prune(whole, data(), SparseGPT(), uniform(whole), 2, propagate="dense")
+    with pytest.raises(KeyboardInterrupt):
+        prune(stopped, data(), SparseGPT(), uniform(stopped), 2, stop, **given)
+    prune(resumed, data(), SparseGPT(), uniform(resumed), 2, **given)
+    for layer, other in zip(resumed.layers, whole.layers, strict=True):
+        assert torch.equal(layer.weight, other.weight), layer.name
 
 
 @torch.no_grad()
