@@ -118,10 +118,19 @@ def test_a_gram_matrix_is_the_same_in_any_order_and_in_any_parts(products: list[
 
 
 def test_what_follows_from_a_gram_matrix_is_computed_again_when_it_grows(products: list[Tensor]) -> None:
-    first, other = gram(products[:6]), gram(products[6:])
-    assert not first.value.equal(gram(products).value)
+    first, second, other = gram(products[:6]), gram(products[:6]), gram(products[6:])
+    for one in (first, second):
+        assert not one.value.equal(gram(products).value)
+        one.factor(0.01)
+        one.normalised_inverse(0.1, 1.0)
     first.add(other)
-    assert first.value.equal(gram(products).value)
+    for batch in products[6:]:
+        second.update(batch)
+    for one in (first, second):
+        assert one.value.equal(gram(products).value)
+        assert one.factor(0.01).upper.equal(gram(products).factor(0.01).upper)
+        inverse = gram(products).normalised_inverse(0.1, 1.0).inverse
+        assert one.normalised_inverse(0.1, 1.0).inverse.equal(inverse)
 
 
 def test_a_drift_is_the_same_in_any_order(products: list[Tensor]) -> None:
