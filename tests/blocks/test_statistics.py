@@ -177,6 +177,15 @@ def test_what_the_dense_model_did_not_read_counts_as_no_drift() -> None:
     torch.testing.assert_close(drift.value, (dense - pruned).t() @ inputs / (5 + 2 + 3))
 
 
+def test_a_drift_in_half_precision_is_that_of_wider_numbers() -> None:
+    torch.manual_seed(0)
+    dense, pruned, inputs = (torch.randn(50, size).bfloat16() for size in (3, 3, 4))
+    drift = Drift(3, 4, CPU)
+    drift.update(dense, pruned, inputs)
+    expected = (dense.double() - pruned.double()).t() @ inputs.double() / 50
+    torch.testing.assert_close(drift.value.double(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_each_damping_and_penalty_has_an_inverse_of_its_own() -> None:
     """Though they are computed once for all layers that share the input."""
     statistic = gram([torch.randn(60, 8, generator=torch.Generator().manual_seed(0))])
