@@ -198,6 +198,17 @@ class Split(nn.Module):
         return hidden + self.one(hidden) + self.other(read)
 
 
+class Written(Split):
+    """The tensor that two layers read is written to between them, in long texts only."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        read = hidden.clone()
+        first = self.one(read)
+        if hidden.shape[1] > 5:
+            read.mul_(2.0)
+        return hidden + first + self.other(read)
+
+
 def rows(lengths: Sequence[int] = (5, 7, 5, 7, 5, 5, 7, 5)) -> CalibrationSet:
     """Texts, each for another expert than the one before."""
     generator = torch.Generator().manual_seed(1)
@@ -238,6 +249,7 @@ def test_layers_that_read_the_same_tensor_are_pruned_together() -> None:
     ("block", "message"),
     [
         (Twice, r"calls blocks\.0\.layer\.weight and 2 more layers several times; use propagate=pruned"),
+        (Written, r"blocks\.0\.other\.weight is called .*compensated prunes it; use propagate=pruned"),
         (Split, r"blocks\.0\.other\.weight is called .*compensated prunes it; use propagate=pruned"),
         (lambda: Experts(False), r"blocks\.0\.experts\.\d\.weight is called .*; use propagate=pruned"),
     ],
