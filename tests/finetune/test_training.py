@@ -19,6 +19,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.finetune.full import Full
 from ecoflap.finetune.job import Job, Point, masks_fingerprint
 from ecoflap.finetune.lora import Lora
+from ecoflap.finetune.training_set import split_of
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.causal_lm import language_loss
 from tests.distributed.together import together
@@ -141,6 +142,46 @@ def test_a_training_begins_anew_when_its_loss_was_edited(
     assert not gradients(tmp_path, batch_size=5), "the checkpoint of the last step is resumed"
     monkeypatch.setattr(PrunableModel, "loss_identity", lambda *_: {"source": "edited"})
     assert gradients(tmp_path, batch_size=5)
+
+
+class Looked(Exception):
+    pass
+
+
+def test_only_a_training_with_the_same_seed_options_and_samples_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, masks = pruned("llama")
+    found: list[dict[str, Any]] = []
+
+    def look(_: Path, identity: dict[str, Any]) -> None:
+        found.append(identity)
+        raise Looked
+
+    monkeypatch.setattr("ecoflap.finetune.training.last_checkpoint", look)
+    plain = Job(model, masks, None, samples("llama"), lambda: model, 2, 0, tmp_path, {"masks": 1})
+    fewer = replace(plain, calibration=samples("llama").take(3))
+    jobs = [plain, plain, replace(plain, seed=1), fewer, replace(plain, identity={"masks": 2}), plain]
+    for job, rate in zip(jobs, [0.1, 0.1, 0.1, 0.1, 0.1, 0.2], strict=True):
+        with pytest.raises(Looked):
+            Full(data="calibration", learning_rate=rate).finetune(job)
+    same, *others = found
+    assert [other == same for other in others] == [True, False, False, False, False]
+
+
+def test_the_calibration_samples_are_divided() -> None:
+    drawn = samples("llama")
+
+    def read(_: int | None) -> CalibrationSet:
+        raise AssertionError("the training split is not looked at")
+
+    schedule = Full(data="calibration", samples=4, held_out=1)
+    found = split_of(schedule, drawn, read)
+    assert len(drawn) > 4
+    assert [id(one) for one in found.train] == [id(one) for one in drawn.samples[:3]]
+    assert [id(one) for one in found.held_out] == [id(drawn.samples[3])]
+    everything = split_of(replace(schedule, samples=None, held_out=0), drawn, read)
+    assert len(everything.train) == len(drawn)
 
 
 def test_the_trainer_gets_the_options() -> None:
