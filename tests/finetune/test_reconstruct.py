@@ -108,6 +108,18 @@ def test_blocks_are_trained_by_adam_at_a_rate_that_falls_along_a_cosine() -> Non
     assert all(point["error"] < point["error_before"] for point in training.curve)
 
 
+@pytest.mark.any_release
+def test_the_first_samples_alone_are_used() -> None:
+    models = (toy(), toy())
+    for model, drawn, samples in zip(models, (data(), data().take(2)), (2, None), strict=True):
+        masks = prune(model, None, Magnitude(), uniform(model), 1).masks
+        task = Job(model, masks, None, drawn, toy, 1, 0, Path())
+        training = Reconstruct(samples=samples, epochs=1, learning_rate=1e-2).finetune(task)
+        assert training.data["samples"] == 2
+    for one, other in zip(*(model.module.parameters() for model in models), strict=True):
+        assert torch.equal(one, other)
+
+
 def with_shared_norms(family: str) -> PrunableModel:
     model = tiny.build(family)
     first, second = model.module.model.layers  # type: ignore[union-attr, misc]
