@@ -25,7 +25,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.causal_lm import language_loss
 from ecoflap.prune.driver import prune
 from ecoflap.prune.finished_blocks import FinishedBlocks
-from ecoflap.prune.inputs import measure_dense
+from ecoflap.prune.inputs import measure_dense, require_capture
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from ecoflap.score.first_order import FirstOrder
@@ -99,6 +99,7 @@ def test_an_expert_that_no_token_reaches_is_pruned_by_its_weights_alone(
     measured = measure_dense(model, calibration, 2)
     stored = (lambda _: measured) if propagate == "dense" else None
     allocation = uniform(model)
+    require_capture(model, Wanda(), calibration, 2, propagate, "all")
     with caplog.at_level(logging.INFO):
         report = prune(model, calibration, Wanda(), allocation, 2, propagate=propagate, recall=stored)
     assert "no calibration token was routed to 2 of 16 matrices of experts" in caplog.text
