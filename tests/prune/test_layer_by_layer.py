@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.blip.modeling_blip import BlipAttention
 
+from ecoflap.blocks.layer_order import LayerOrder
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.forward_modes import quiet_forward
@@ -216,6 +217,26 @@ def rows(lengths: Sequence[int] = (5, 7, 5, 7, 5, 5, 7, 5)) -> CalibrationSet:
     for number, sample in enumerate(samples):
         sample["x"][0, 0] = 0.05 + 0.1 * (number % 4)
     return CalibrationSet("rows", tuple(samples))
+
+
+def test_a_layer_that_a_later_run_calls_has_its_place_between_others() -> None:
+    first, second, third, fourth = layers = stack(Parallel).blocks[0].layers
+    order = LayerOrder(layers)
+    for run in ((first, third), (first, second, third)):
+        with order.recording():
+            for layer in run:
+                layer.module(torch.ones(2, 8))
+    assert order.groups() == [(first,), (second,), (third,), (fourth,)]
+
+
+def test_only_layers_that_read_the_same_tensor_in_every_run_are_together() -> None:
+    first, second, third, fourth = layers = stack(Parallel).blocks[0].layers
+    order, same = LayerOrder(layers), torch.ones(2, 8)
+    for read in ((same, same, same, same), (same, same, same.clone(), same)):
+        with order.recording():
+            for layer, inputs in zip(layers, read, strict=True):
+                layer.module(inputs)
+    assert order.groups() == [(first, second, fourth), (third,)]
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
