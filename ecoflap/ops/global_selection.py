@@ -63,7 +63,7 @@ def select_globally(metrics: Sequence[Callable[[], Tensor]], keep: int) -> list[
     threshold, ties = global_threshold(metrics, keep)
     masks = []
     for metric in metrics:
-        values = metric()
+        values = metric().float()  # as the threshold was found
         mask, equal = values > threshold, values == threshold
         first = equal & (equal.flatten().cumsum(0).view_as(equal) <= ties)
         ties -= int(first.sum())

@@ -44,6 +44,16 @@ def test_equals_sorting(seed: int, shapes: list[tuple[int, int]], kind: str) -> 
         assert all(torch.equal(mask, other) for mask, other in zip(masks, expected, strict=True))
 
 
+@pytest.mark.parametrize("keep", [1, 30, 59])
+def test_entries_in_fp64_are_compared_in_fp32(keep: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    close = [1 + 1e-7 * torch.rand(5, 6, generator=generator, dtype=torch.float64) for _ in range(2)]
+    masks = select_globally(lazily(close), keep)
+    expected = select_globally(lazily([one.float() for one in close]), keep)
+    assert sum(int(mask.sum()) for mask in masks) == keep
+    assert all(torch.equal(mask, other) for mask, other in zip(masks, expected, strict=True))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
 def test_entries_that_have_no_place(value: float) -> None:
     with pytest.raises(ValueError, match="negative, NaN or infinite"):
