@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ecoflap.ops.hessian import NotPositiveDefiniteError, inverse_factor
+from ecoflap.ops.hessian import NotPositiveDefiniteError, inverse_factor, unit_columns
 
 
 def gram(cols: int, tokens: int, seed: int = 0) -> Tensor:
@@ -98,3 +98,14 @@ def test_not_square(shape: tuple[int, ...]) -> None:
 def test_scale_does_not_matter() -> None:
     small, large = (inverse_factor(gram(16, 64) * scale) for scale in (1e-6, 1e6))
     torch.testing.assert_close(small.upper * 1e-3, large.upper * 1e3, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_unit_columns_are_the_same_at_any_scale(scale: float) -> None:
+    matrix = gram(6, 40)
+    matrix[2], matrix[:, 2] = 0, 0
+    expected, norms = unit_columns(matrix)
+    scaled, scaled_norms = unit_columns(matrix * scale)
+    torch.testing.assert_close(scaled, expected)
+    torch.testing.assert_close(scaled_norms, norms * scale**0.5, rtol=1e-5, atol=0)
+    assert float(norms[2]) == pytest.approx(1e-8 * float(norms.max()))

@@ -23,6 +23,11 @@ def test_published_code() -> None:
     assert float(metric.sum()) == pytest.approx(133.2304, rel=1e-5)
 
 
+def test_the_scale_of_the_weights_does_not_matter() -> None:
+    weight = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ria_metric(weight * 2**-20, torch.ones(7)), ria_metric(weight, torch.ones(7)))
+
+
 def test_rows_and_columns_of_zeros_score_zero() -> None:
     weight = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 2.0]])
     metric = ria_metric(weight, torch.tensor([1.0, 1.0, 0.0]))

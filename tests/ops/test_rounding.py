@@ -17,6 +17,7 @@ def test_rounding_moves_the_largest_remainders_by_less_than_one() -> None:
     exact = [3.2, 4.7, 5.7, 1.4]
     assert round_to_total(exact, [9, 9, 9, 9], 15) == [3, 5, 6, 1]
     assert round_to_total([0.5, 0.5], [1, 1], 1) == [1, 0]  # ties: the lowest index
+    assert round_to_total([2.5, 3.5], [9, 9], 6) == [3, 3]
 
 
 def test_rounding_below_the_whole_parts_takes_from_the_smallest_remainders() -> None:

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ecoflap.ops import selection
 from ecoflap.ops.selection import select_by_row, select_in_matrix, select_in_rows, select_n_of_m
 
 from . import reference
@@ -66,7 +67,7 @@ def test_impossible_counts_of_rows(keep: list[int]) -> None:
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.integers(1, 8), st.data())
+@given(st.integers(1, 12), st.data())
 def test_n_of_m_equals_stable_sort(m: int, data: st.DataObject) -> None:
     metric, n = data.draw(metrics(group=m)), data.draw(st.integers(1, m))
     mask = select_n_of_m(metric, n, m)
@@ -80,6 +81,13 @@ def test_random_scores_from_both_ends(values: int, keep: int) -> None:
     """Of hardly any tie, of hundreds of equal scores, and of nothing else."""
     metric = torch.rand(64, 64, generator=torch.Generator().manual_seed(0)).mul(values).floor()
     assert torch.equal(select_in_matrix(metric, keep), reference.matrix_mask(metric, keep))
+    assert torch.equal(select_in_rows(metric, keep), reference.row_mask(metric, keep))
+
+
+@pytest.mark.parametrize("keep", [1, 23, 36, 59])
+def test_rows_that_are_partitioned_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch, keep: int) -> None:
+    metric = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(selection, "PARTITIONED", 20)  # three rows, and one at the end
     assert torch.equal(select_in_rows(metric, keep), reference.row_mask(metric, keep))
 
 

@@ -72,3 +72,7 @@ def test_spectra_without_a_tail(weight: Tensor, tail: str) -> None:
 def test_two_eigenvalues_suffice() -> None:
     values = eigenvalues(torch.diag(torch.tensor([1.0, 2.0, 2.0])))
     assert tail_exponent(values, "peak") == pytest.approx(1 + 3 / (2 * math.log(4)))
+
+
+def test_eigenvalues_of_zero_are_left_out() -> None:
+    assert eigenvalues(torch.diag(torch.tensor([3.0, 0.0, 2.0]))).tolist() == pytest.approx([4.0, 9.0])
