@@ -18,10 +18,11 @@ from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.causal_lm import language_loss
 from ecoflap.models.loading.loader import prunable
 from ecoflap.prune.wanda import Wanda
-from ecoflap.score.first_order import MEASURES, FirstOrder
+from ecoflap.score.first_order import MEASURES, FirstOrder, measure_gradients
 from ecoflap.score.pass_size import LiveBytes
 from ecoflap.score.zeroth_order import ZerothOrder
 from tests import tiny
+from tests.stack import mean_square, stack
 
 pytestmark = pytest.mark.long
 
@@ -83,6 +84,8 @@ def test_other_options_are_another_entry_of_the_cache(options: dict) -> None:
 def test_only_the_first_samples_are_used() -> None:
     model, calibration = tiny.build("opt"), tiny.samples("opt")
     few = FirstOrder(samples=2, batch_size=1)(model, calibration, 0)
+    assert few.details["samples"] == 2
+    assert FirstOrder(samples=99)(model, calibration, 0).details["samples"] == len(calibration)
     assert few == FirstOrder(samples=2, batch_size=1)(model, calibration.take(2), 0)
     assert few.importance != FirstOrder(samples=3, batch_size=1)(model, calibration, 0).importance
 
@@ -156,6 +159,29 @@ def test_half_precision_gradients(dtype: torch.dtype) -> None:
     half = FirstOrder("gradient")(model, calibration, 0).importance
     model.module.float()
     assert half == pytest.approx(FirstOrder("gradient")(model, calibration, 0).importance, rel=0.1)
+
+
+class Narrow(nn.Module):
+    """One of its two layers may be in fp16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(8, 8), nn.Linear(8, 8).half()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.wide(self.narrow(hidden.to(self.narrow.weight.dtype)).float())
+
+
+@pytest.mark.parametrize(("height", "column"), [(1e-6, 1.0), (1.0, 100.0)])
+def test_one_layer_in_fp16_neither_underflows_nor_overflows_in_part(height: float, column: float) -> None:
+    model = stack(Narrow, loss=lambda *given: height * mean_square(*given))
+    rows = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0))
+    rows[..., 0] *= column
+    half = measure_gradients(model, {"x": rows}, lambda _, gradient: gradient.clone(), recompute=False)
+    model.module.float()
+    exact = measure_gradients(model, {"x": rows}, lambda _, gradient: gradient.clone(), recompute=False)
+    for layer, gradient in exact.items():
+        assert float((half[layer] - gradient).norm() / gradient.norm()) < 0.01
 
 
 @pytest.mark.parametrize("towers", [["vision"], ["decoder"], ["qformer", "encoder"]])

@@ -34,6 +34,8 @@ def test_equals_the_metric_on_all_inputs(family: str, measure: str) -> None:
 def test_only_the_first_samples_are_used(measure: str) -> None:
     model, calibration = tiny.build("opt"), tiny.samples("opt")
     few = Local(measure, samples=2)(model, calibration, 0)
+    assert few.details["samples"] == 2
+    assert Local(measure, samples=99)(model, calibration, 0).details["samples"] == len(calibration)
     assert few == Local(measure, samples=2)(model, calibration.take(2), 0)
     assert few.importance != Local(measure, samples=3)(model, calibration, 0).importance
 

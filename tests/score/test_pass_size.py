@@ -33,6 +33,12 @@ def test_the_first_piece_is_measured_and_bounds_the_rest(monkeypatch: pytest.Mon
     assert done == [1, 10, 10, 4]
 
 
+def test_no_pass_has_more_than_the_limit() -> None:
+    done: list[int] = []
+    list(PassSize(4, CPU).passes(range(10), lambda pieces: done.append(len(pieces))))
+    assert done == [1, 4, 4, 1]
+
+
 def test_it_gives_way_when_memory_runs_out() -> None:
     size, done = PassSize(8, CPU), []
 

@@ -30,6 +30,13 @@ class TokensFirst(nn.Module):
         return hidden + self.last(self.first(hidden.transpose(0, 1)).transpose(0, 1).relu())
 
 
+class TokensFirstAtLast(TokensFirst):
+    """Its first layer reads samples first, and its last one [tokens, batch, features]."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.last(self.first(hidden).transpose(0, 1).relu()).transpose(0, 1)
+
+
 class Routed(nn.Module):
     """Its expert reads the tokens that the first layer sends it, and its last layer all of them."""
 
@@ -67,7 +74,13 @@ def in_a_strip(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("kind", "loss"), [(TokensFirst, mean_square), (Routed, mean_square), (Residual, in_a_strip)]
+    ("kind", "loss"),
+    [
+        (TokensFirst, mean_square),
+        (TokensFirstAtLast, mean_square),
+        (Routed, mean_square),
+        (Residual, in_a_strip),
+    ],
 )
 def test_equals_really_moving_the_weights(kind: type[nn.Module], loss: Loss) -> None:
     rows = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(1))
