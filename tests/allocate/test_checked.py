@@ -152,3 +152,11 @@ def test_an_allocator_that_changes_weights_is_refused() -> None:
         UserError, match=rf"allocation=changed changed weights of the model \(1 tensors, such as {FIRST}\)"
     ):
         prune(model, sparsity=0.5, pruner="magnitude", allocation=Careless(halved))
+
+
+def test_the_layers_in_a_module_are_not_those_of_one_whose_name_begins_alike() -> None:
+    sizes = {"h.1.attn": 100, "h.1.mlp": 300, "h.10.attn": 100, "h.10.mlp": 300}
+    allocation = Allocation({**sizes, "h.1.attn": 50, "h.10.mlp": 0}, sizes, 0.5, "layer")
+    assert allocation.inside("h.1") == ["h.1.attn", "h.1.mlp"]
+    assert allocation.sparsity_of(allocation.inside("h.1")) == pytest.approx(50 / 400)
+    assert allocation.sparsity_of(allocation.inside("h.10")) == pytest.approx(300 / 400)

@@ -1,6 +1,6 @@
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,23 @@ def saved(
 
 def test_round_trip(tmp_path: Path, model: PrunableModel) -> None:
     assert FromFile(saved(tmp_path, model))(model, None, 0.6) == WaterFilling()(model, None, 0.6)
+
+
+def test_rows_and_how_they_were_found_are_read_back(tmp_path: Path, model: PrunableModel) -> None:
+    uniform = WaterFilling()(model, None, 0.6)
+    rows = model.layers[0].shape[0]
+    each, over = divmod(uniform.keep[Q], rows)
+    even = [each + (row < over) for row in range(rows)]
+    found = replace(
+        uniform,
+        rows={Q: [even[0] + 1, even[1] - 1, *even[2:]]},
+        row_weights={K: [0.5] * model.layers[1].shape[0]},
+        in_trials=True,
+    )
+    path = saved(tmp_path, model, lambda _: asdict(found))
+    assert FromFile(path)(model, None, 0.6) == found
+    assert FromFile(path).in_trials
+    assert not FromFile(saved(tmp_path, model)).in_trials
 
 
 def test_order_is_the_models(tmp_path: Path, model: PrunableModel) -> None:

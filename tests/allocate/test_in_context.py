@@ -353,7 +353,8 @@ def test_nothing_is_measured_where_the_budget_decides_alone(
     [
         lambda counts: counts[:-1],
         lambda counts: [counts[0] + 1, *counts[1:]],
-        lambda counts: [-1, *counts[1:]],
+        lambda counts: [-1, counts[0] + counts[1] + 1, *counts[2:]],
+        lambda counts: [sum(counts[:3]), 0, 0, *counts[3:]],  # more than a row has
     ],
 )
 def test_counts_of_rows_that_do_not_fit_are_refused(changed: Callable[[list[int]], list[int]]) -> None:

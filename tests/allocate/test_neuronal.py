@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ecoflap.allocate.allocation import Allocation, keep_total
+from ecoflap.allocate.misalignment import measure_misalignment
 from ecoflap.allocate.neuronal import Neuronal
 from ecoflap.allocate.protocol import Context
 from ecoflap.errors import NumericalError, UserError
@@ -126,6 +127,29 @@ def test_what_is_not_finite_never_wins() -> None:
     assert allocation.details["spread"] == {"language": 0.2}
     with pytest.raises(NumericalError, match="tower language are finite at no trial"):
         Neuronal()(tiny_opt.opt_model(), None, 0.6, context(recall=forced(lambda _: {"language": None})))
+
+
+def test_a_budget_that_towers_share_needs_what_all_of_them_measure() -> None:
+    model = tiny.build("blip2_t5")
+    names = [tower.name for tower in model.towers]
+    values = {0.1: {name: 1.0 for name in names} | {names[0]: None}, 0.2: dict.fromkeys(names, 2.0)}
+    recall = forced(lambda spread: values[spread])
+    for scope, spread in (("model", 0.2), ("tower", 0.1)):
+        allocator = Neuronal(spreads=[0.1, 0.2], scope=scope)
+        chosen = allocator(model, None, 0.6, context("blip2_t5", recall=recall)).details["spread"]
+        assert chosen == dict.fromkeys(names, spread) | {names[0]: 0.2}
+
+
+@pytest.mark.parametrize("pruner", [Wanda(), Wanda(mask="n:4")], ids=lambda pruner: pruner.rule.name)
+def test_the_trials_have_the_tokens_and_the_mask_of_the_fine_stage(pruner: Any) -> None:
+    model, samples = tiny.build("llava"), tiny.samples("llava")
+    given = Context(pruner, samples, 4, 0, tokens="text")
+    allocation = Neuronal(spreads=[0.25])(model, None, 0.6, given)
+    trial = pruner.fitted(allocation)
+    assert (trial.keep == allocation.keep) == pruner.rule.by_row
+    expected = measure_misalignment(model, pruner, samples.batches(4), trial, "text")
+    assert allocation.details["misalignment"]["0.25"] == expected
+    assert expected != measure_misalignment(model, pruner, samples.batches(4), trial)
 
 
 def test_one_block_is_uniform() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from ecoflap.allocate.dlp import DLP
 from ecoflap.allocate.lsa import LSA
 from ecoflap.allocate.owl import OWL
 from ecoflap.allocate.protocol import Context
+from ecoflap.blocks.gram import Gram
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import greedy_removal_error
@@ -104,6 +107,30 @@ def test_lsa_takes_the_mean_of_reached_experts(model: PrunableModel, inputs: dic
             assert len(reached) == REACHED
             expected = sum(reached) / REACHED
         assert values[layer.name] == pytest.approx(expected, rel=1e-3)
+
+
+@dataclass(eq=False)
+class Part:
+    """A layer [4, 4] that may be an expert."""
+
+    name: str
+    is_expert: bool
+    scale: float
+    shape: tuple[int, int] = (4, 4)
+
+    def matrix(self) -> Tensor:
+        return self.scale * torch.ones(4, 4)
+
+
+def test_lsa_takes_no_projection_of_the_shape_of_an_expert_for_one() -> None:
+    device = torch.device("cpu")
+    layers = [Part("attention", False, 5.0), Part("reached", True, 1.0), Part("unreached", True, 2.0)]
+    statistics: Any = {layer: Gram.unseen(4, device) for layer in layers}
+    for layer in layers[:2]:
+        statistics[layer].assumed = False
+    block: Any = SimpleNamespace(layers=layers)
+    found = LSA().measure_block(block, statistics)
+    assert found["attention"] > found["reached"] == found["unreached"] > 0
 
 
 def test_their_local_score_is_zero(model: PrunableModel) -> None:
