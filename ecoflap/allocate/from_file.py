@@ -78,8 +78,6 @@ class FromFile(FromFileOptions, Allocator):
             keep={name: given.keep[name] for name in sizes},
             sizes=sizes,
             total=given.total if self.total == EXACT else self.total,
-            rows={name: given.rows[name] for name in sizes if name in given.rows},
-            row_weights={name: given.row_weights[name] for name in sizes if name in given.row_weights},
         )
         if self.total == EXACT:
             towers = [tower.layers for tower in model.towers]
