@@ -84,7 +84,7 @@ class WaterFilling(WaterFillingOptions, Allocator):
                 " One that compares samples needs score.batch_size=2 or more; score=none gives a uniform"
                 " sparsity"
             )
-        cap = self.cap if self.cap is not None else min(1.0, round(sparsity + 0.1, 10))
+        cap = self.cap if self.cap is not None else min(1.0, sparsity + 0.1)
         try:
             kept = water_fill(sizes, values, total, cap)
         except ValueError as error:
