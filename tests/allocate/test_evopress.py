@@ -89,6 +89,18 @@ def test_a_candidate_is_measured_on_the_pruned_model(family: str, pruner: LayerP
     assert found == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("measure", ["kl", "loss"])
+def test_a_candidate_is_measured_on_the_same_batches_again(measure: str) -> None:
+    """A contrastive loss depends on which samples share a batch; divergences begin at the dense model."""
+    model = tiny.build("clip")
+    keep = {layer.name: layer.size // 4 for layer in model.layers}
+    with trial_pruner(model, context("clip")) as trial:
+        distance = Distance(model, LayerTrials(trial), tiny.samples("clip"), 2, measure)
+        first, again, in_order = (distance([keep], chosen) for chosen in ([3, 0, 2], [3, 0, 2], [0, 2, 3]))
+    assert first == again == in_order
+    assert first[0] > 0
+
+
 def slow_logits(model: PrunableModel, family: str, batch: dict[str, Tensor]) -> Tensor:
     """Logits of the targets of one sample, [targets, classes]."""
     logits: Tensor = model.module(**batch).logits[0].double()
@@ -103,6 +115,7 @@ def test_totals_are_exact_for_unequal_layers(scope: str, sparsity: float) -> Non
     before = weights(model)
     allocation = EvoPress(scope=scope, **SMALL)(model, None, sparsity, context("blip2_t5"))
     assert_same(model, before)
+    assert allocation.in_trials
     assert list(allocation.keep) == [layer.name for layer in model.layers]
     whole = [model.layers] if scope == "model" else [tower.layers for tower in model.towers]
     for layers in whole:

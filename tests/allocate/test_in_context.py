@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from ecoflap.allocate import budget_search
 from ecoflap.allocate.allocation import check_counts, keep_total
-from ecoflap.allocate.budget_search import BudgetSearch
+from ecoflap.allocate.budget_search import BudgetSearch, Candidate
 from ecoflap.allocate.in_context import InContext
 from ecoflap.allocate.marginals import Counts, Marginals, measure_marginals
 from ecoflap.allocate.row_weights import RowWeights
@@ -374,6 +376,16 @@ def test_a_loss_that_is_not_finite_is_reported() -> None:
         model.module.get_parameter("model.norm.weight").fill_(float("inf"))
     with pytest.raises(NumericalError, match=r"not finite|is nan|is inf"):
         QUICK(model, None, 0.6, context("llama"))
+
+
+def test_a_candidate_whose_loss_is_not_finite_never_wins() -> None:
+    losses = {0.4: None, 0.5: 3.0, 0.6: 2.0}
+    stored = SimpleNamespace(recall=lambda _, compute: compute())
+    search: Any = SimpleNamespace(_context=stored, _loss=lambda candidate: losses[candidate.budget])
+    candidates = {f"{budget}": Candidate(torch.tensor([budget]), RowWeights(), budget) for budget in losses}
+    best, found = BudgetSearch.best(search, candidates)
+    assert best.budget == 0.6
+    assert found == {"0.4": math.inf, "0.5": 3.0, "0.6": 2.0}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,6 +45,20 @@ def test_a_trial_prunes_as_the_fine_stage_does_from_dense_inputs(family: str, na
             assert torch.equal(layer.weight == 0, expected.weight == 0), layer.name
             torch.testing.assert_close(layer.weight, expected.weight, rtol=1e-3, atol=1e-5)
     assert model.fingerprint() == before
+
+
+@pytest.mark.parametrize("tokens", ["text", "answer"])
+def test_a_trial_counts_the_tokens_of_the_fine_stage(tokens: str) -> None:
+    model, other, every = (tiny.build("llava", towers=["language"]) for _ in range(3))
+    keep, samples = WaterFilling()(model, None, 0.5), tiny.samples("llava")
+    with trial_pruner(model, replace(context("llava", Wanda()), tokens=tokens)) as trial:
+        trial.prune(keep.keep)
+        prune(other, samples, Wanda(), keep, batch_size=2, propagate="dense", tokens=tokens)
+        prune(every, samples, Wanda(), keep, batch_size=2, propagate="dense")
+        rows = zip(model.layers, other.layers, every.layers, strict=True)
+        alike = [[torch.equal(one.weight, two.weight) for two in others] for one, *others in rows]
+    assert all(same for same, _ in alike)
+    assert not all(same for _, same in alike)
 
 
 @pytest.mark.parametrize(("options", "trials"), [({}, (4, 3)), ({"trial_iterations": 20}, (12, 10))])

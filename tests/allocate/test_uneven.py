@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 
 from ecoflap.allocate import parametric
 from ecoflap.allocate.alpha_pruning import AlphaPruning
 from ecoflap.allocate.atp import ATP
+from ecoflap.allocate.choose import choose
 from ecoflap.allocate.dlp import DLP
 from ecoflap.allocate.er import ER
 from ecoflap.allocate.groups import blocks_of
@@ -28,6 +30,7 @@ from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import eigenvalues, tail_exponent, wanda_metric
+from ecoflap.prune.inputs import measure_dense
 from ecoflap.prune.magnitude import Magnitude
 from ecoflap.prune.wanda import Wanda
 from tests import tiny
@@ -93,6 +96,21 @@ def test_a_parameter_of_zero_is_uniform(model: PrunableModel, context: Context, 
     assert allocator(model, None, 0.6, context).keep == WaterFilling()(model, None, 0.6).keep
 
 
+def by_hand(allocator: OWL | DLP, model: PrunableModel, squares: Mapping[str, Tensor]) -> dict[str, float]:
+    """The values of blocks, from the mean squares of the layers' inputs."""
+    expected = {}
+    for block in blocks_of(model.towers):
+        sizes = [
+            (layer.matrix().double().abs() * squares[layer.name].sqrt()).flatten() for layer in block.layers
+        ]
+        every = torch.cat(sizes)
+        if isinstance(allocator, OWL):
+            expected[block.name] = 100 * float((every > 5 * every.mean()).double().mean())
+        else:
+            expected[block.name] = float(every.median() if allocator.average == "median" else every.mean())
+    return expected
+
+
 @pytest.mark.parametrize("allocator", [OWL(), DLP(), DLP(average="mean")], ids=label)
 def test_values_equal_a_full_forward_pass(
     model: PrunableModel, context: Context, allocator: OWL | DLP
@@ -110,19 +128,9 @@ def test_values_equal_a_full_forward_pass(
             model.loss(batch)
     for handle in handles:
         handle.remove()
-    expected = {}
-    for block in blocks_of(model.towers):
-        sizes = []
-        for layer in block.layers:
-            square = torch.cat(inputs[layer.name]).double().square().mean(dim=0)
-            sizes.append((layer.matrix().double().abs() * square.sqrt()).flatten())
-        every = torch.cat(sizes)
-        if isinstance(allocator, OWL):
-            expected[block.name] = 100 * float((every > 5 * every.mean()).double().mean())
-        else:
-            expected[block.name] = float(every.median() if allocator.average == "median" else every.mean())
+    squares = {name: torch.cat(read).double().square().mean(dim=0) for name, read in inputs.items()}
     found = allocator(model, None, 0.6, context).details["values"]
-    assert found == pytest.approx(expected, rel=1e-4)
+    assert found == pytest.approx(by_hand(allocator, model, squares), rel=1e-4)
 
 
 @pytest.mark.parametrize("allocator", MEASURED, ids=label)
@@ -136,6 +144,30 @@ def test_targets_share_one_measurement_and_its_batch_size_changes_nothing(
     assert first.details["values"] == second.details["values"]
     alone = allocator(model, None, 0.7, replace(context, batch_size=5)).details["values"]
     assert alone == pytest.approx(second.details["values"], rel=1e-4)
+
+
+@pytest.mark.parametrize("allocator", [OWL(), DLP()], ids=label)
+def test_values_are_those_of_the_chosen_tokens(allocator: Any) -> None:
+    model, samples = tiny.build("llava", towers=["language"]), tiny.samples("llava")
+    context = Context(Wanda(), samples, 2, 0)
+    every, text = (
+        allocator(model, None, 0.5, replace(context, tokens=tokens)).details["values"]
+        for tokens in ("all", "text")
+    )
+    squares = {
+        name: one[:-1] / one[-1] for name, one in measure_dense(model, samples, 5, tokens="text").items()
+    }
+    assert text == pytest.approx(by_hand(allocator, model, squares), rel=1e-4)
+    assert text != pytest.approx(every, rel=1e-4)
+
+
+def test_of_equal_candidates_the_first_is_chosen(model: PrunableModel, context: Context) -> None:
+    losses = {0.0: 3.0, 0.1: 2.0, 0.2: None, 0.3: 2.0}
+    stored = replace(context, recall=lambda name, _: losses[name["candidate"]])
+    for order in ([0.0, 0.1, 0.2, 0.3], [0.3, 0.2, 0.1, 0.0]):
+        chosen, found = choose(model, stored, order, lambda _: {}, {}, 2)
+        assert chosen == next(one for one in order if losses[one] == 2.0)
+        assert found == losses
 
 
 @pytest.mark.parametrize("allocator", TRIED, ids=label)
@@ -153,6 +185,7 @@ def test_auto_takes_the_candidate_of_the_smallest_loss(
     assert chosen == min((float(one) for one in losses if losses[one] == losses[f"{chosen:g}"]), default=None)
     fixed = replace(allocator, **{allocator.parameter: chosen})(model, None, 0.7, context)
     assert fixed.keep == found.keep
+    assert (found.in_trials, fixed.in_trials) == (True, False), "which decides on propagate=auto"
     computed = len(memory.computed)
     assert allocator(model, None, 0.7, replace(context, recall=memory)) == found
     assert len(memory.computed) == computed
