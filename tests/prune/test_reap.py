@@ -30,6 +30,7 @@ from ecoflap.prune.whole_model import prune_whole
 from ecoflap.storage.checkpoint import save_checkpoint
 from ecoflap.storage.masks import MaskFile
 from ecoflap.storage.saved_model import open_checkpoint
+from tests.distributed.together import together
 from tests.experts import as_published, samples
 from tests.zoo.decoders import DECODERS
 
@@ -125,6 +126,21 @@ def test_scores_equal_a_loop_over_tokens_and_experts(family: str) -> None:
         name: pytest.approx(scores, rel=1e-4) for name, scores in expected.items()
     }
     assert all(int(one.tokens.sum()) == TOP_K * (7 + 9 + 7) for one in found.values())
+
+
+def test_scores_of_several_processes_are_those_of_one() -> None:
+    """Each has its samples, and so reaches other experts."""
+
+    def scored() -> list[tuple[list[float], list[int]]]:
+        model, data = build("qwen3_moe"), samples(7, 9, 7)
+        found = score_experts(model, find_mixtures(model), data, 1).values()
+        return [(one.mean.tolist(), one.tokens.tolist()) for one in found]
+
+    expected = scored()
+    for found in together(2, scored):
+        for (mean, tokens), (one_mean, one_tokens) in zip(found, expected, strict=True):
+            assert tokens == one_tokens
+            assert mean == pytest.approx(one_mean)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
