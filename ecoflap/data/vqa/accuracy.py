@@ -61,8 +61,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Mean over the annotators of min(1, matches among the others / 3).
 
     As in the published evaluation, the annotators' answers lose only their punctuation, and keep it if all
-    agree:
-    the files hold normalised answers.
+    agree: the files hold normalised answers.
 
     Args:
         prediction: the model's answer.

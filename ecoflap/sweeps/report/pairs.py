@@ -67,7 +67,7 @@ class Pairs:
     def verdict(self) -> str:
         """Better or worse where the interval leaves out zero.
 
-        So it is where one of the two figures is infinite with every seed, and the other finite.
+        Without an interval, an infinite figure beside a finite one with every seed decides as well.
         """
         mean, half = mean_difference(self.differences), interval(self.differences)
         if len(self.differences) == 1:
