@@ -92,12 +92,11 @@ DECODER = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False))
 def test_what_a_processor_says_of_tokens_ends_with_the_prompt(around: str, written: str) -> None:
     processor = Sees(around)
     found = ProcessorInputs(DECODER, processor, {}).of_question(None, f"{written}Why?")
-    first, *rest = begun(processor.tokenizer, around, "Why?")
-    if written and first != processor.tokenizer.bos_token_id:
-        rest, first = [first, *rest], processor.tokenizer.bos_token_id
-    assert found["input_ids"].tolist() == [[first, *rest]]
-    length = found["input_ids"].shape[1]
-    assert {name: one.shape[1] for name, one in found.items()} == dict.fromkeys(found, length)
+    expected, first = begun(processor.tokenizer, around, "Why?"), processor.tokenizer.bos_token_id
+    if written and expected[0] != first:
+        expected = [first, *expected]
+    assert found["input_ids"].tolist() == [expected]
+    assert {one.shape[1] for one in found.values()} == {len(expected)}
 
 
 def test_an_answer_sees_what_the_last_token_before_it_sees() -> None:

@@ -127,15 +127,10 @@ def test_infinite_weights_name_the_layer(pruner: LayerPruner) -> None:
 
 
 def test_a_corrected_weight_that_half_precision_cannot_hold_names_the_layer() -> None:
-    class Growing(Magnitude):
-        def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
-            found = super().__call__(weight, statistic, keep)
-            return found._replace(weight=found.weight.float() * 1e6)
-
-    model = toy()
+    model, growing = toy(), changed(lambda found: found._replace(weight=found.weight.float() * 1e6))
     model.module.half()
     with pytest.raises(NumericalError, match=r"^blocks\.0\.up\.weight: .*not finite in torch\.float16"):
-        prune(model, data(), Growing(), uniform(model), 2)
+        prune(model, data(), growing, uniform(model), 2)
 
 
 def test_an_error_in_the_measurement_leaves_the_weights_as_they_were() -> None:
@@ -218,11 +213,13 @@ def test_a_row_that_misses_its_count_is_refused() -> None:
         prune(model, data(), Moving(), allocation, 2)
 
 
-def changed(change: Callable[[Pruned], Pruned]) -> Magnitude:
+def changed(
+    change: Callable[[Pruned], Pruned], kind: type[Magnitude | Wanda] = Magnitude
+) -> Magnitude | Wanda:
     """A pruner whose results are changed."""
 
-    class Changed(Magnitude):
-        def __call__(self, weight: Tensor, statistic: object, keep: Keep) -> Pruned:
+    class Changed(kind):  # type: ignore[misc]
+        def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
             return change(super().__call__(weight, statistic, keep))
 
     return Changed(name="changed")
@@ -278,17 +275,13 @@ def test_removed_weights_are_positive_zeros() -> None:
 
 @torch.no_grad()
 def test_an_error_is_that_of_the_weights_as_they_are_stored() -> None:
-    class Scaled(Wanda):
-        def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
-            found = super().__call__(weight, statistic, keep)
-            return found._replace(weight=found.weight.float() * 1.001)
-
     model = toy()
+    scaled = changed(lambda found: found._replace(weight=found.weight.float() * 1.001), Wanda)
     model.module.bfloat16()
     for layer in model.layers:
         layer.weight.fill_(1)  # bfloat16 has no number between 1 and 1.0078
     halves = CalibrationSet("toy", tuple({"x": sample["x"].bfloat16()} for sample in data().samples))
-    report = prune(model, halves, Scaled(), replace(uniform(model), keep=model.sizes), 2)
+    report = prune(model, halves, scaled, replace(uniform(model), keep=model.sizes), 2)
     assert set(report.errors.values()) == {0.0}
 
 

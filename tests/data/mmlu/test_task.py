@@ -187,9 +187,10 @@ def test_calibration_errors_by_hand() -> None:
     assert expected_calibration_error(confidence, right, count=2) == pytest.approx(
         100 * (2 * gaps[0] + 3 * gaps[1]) / 5
     )
-    assert expected_calibration_error(
-        torch.tensor([0.5, 1.0]), torch.tensor([True, False]), count=2
-    ) == pytest.approx(75)  # 25 if 0.5 were in the upper bin
+    edge = torch.tensor([0.5, 1.0])
+    for second, error in ((True, 25), (False, 75)):  # both 25 if 0.5 were in the upper bin
+        found = expected_calibration_error(edge, torch.tensor([True, second]), count=2)
+        assert found == pytest.approx(error)
     assert expected_calibration_error(torch.tensor([0.0, 1.0]), torch.tensor([False, True])) == 0
 
 
