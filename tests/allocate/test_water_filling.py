@@ -15,13 +15,6 @@ from tests import tiny
 pytestmark = pytest.mark.any_release
 
 
-@pytest.fixture(scope="module")
-def model() -> PrunableModel:
-    return tiny.build(
-        "blip2_t5", skip_layers=(r"block\.1\.layer\.0",)
-    )  # blocks and towers of different sizes
-
-
 def scored(model: PrunableModel, score: Callable[[Layer], float] | None = None) -> Scores:
     """Scores from a function of the layer, or else at random over four orders of magnitude."""
     score = score or (lambda layer: 10 ** (float(gaussian([1], layer.name))))
