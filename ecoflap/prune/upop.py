@@ -191,7 +191,8 @@ def standardised(gradients: Sequence[Tensor], kinds: Sequence[str]) -> list[Tens
     result: list[Tensor] = []
     for gradient, kind in zip(gradients, kinds, strict=True):
         same = torch.cat([other for other, its in zip(gradients, kinds, strict=True) if its == kind])
-        result.append((gradient - same.mean()) / same.std().clamp_min(torch.finfo(same.dtype).tiny))
+        spread = same.std(correction=min(1, len(same) - 1)).clamp_min(torch.finfo(same.dtype).tiny)
+        result.append((gradient - same.mean()) / spread)
     return result
 
 

@@ -43,6 +43,7 @@ def test_gradients_are_standardised_among_their_kind() -> None:
 
 def test_gradients_that_are_all_the_same_stay_finite() -> None:
     assert torch.isfinite(standardised([torch.ones(3)], ["mlp"])[0]).all()
+    assert standardised([torch.ones(1)], ["attention"])[0] == 0, "the only unit of its kind"
 
 
 def test_the_choice_is_the_closest_prefix_of_the_largest() -> None:
