@@ -291,6 +291,13 @@ def test_the_table_of_coarse_stages_has_all_of_them() -> None:
         assert name.split("_")[0] in f"{config.allocation.name} {config.score.name} uniform"
 
 
+@pytest.mark.parametrize("name", ["reconstruct", "lora"])
+def test_a_training_adds_its_step_to_any_run(name: str) -> None:
+    config = composed([f"+sweep/training={name}", "+sweep/coarse=uniform", "pruner=admm", "sparsity=0.5"])
+    assert config.steps == ["calibrate", "score", "allocate", "prune", "finetune", "evaluate"]
+    assert (config.finetune.name, config.pruner.name, config.sparsity) == (name, "admm", 0.5)
+
+
 @pytest.mark.parametrize("sweep", SWEEPS_HERE)
 @pytest.mark.every_run("clip_table2", "llama_n_of_m")
 def test_first_and_last_job_of_a_sweep_run(
