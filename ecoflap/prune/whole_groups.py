@@ -7,7 +7,7 @@ from dataclasses import replace
 from fractions import Fraction
 from heapq import heapify, heappop, heappush
 
-from ecoflap.allocate.allocation import GROUPS, Allocation
+from ecoflap.allocate.allocation import EXACT, GROUPS, Allocation
 from ecoflap.errors import UserError
 
 
@@ -40,7 +40,8 @@ def in_whole_groups(allocation: Allocation, group: int) -> Allocation:
         )
     _raise(chosen, wanted, unit, room)
     keep = {name: count * unit[name] for name, count in chosen.items()}
-    total = allocation.total if keep == allocation.keep else GROUPS
+    missed = allocation.total == EXACT and keep != allocation.keep
+    total = GROUPS if missed else allocation.total
     return replace(allocation, keep=keep, total=total)
 
 

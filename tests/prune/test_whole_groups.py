@@ -1,5 +1,7 @@
 """Masks n:m, of which each layer has an n of its own."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -51,6 +53,13 @@ def test_rounded(keep: list[int], sizes: list[int], expected: list[int]) -> None
     assert sum(expected) <= sum(keep)
     assert rounded.total == (EXACT if expected == keep else GROUPS)
     assert in_whole_groups(rounded, 4).keep == rounded.keep
+
+
+def test_counts_that_need_not_meet_the_target_are_recorded_as_such() -> None:
+    given = replace(allocation([60, 80], [100, 100]), total="as_given")
+    rounded = in_whole_groups(given, 4)
+    assert list(rounded.keep.values()) == [50, 75]
+    assert rounded.total == "as_given"
 
 
 @pytest.mark.parametrize("seed", range(20))
