@@ -224,8 +224,16 @@ def _check_fits(folder: Path, own: dict[str, Tensor], shapes: dict[str, Tensor],
     Raises:
         UserError: if a name or a shape is not the module's, or a tensor of the module is missing.
     """
+    from transformers import PreTrainedModel
+
     what = f"{folder} does not fit {type(module).__name__}"
     if unknown := [name for name in shapes if name not in own]:
+        on_meta = {name: tensor.detach().to("meta") for name, tensor in _tensors(module).items()}
+        if isinstance(module, PreTrainedModel) and unknown[0] in saved_form(module, on_meta):
+            raise UserError(
+                f"{folder} has {unknown[0]}, which transformers joins with others as it loads"
+                f" {type(module).__name__}; leave the model out: ecoflap.load_pruned(folder)"
+            )
         raise UserError(f"{what}, which has no {unknown[0]}; {did_you_mean(unknown[0], own)}")
     if wrong := [name for name, like in shapes.items() if like.shape != own[name].shape]:
         one = wrong[0]
