@@ -146,9 +146,14 @@ def _warn_of_joined(made: Iterable[Tensor], joined: Mapping[str, Tensor]) -> Non
 
 def _names_in_file(module: nn.Module, own: dict[str, Tensor]) -> dict[str, str]:
     """The names that tensors of a module have in its checkpoint, without those that are saved in parts."""
-    on_meta = {name: tensor.detach().to("meta") for name, tensor in own.items()}
+    on_meta = _on_meta(own)
     in_file = {id(tensor): name for name, tensor in saved_form(module, on_meta).items()}
     return {name: in_file[id(tensor)] for name, tensor in on_meta.items() if id(tensor) in in_file}
+
+
+def _on_meta(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same names with tensors that hold no values, from which a saved form is computed for free."""
+    return {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
 
 
 def _class_of(path: str, config: Any) -> Any:
@@ -228,8 +233,8 @@ def _check_fits(folder: Path, own: dict[str, Tensor], shapes: dict[str, Tensor],
 
     what = f"{folder} does not fit {type(module).__name__}"
     if unknown := [name for name in shapes if name not in own]:
-        on_meta = {name: tensor.detach().to("meta") for name, tensor in _tensors(module).items()}
-        if isinstance(module, PreTrainedModel) and unknown[0] in saved_form(module, on_meta):
+        every = _on_meta(_tensors(module))
+        if isinstance(module, PreTrainedModel) and unknown[0] in saved_form(module, every):
             raise UserError(
                 f"{folder} has {unknown[0]}, which transformers joins with others as it loads"
                 f" {type(module).__name__}; leave the model out: ecoflap.load_pruned(folder)"

@@ -15,7 +15,7 @@ from ecoflap.allocate.choose import choose
 from ecoflap.allocate.dlp import DLP
 from ecoflap.allocate.lsa import LSA
 from ecoflap.allocate.owl import OWL
-from ecoflap.allocate.protocol import Allocator, Context
+from ecoflap.allocate.protocol import Context
 from ecoflap.blocks.statistics import MeanSquare
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.forward_modes import quiet_forward
@@ -24,6 +24,7 @@ from ecoflap.ops import wanda_metric
 from ecoflap.prune.wanda import Wanda
 from tests import tiny
 from tests.allocate.memory import Memory
+from tests.allocate.test_uneven import label
 
 pytestmark = [pytest.mark.any_release, pytest.mark.long]
 
@@ -34,10 +35,6 @@ TRIED = [
     ATP(),
     AlphaPruning(epsilon="auto"),
 ]
-
-
-def label(allocator: Allocator) -> str:
-    return f"{allocator.name}-{getattr(allocator, 'granularity', '')}{getattr(allocator, 'average', '')}"
 
 
 def test_of_equal_candidates_the_first_is_chosen(model: PrunableModel, context: Context) -> None:
