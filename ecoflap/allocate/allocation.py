@@ -58,6 +58,13 @@ class Allocation:
         """Realised sparsity over all layers."""
         return 1 - sum(self.keep.values()) / sum(self.sizes.values())
 
+    @property
+    def uneven(self) -> bool:
+        """Whether a layer keeps another share of its weights than the target's, or rows differ."""
+        share = 1 - as_written(self.target)
+        same = {name: share * size for name, size in self.sizes.items()}
+        return self.keep != same or bool(self.rows or self.row_weights)
+
     def inside(self, path: str) -> list[str]:
         """The layers in a module, by its path; layers that have since been removed are among them."""
         return [name for name in self.sizes if name.startswith(f"{path}.")]

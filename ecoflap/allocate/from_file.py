@@ -15,6 +15,7 @@ from ecoflap.allocate.protocol import Allocator, Context, Requires
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.protocol import LayerPruner
+from ecoflap.score.protocol import Scorer
 from ecoflap.score.scores import Scores
 
 
@@ -40,6 +41,11 @@ class FromFile(FromFileOptions, Allocator):
         return _read(self.path)
 
     @override
+    def uneven(self, scores: Scores | Scorer | None) -> bool:
+        """Whether the layers of the file have sparsities of their own."""
+        return self.allocation.uneven
+
+    @override
     def check(self, sparsity: float) -> None:
         """Refuse a missing file or another target before any work is done.
 
@@ -47,7 +53,7 @@ class FromFile(FromFileOptions, Allocator):
             UserError: if the file is missing or has another target.
         """
         target = self.allocation.target
-        if abs(target - sparsity) > 1e-9:
+        if not abs(target - sparsity) <= 1e-9:  # also of a target that is no number
             raise UserError(
                 f"allocation.path={self.path} was made for sparsity={target}, and sparsity={sparsity} was"
                 f" asked for; set sparsity={target}, or make an allocation for {sparsity}"
@@ -96,7 +102,7 @@ def _read(path: str) -> Allocation:
         value = json.loads(file.read_text())
         return Allocation(
             dict(value["keep"]),
-            dict(value["sizes"]),
+            {name: int(size) for name, size in value["sizes"].items()},
             float(value["target"]),
             value["granularity"],
             GROUPS if value.get("total") == GROUPS else EXACT,
@@ -109,7 +115,7 @@ def _read(path: str) -> Allocation:
             f"allocation.path={path}: there is no such file; each run with the allocate step writes"
             " allocation.json into its folder"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"allocation.path={path} is not an allocation file ({type(error).__name__}: {error})"
         ) from None

@@ -113,6 +113,10 @@ class Allocator(Protocol):
         """Whether it decides by pruning the model in trials, from dense inputs."""
         return self.footprint is not None and self.footprint.trials > 0
 
+    def uneven(self, scores: Scores | Scorer | None) -> bool:
+        """Whether layers get sparsities of their own, with these scores."""
+        return coarse_stage(self, scores) != "none"
+
     def check(self, sparsity: float) -> None:
         """Refuse an impossible target before any work is done.
 

@@ -51,8 +51,8 @@ class Method:
     def uneven(self) -> bool:
         """Whether layers get sparsities of their own, beside a pruner that does not decide them."""
         if self.allocation is not None:
-            return self.allocation.granularity != "model"
-        return self.coarse != "none"
+            return self.allocation.uneven
+        return self.allocator is None or self.allocator.uneven(self.score)
 
     @property
     def in_trials(self) -> bool:

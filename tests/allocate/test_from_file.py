@@ -86,6 +86,7 @@ def test_order_is_the_models(tmp_path: Path, model: PrunableModel) -> None:
         (lambda value: [value], "is not an allocation file"),
         (lambda value: {**value, "keep": [1, 2]}, "is not an allocation file"),
         (lambda value: {**value, "sizes": None}, "is not an allocation file"),
+        (lambda value: {**value, "sizes": {Q: "many"}}, "is not an allocation file"),
     ],
 )
 def test_refusals(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -349,3 +349,14 @@ def test_an_allocation_brings_its_sparsity() -> None:
     with pytest.raises(UserError, match="measures nothing"):
         ecoflap.score(model, ecoflap.calibrate(model, one.data), "none")
     assert ecoflap.prune(model, pruner="magnitude", allocation=allocation).allocation is allocation
+
+
+def test_a_fixed_mask_takes_an_allocation_of_its_sparsity_alone() -> None:
+    model = tiny.build("llama")
+    even = ecoflap.allocate(model, sparsity=0.5, method="er")
+    first, second = list(even.sizes)[:2]
+    even = replace(even, keep={name: size // 2 for name, size in even.sizes.items()})
+    moved = even.keep | {first: even.keep[first] - 4, second: even.keep[second] + 4}
+    with pytest.raises(UserError, match=r"pruner\.mask=2:4 fixes every layer's sparsity"):
+        ecoflap.prune(model, pruner="magnitude", mask="2:4", allocation=replace(even, keep=moved))
+    assert ecoflap.prune(model, pruner="magnitude", mask="2:4", allocation=even).sparsity == 0.5

@@ -64,6 +64,29 @@ def test_masks_that_fix_every_sparsity_are_refused(unscored: list[str], name: st
         make_plan(composed([*unscored, f"allocation={name}", *mask]), tmp_path)
 
 
+def test_fixed_masks_take_a_file_of_their_sparsity(run: Run, unscored: list[str], tmp_path: Path) -> None:
+    mask = ["pruner.mask=2:4", "sparsity=0.5"]
+    first = run([*unscored, *mask, "score=none"], "first")
+    file = ["allocation=file", f"allocation.path={tmp_path / 'first' / 'allocation.json'}"]
+    again = run([*unscored, *mask, *file], "again")
+    assert (again.metrics, again.sparsity["layers"]) == (first.metrics, first.sparsity["layers"])
+
+
+@pytest.mark.parametrize("granularity", ["layer", "row"])
+def test_fixed_masks_refuse_a_file_of_others(
+    run: Run, unscored: list[str], granularity: str, tmp_path: Path
+) -> None:
+    run([*unscored, "sparsity=0.5", "allocation=er", "steps=[allocate,prune]", "pruner=magnitude"], "first")
+    value = read(tmp_path / "first")
+    if granularity == "row":  # the same share of each layer, but not of each of its rows
+        value["keep"] = {name: size // 2 for name, size in value["sizes"].items()}
+        value["rows"] = {name: [] for name in value["sizes"]}
+    (tmp_path / "allocation.json").write_text(json.dumps(value | {"granularity": "model"}))
+    file = ["allocation=file", f"allocation.path={tmp_path / 'allocation.json'}"]
+    with pytest.raises(UserError, match=r"pruner\.mask=2:4 fixes every layer's sparsity"):
+        make_plan(composed([*unscored, "pruner.mask=2:4", "sparsity=0.5", *file]), tmp_path)
+
+
 @pytest.mark.parametrize("given", ["0.1", "1", "auto"])
 def test_a_free_parameter_is_a_number_or_auto(
     run: Run, unscored: list[str], given: str, tmp_path: Path

@@ -160,7 +160,7 @@ def check_parts(plan: Plan) -> None:
         _check_model_pruner(plan, plan.pruner)
         return
     if {"allocate", "prune"} & set(plan.steps):
-        plan.pruner.check(plan.config.sparsity, uneven=plan.coarse != "none")
+        plan.pruner.check(plan.config.sparsity, plan.allocator.uneven(plan.scorer))
     if "allocate" in plan.steps:
         plan.allocator.check_pruner(plan.pruner)
         check_scores(plan.allocator, plan.scorer)
