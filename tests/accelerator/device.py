@@ -76,5 +76,6 @@ def install() -> None:
     torch.autograd._engine_run_backward = followed(torch.autograd._engine_run_backward)  # type: ignore[attr-defined]
     torch._C._group_tensors_by_device_and_dtype = methods.grouped
     torch.accelerator.synchronize = lambda device=None: note("wait", "synchronize")
+    torch.accelerator.empty_cache = lambda: None  # accelerate calls it, and PyTorch asserts an allocator
     Operations().__enter__()
     Calls().__enter__()
