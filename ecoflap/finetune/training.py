@@ -199,7 +199,6 @@ def _training_mode(module: nn.Module, schedule: Schedule) -> Iterator[None]:
     Raises:
         UserError: if the model can't recompute activations.
     """
-    switched: Any = module
     configs = {
         id(config): config
         for child in module.modules()
@@ -212,12 +211,15 @@ def _training_mode(module: nn.Module, schedule: Schedule) -> Iterator[None]:
                 config.use_cache = False
                 afterwards.callback(setattr, config, "use_cache", True)
         if schedule.recompute:
+            # The name since transformers 5.24, which warns about the former one.
+            new = hasattr(module, "activation_checkpointing_enable")
+            prefix = f"{'activation' if new else 'gradient'}_checkpointing"
             try:
-                switched.gradient_checkpointing_enable({"use_reentrant": False})
+                getattr(module, f"{prefix}_enable")({"use_reentrant": False})
             except (AttributeError, ValueError) as error:
                 raise UserError(
                     f"finetune.recompute=true: {type(module).__name__} can't recompute activations ({error});"
                     " set it to false"
                 ) from None
-            afterwards.callback(switched.gradient_checkpointing_disable)
+            afterwards.callback(getattr(module, f"{prefix}_disable"))
         yield

@@ -107,6 +107,7 @@ def test_accumulated_parts_are_one_batch(training: list[str], run: Run, tmp_path
     close(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
 
+@pytest.mark.filterwarnings("error:.*checkpointing:FutureWarning")
 def test_recomputed_activations_change_nothing(training: list[str], run: Run, tmp_path: Path) -> None:
     run([*training, "finetune.steps=3"], "kept")
     run([*training, "finetune.steps=3", "finetune.recompute=true"], "recomputed")
