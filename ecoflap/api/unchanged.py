@@ -11,6 +11,7 @@ from torch import nn
 
 from ecoflap.models.core.expert_slices import OPENED, all_slices
 from ecoflap.models.core.forward_modes import computed_buffers, full_precision
+from ecoflap.models.core.hub_kernels import kernel_functions, remove_kernels
 from ecoflap.models.core.mixtures import COUNTS
 
 HOOKS = (
@@ -28,10 +29,10 @@ HOOKS = (
 def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
     """Restore what steps change of a model, even if they are interrupted; enable gradients meanwhile.
 
-    A caller's autocast is off meanwhile, and so are products in TF32 or bf16, as statistics, gradients and
-    losses have the model's own precision. Gradients of an earlier training are set aside, as a backward
-    pass would add to them, and so are hooks that run when a gradient is complete, in which an optimizer may
-    step.
+    A caller's autocast is off meanwhile, and so are products in TF32 or bf16 and the Hub's kernels, as
+    statistics, gradients and losses have the model's own precision. Gradients of an earlier training are set
+    aside, as a backward pass would add to them, and so are hooks that run when a gradient is complete, in
+    which an optimizer may step.
 
     Restored are training modes, gradients, hooks, the classes and attributes of modules, their buffers that
     are in no checkpoint where a forward replaces them, the tokenizer's padding side, and the state of
@@ -41,6 +42,7 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
     """
     slices = list(all_slices(module))
     children = [*module.modules(), *slices]
+    children += [function for child in module.modules() for function in kernel_functions(child)]
     before = [_state(child) for child in children]
     weights = (*module.parameters(), *(one.weight for one in slices))
     flags = [(weight, weight.requires_grad, weight.grad, _steps(weight).copy()) for weight in weights]
@@ -52,6 +54,7 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
             if gradient is not None:
                 weight.grad = None
             _steps(weight).clear()
+        remove_kernels(module)
         with (
             torch.random.fork_rng(devices=list(accelerator)),
             torch.inference_mode(False),

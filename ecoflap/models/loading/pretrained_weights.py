@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ecoflap.errors import UserError
+from ecoflap.models.core.hub_kernels import no_kernels
 from ecoflap.models.loading.checkpoint_folder import is_bitmask
 from ecoflap.models.loading.conversion import lacks_weights, warn_unused
 from ecoflap.models.loading.hub import bitmask_folder, from_hub
@@ -35,7 +36,7 @@ def load_weights(model_class: Any, path: str, revision: str | None, options: Map
     """
     path = bitmask_folder(path, revision)
     refuse_adapter(Path(path))
-    reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True, **options}
+    reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True, **no_kernels(), **options}
     with _without_tables():
         module, report = from_hub(lambda: _from_pretrained(model_class, path, revision, reporting), path)
     if getattr(module, "_hf_peft_config_loaded", False):  # of the hub
