@@ -83,7 +83,7 @@ def noting_inputs(module: nn.Module, note: Note) -> Iterator[None]:
 
 
 def _inputs(
-    experts: Any, hidden: Tensor, index: Tensor | None = None, _: Tensor | None = None
+    experts: Any, hidden: Tensor, index: Tensor | None = None, weights: Tensor | None = None
 ) -> Iterator[tuple[str, int, Tensor]]:
     """(name of the parameter, number of the expert, what it reads) of every matrix."""
     kind = type(experts).__name__
@@ -99,9 +99,11 @@ def _inputs(
         for number, read in enumerate(hidden.double().split(list(index))):
             yield "weight", number, read
         return
+    assert weights is not None
     tokens = hidden.double().reshape(-1, hidden.shape[-1])
-    for number in range(experts.num_routed_experts if "Longcat" in kind else experts.num_experts):
-        read = tokens[[token for token, chosen in enumerate(index.tolist()) if number in chosen]]
+    for number in range(getattr(experts, "num_routed_experts", 0) or experts.num_experts):
+        reached = ((index == number) & (weights != 0)).tolist()
+        read = tokens[[token for token, chosen in enumerate(reached) if any(chosen)]]
         if kind == "DbrxExperts":
             rows = slice(number * experts.ffn_hidden_size, (number + 1) * experts.ffn_hidden_size)
             gate, up = (read @ getattr(experts.mlp, name)[rows].double().t() for name in ("w1", "v1"))

@@ -19,7 +19,7 @@ import transformers
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ecoflap.models.core.expert_forwards import dbrx, interface, llama4, longcat, parallel
+from ecoflap.models.core.expert_forwards import dbrx, ergo, interface, llama4, longcat, parallel
 from ecoflap.models.core.expert_slices import OPENED, ExpertSlice
 
 SHARED_SINCE = 5  # release of transformers
@@ -90,17 +90,25 @@ def _opening(module: Any) -> tuple[Callable[..., Any], dict[str, list[ExpertSlic
     if kind == "DbrxExperts":
         slices = _slices(module.mlp, ("w1", "v1", "w2"), module.num_experts, (False, False, True))
         return dbrx, {f"mlp.{name}": found for name, found in slices.items()}
-    if kind == "LongcatFlashExperts" and module.gate_up_proj is not None:
+    if kind == "LongcatFlashExperts" and getattr(module, "num_routed_experts", None):  # until 5.24
         return longcat, _slices(module, both, module.num_routed_experts, (False, False))
     if kind.endswith("ParallelExperts"):
         return parallel, _slices(module, ("weight",), module.num_experts, (False,))
-    if not hasattr(module, "_apply_gate"):
+    if kind == "ErgoExperts":
+        return ergo, _slices(module, ("up_proj", "down_proj"), module.num_experts, (True, True))
+    if not hasattr(module, "_apply_gate") or not _computes_through_interface(type(module)):
         return None
     names = ("gate_up_proj" if getattr(module, "has_gate", True) else "up_proj", "down_proj")
     if any(getattr(module, name, None) is None or getattr(module, name).ndim != 3 for name in names):
         return None
     transposed = getattr(module, "is_transposed", False)
     return interface, _slices(module, names, module.num_experts, (transposed, transposed))
+
+
+def _computes_through_interface(kind: type[nn.Module]) -> bool:
+    """Whether the forward pass of a class is that of transformers' interface, and not its own around it."""
+    owner: Any = next(one for one in kind.__mro__ if "forward" in vars(one))
+    return hasattr(owner.forward, "__wrapped__") or "_apply_gate" in vars(owner)
 
 
 def _slices(
