@@ -9,7 +9,7 @@ import torch
 from ecoflap.data.batch import Sample
 from tests.zoo.architecture import IMAGE_TOKEN, Draw, MakeSample
 from tests.zoo.parts import DEEPSTACK, FEATURES, ID, PATCHED, ROPE, TOKENS, TYPES, glm, text, vision_language
-from tests.zoo.pictures import VIDEO_TOKEN, VISION_START, behind_picture, patches
+from tests.zoo.pictures import VIDEO_TOKEN, VISION_END, VISION_START, behind_picture, patches
 from tests.zoo.small import GROUPED
 
 VIDEO = {**ID, "video_token_id": VIDEO_TOKEN}
@@ -27,6 +27,21 @@ def grid_sample(count: int, *shape: int, types: bool = False) -> MakeSample:
         )
 
     return sample
+
+
+def framed_sample(draw: Draw) -> Sample:
+    """A grid of 4 x 4 patches that takes four tokens, between those that start and end a picture."""
+    sample = patches(48)(draw)
+    tokens = torch.cat([sample["input_ids"][:, :5], torch.tensor([[VISION_END]]), draw.tokens()[None]], dim=1)
+    labels = torch.where(tokens >= VISION_START, -100, tokens)
+    types = (tokens == IMAGE_TOKEN).long()
+    return {
+        **sample,
+        "input_ids": tokens,
+        "attention_mask": torch.ones_like(tokens),
+        "labels": labels,
+        "mm_token_type_ids": types,
+    }
 
 
 def row_vision(**more: Any) -> dict[str, Any]:
@@ -121,6 +136,38 @@ NATIVE_RESOLUTION = [
             "projector_hidden_size": 48,
         },
         grid_sample(4, FEATURES),
+    ),
+    vision_language(
+        "llava_onevision1_5",
+        "LlavaOnevision15",
+        {
+            "text_config": text("qwen3"),
+            "vision_config": {
+                name: value for name, value in PATCHED.items() if name != "temporal_patch_size"
+            },
+            **TOKENS,
+        },
+        patches(48),
+    ),
+    vision_language(
+        "ovis2_5",
+        "Ovis2_5",
+        {
+            "text_config": text("qwen3"),
+            "vision_config": row_vision(
+                image_size=16,
+                window_size=8,
+                layer_types=["full_attention", "window_attention"],
+                vocab_size=64,
+                max_position_embeddings=16,
+            ),
+            **VIDEO,
+            "image_start_token_id": VISION_START,
+            "image_end_token_id": VISION_END,
+            "video_start_token_id": 58,
+            "video_end_token_id": 59,
+        },
+        framed_sample,
     ),
     vision_language(
         "muse_glimmer",

@@ -16,6 +16,28 @@ def formula_sample(draw: Draw) -> Sample:
     return {"pixel_values": draw.normal(1, 3, 64, 64), "labels": draw.tokens()[None]}
 
 
+def robot(name: str) -> Architecture:
+    """A model that steers a robot."""
+    return Architecture(
+        name,
+        "vision-language",
+        f"{name.upper()}ForConditionalGeneration",
+        answer_loss,
+        {
+            "vlm_config": {
+                "model_type": "paligemma",
+                "vision_config": vision("siglip_vision_model", vision_use_head=False, projection_dim=32),
+                "text_config": text("gemma"),
+                **INDEX,
+                "projection_dim": 32,
+            },
+            "dit_config": text("gemma"),
+            "chunk_size": 2,
+        },
+        pixels(4),
+    )
+
+
 WITHOUT_ANSWERS = [
     Architecture(
         "diffusion_gemma",
@@ -42,24 +64,8 @@ WITHOUT_ANSWERS = [
         },
         gemma4_sample,
     ),
-    Architecture(
-        "pi0",
-        "vision-language",
-        "PI0ForConditionalGeneration",
-        answer_loss,
-        {
-            "vlm_config": {
-                "model_type": "paligemma",
-                "vision_config": vision("siglip_vision_model", vision_use_head=False, projection_dim=32),
-                "text_config": text("gemma"),
-                **INDEX,
-                "projection_dim": 32,
-            },
-            "dit_config": text("gemma"),
-            "chunk_size": 2,
-        },
-        pixels(4),
-    ),
+    robot("pi0"),
+    robot("pi05"),
     Architecture(
         "pp_formulanet",
         "vision-language",

@@ -26,6 +26,7 @@ from ecoflap.models.loading.loader import Pretrained, prunable
 NO_ANSWER = {
     "diffusion_gemma": "fills blocks of random tokens by diffusion",
     "pi0": "steers a robot",
+    "pi05": "steers a robot",
     "pp_formulanet": "doesn't make its decoder's input from labels",
 }
 
