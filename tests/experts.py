@@ -48,6 +48,11 @@ def samples(*lengths: int, padded: int = 0) -> CalibrationSet:
     return CalibrationSet("experts", tuple(rows))
 
 
+def can_be_pickled(module: nn.Module) -> bool:
+    """Whether a model of transformers can be: not with the local functions that the package kernels adds."""
+    return not any("_kernel_funcs" in vars(child) for child in module.modules())
+
+
 @contextmanager
 def as_published(module: nn.Module) -> Iterator[None]:
     """Run a model's experts by the forward passes of their classes."""

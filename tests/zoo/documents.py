@@ -58,6 +58,7 @@ def molmo_sample(draw: Draw) -> Sample:
         **pixels(4, 1, 16, 48)(draw),
         "image_token_pooling": pooled,
         "image_grids": torch.tensor([[2, 2, 0, 0]]),
+        "image_num_crops": torch.tensor([1]),
     }
     return {**sample, "mm_token_type_ids": (sample["input_ids"] == IMAGE_TOKEN).long()}
 

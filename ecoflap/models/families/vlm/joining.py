@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -27,9 +28,13 @@ def join_samples(module: Any, batch: Batch) -> dict[str, Tensor]:
     return {name: one.to(dtype) if one.is_floating_point() else one for name, one in inputs.items()}
 
 
-def _numbered_patches(_: Any, batch: Batch) -> dict[str, Tensor]:
-    """Molmo2 knows the patches that a token pools by their numbers in the batch; a negative one is none."""
-    if "image_token_pooling" not in batch:
+def _numbered_patches(module: Any, batch: Batch) -> dict[str, Tensor]:
+    """Molmo2 knows the patches that a token pools by their numbers in the batch; a negative one is none.
+
+    Since transformers 5.25, the model numbers them itself, by the crops that the processor counts.
+    """
+    numbers_itself = "image_num_crops" in inspect.signature(module.get_image_features).parameters
+    if "image_token_pooling" not in batch or numbers_itself:
         return {}
     pooled, (count, crops, patches) = batch["image_token_pooling"], batch["pixel_values"].shape[:3]
     before = torch.arange(count, device=pooled.device).reshape(-1, 1, 1) * crops * patches
