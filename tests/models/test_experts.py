@@ -127,9 +127,8 @@ def test_same_output_as_published_and_inputs_of_routed_tokens_alone(kind: str) -
 
 
 def test_a_forward_around_the_interface_is_not_replaced() -> None:
-    kind = getattr(
-        importlib.import_module("transformers.models.mixtral.modeling_mixtral"), "MixtralExperts", None
-    )
+    file = pytest.importorskip("transformers.models.mixtral.modeling_mixtral")
+    kind = getattr(file, "MixtralExperts", None)
     if kind is None:
         pytest.skip("each expert is a module of its own")
 
