@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -14,8 +15,12 @@ from torch import Tensor, nn
 
 import ecoflap
 from ecoflap.models.core.hub_kernels import remove_kernels
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.language.causal_lm import CausalLM
 from ecoflap.models.loading.pretrained_weights import load_weights
+from ecoflap.storage.results import Result
 from tests import tiny
+from tests.cli.conftest import run, text_run, tiny_llama, token_file  # noqa: F401  (fixtures)
 
 by_default = pytest.mark.skipif(
     not hasattr(hf.PreTrainedModel, "reset_kernels"), reason="this transformers uses kernels only when asked"
@@ -82,6 +87,24 @@ def test_another_forward_is_left() -> None:
     module.model.layers[0].mlp.forward = own
     remove_kernels(module)
     assert vars(module.model.layers[0].mlp)["forward"] is own
+
+
+def test_those_of_a_loader_of_ones_own(
+    run: Callable[..., Result], text_run: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loaded = CausalLM.load
+
+    def load(*given: Any) -> PrunableModel:
+        model = loaded(*given)
+        function = activation(model.module)
+        monkeypatch.setattr(type(function), "kernel_layer_name", "SiLU", raising=False)
+        function.forward = MethodType(Kernel.forward, function)
+        return model
+
+    plain = run([*text_run, "score=first_order"])
+    monkeypatch.setattr(CausalLM, "load", load)
+    found = run([*text_run, "score=first_order", f"cache={tmp_path / 'other'}"], "kernels")
+    assert found.scores == plain.scores
 
 
 @by_default

@@ -21,6 +21,7 @@ from ecoflap.evaluate.protocol import Evaluation
 from ecoflap.finetune.options import ScheduleOptions
 from ecoflap.finetune.training_set import read_everything, split_of
 from ecoflap.models.core.forward_modes import as_before
+from ecoflap.models.core.hub_kernels import remove_kernels
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.load import load_offloaded
 from ecoflap.models.offload.placement import WORK
@@ -59,6 +60,7 @@ def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, RunState]:
             model = load_offloaded(plan.loader, device, plan.selection, offload, plan.folder / WORK)
             fingerprint = model.fingerprint()
         require_same(lambda: fingerprint, "models (weights or settings)")
+    remove_kernels(model.module)  # those that a loader of the user's own may have set
     show_model(model, plan.config.sparsity)
     check_methods(plan, model)
     return model, RunState(fingerprint, costs)
