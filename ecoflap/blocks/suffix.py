@@ -161,7 +161,7 @@ class SuffixRunner:
         Raises:
             UserError: if it does.
         """
-        once, again = (float(self.losses_of_all(1).double().mean()) for _ in range(2))
+        once, again = (float(self.losses_of_all(1).cpu().double().mean()) for _ in range(2))
         if abs(once - again) > ROUNDING * max(abs(once), abs(again)):
             raise UserError(
                 f"two passes over the same samples have a loss of {once:.6g} and {again:.6g}, so their"

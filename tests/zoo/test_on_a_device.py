@@ -28,7 +28,7 @@ from tests.zoo.compare import EPS, SEED, uniform
 from tests.zoo.examine import examine
 
 EVERY_RUN = ("mamba2", "qwen3_moe")
-COMPUTE_IN_FP64 = ("udop",)
+COMPUTE_IN_FP64 = ("ergo", "udop")
 """They don't run on a device without fp64, whatever is done with them."""
 Found = dict[str, Any]
 """{layer: its pruned weight [rows, cols], or its score}."""
