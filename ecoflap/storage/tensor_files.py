@@ -45,7 +45,7 @@ class TensorFiles(Protocol):
         """Each tensor on the meta device, by name, in the order of the files.
 
         Raises:
-            OSError: if a file is missing or damaged, or holds tensors of other dtypes.
+            OSError: if a file or a tensor is missing, or a file is damaged or holds tensors of other dtypes.
         """
 
     def damage(self) -> Iterator[str]:
@@ -110,6 +110,8 @@ class SafetensorFiles:
 
     def shapes(self) -> dict[str, Tensor]:
         """Each tensor on the meta device, by name, in the order of the files."""
+        if lost := next((name for name in sorted(self._file_of) if name not in self._stored), None):
+            raise OSError(f"{self._file_of[lost]} has no {lost}, which the index has there; copy it anew")
         return {name: tensor.on_meta() for name, tensor in self._stored.items()}
 
     def damage(self) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -247,6 +248,19 @@ def test_a_dtype_that_is_not_known_is_refused(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2, dtype=torch.uint16)}, tmp_path / "source" / "model.safetensors")
     with pytest.raises(UserError, match=r"can't be written in the form coded: .* of dtype U16; known"):
         convert(tmp_path / "source", tmp_path / "out", "coded")
+
+
+@pytest.mark.parametrize("form", ["dense", "coded"])
+def test_a_tensor_that_the_index_has_and_no_file_is_refused(dense: Path, tmp_path: Path, form: str) -> None:
+    """The new folder would have an index without it, and nothing would tell that it is lost."""
+    convert(dense, tmp_path / "shards", "dense")
+    index = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())
+    shard = tmp_path / "shards" / index["weight_map"]["head"]
+    rest = {name: tensor for name, tensor in load_file(shard).items() if name != "head"}
+    save_file(rest, shard)
+    with pytest.raises(UserError, match=rf"form {form}: {shard.name} has no head, which the index has there"):
+        convert(tmp_path / "shards", tmp_path / "out", form)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_name_that_could_be_a_part_is_refused(tmp_path: Path) -> None:
