@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,32 +17,17 @@ VIDEO = {**ID, "video_token_id": VIDEO_TOKEN}
 WINDOWS = ["window_attention", "full_attention"]
 
 
-def grid_sample(count: int, *shape: int, types: bool = False) -> MakeSample:
-    """A grid of 4 x 4 patches, each of them of a shape, that takes ``count`` tokens."""
+def grid_sample(count: int, *shape: int, types: bool = False, end: Sequence[int] = ()) -> MakeSample:
+    """A grid of 4 x 4 patches, each of a shape, that takes ``count`` tokens before those of its end."""
 
     def sample(draw: Draw) -> Sample:
-        result = behind_picture(draw, count, torch.tensor([VISION_START]))
+        result = behind_picture(draw, count, torch.tensor([VISION_START]), end=end)
         result |= {"pixel_values": draw.normal(16, *shape), "image_grid_thw": torch.tensor([[1, 4, 4]])}
         return (
             {**result, "mm_token_type_ids": (result["input_ids"] == IMAGE_TOKEN).long()} if types else result
         )
 
     return sample
-
-
-def framed_sample(draw: Draw) -> Sample:
-    """A grid of 4 x 4 patches that takes four tokens, between those that start and end a picture."""
-    sample = patches(48)(draw)
-    tokens = torch.cat([sample["input_ids"][:, :5], torch.tensor([[VISION_END]]), draw.tokens()[None]], dim=1)
-    labels = torch.where(tokens >= VISION_START, -100, tokens)
-    types = (tokens == IMAGE_TOKEN).long()
-    return {
-        **sample,
-        "input_ids": tokens,
-        "attention_mask": torch.ones_like(tokens),
-        "labels": labels,
-        "mm_token_type_ids": types,
-    }
 
 
 def row_vision(**more: Any) -> dict[str, Any]:
@@ -167,7 +153,7 @@ NATIVE_RESOLUTION = [
             "video_start_token_id": 58,
             "video_end_token_id": 59,
         },
-        framed_sample,
+        grid_sample(4, 48, types=True, end=[VISION_END]),
     ),
     vision_language(
         "muse_glimmer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from tests.zoo.architecture import IMAGE_TOKEN, Draw, MakeSample
 VIDEO_TOKEN, VISION_START, VISION_END = 61, 60, 63
 
 
-def behind_picture(draw: Draw, count: int, *parts: Tensor) -> Sample:
-    """Image tokens and a text, [1, tokens], of which the text is the answer."""
-    tokens = torch.cat([*parts, torch.full((count,), IMAGE_TOKEN), draw.tokens()])[None]
+def behind_picture(draw: Draw, count: int, *parts: Tensor, end: Sequence[int] = ()) -> Sample:
+    """Image tokens, those that end the picture, and a text, [1, tokens], of which the text is the answer."""
+    ending = torch.tensor(end, dtype=torch.long)
+    tokens = torch.cat([*parts, torch.full((count,), IMAGE_TOKEN), ending, draw.tokens()])[None]
     labels = torch.where((tokens == IMAGE_TOKEN) | (tokens >= VISION_START), -100, tokens)
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
 
