@@ -339,6 +339,31 @@ def test_figures_that_are_not_the_sums_are_found(run: Path, field: str, expected
     assert difference.startswith(expected)
 
 
+def test_another_target_than_what_the_masks_keep_is_found(run: Path) -> None:
+    counts = Result.read(run / "result.json").sparsity["layers"].values()
+    size, kept = sum(layer["size"] for layer in counts), sum(layer["kept"] for layer in counts)
+
+    def change(total: str | None, target: float, requested: float) -> list[str]:
+        def set_figures(record: dict[str, Any]) -> None:
+            record["sparsity"] |= {"total": total, "target": target}
+            record["config"]["sparsity"] = requested
+
+        change_record(run, set_figures)
+        return verify(run)
+
+    met = 1 - kept / size
+    assert change("exact", met, met) == []
+    assert change("exact", 1 - (kept + 0.5) / size, 1 - (kept + 0.5) / size) == []  # rounded down
+    of_masks = f"the masks keep {kept} of {size} weights, which is not the target of "
+    assert change("exact", 0.7, 0.7) == [f"{of_masks}0.7"]
+    more, fewer = 1 - (kept + 2) / size, 1 - (kept - 1) / size
+    assert change("exact", more, more) == [f"{of_masks}{more}"]
+    assert change("exact", fewer, fewer) == [f"{of_masks}{fewer}"]
+    assert change("groups", 0.7, 0.7) == []
+    assert change("as_given", 0.7, 0.6) == []
+    assert change("units", 0.7, 0.6) == ["sparsity.target is 0.7 in the record, its config has sparsity=0.6"]
+
+
 def test_totals_of_the_model_and_unknown_towers(run: Path) -> None:
     def change(record: dict[str, Any]) -> None:
         record["model"]["prunable"] += 1

@@ -43,7 +43,7 @@ def verify(run_folder: Path) -> list[str]:
     folder = run_folder / result.checkpoint
     try:
         layers = read_layers(result.sparsity)
-        differences = list(_figure_differences(result, layers))
+        differences = [*_figure_differences(result, layers), *_target_differences(result, layers)]
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{run_folder / RESULT} is a damaged record: {error!r}") from error
     with open_checkpoint(folder) as checkpoint, MaskFile(folder / MASKS) as masks:
@@ -123,6 +123,24 @@ def _figure_differences(result: Result, layers: Mapping[str, LayerCount]) -> Ite
         one, other = found.get(name), expected.get(name)
         if one is None or other is None or not math.isclose(one, other, rel_tol=1e-9):
             yield f"{name} is {one} in the record, the layers give {other}"
+
+
+def _target_differences(result: Result, layers: Mapping[str, LayerCount]) -> Iterator[str]:
+    """Differences between the target, the sparsity of the config and what the masks keep.
+
+    Only exact totals add up to the target, rounded down once, or once in each tower. Without the prune step,
+    all weights stay.
+    """
+    target, total = result.sparsity["target"], result.sparsity.get("total")
+    if target is None or total in (None, "as_given"):
+        return
+    requested = result.config.get("sparsity", target)
+    if requested != target:
+        yield f"sparsity.target is {target} in the record, its config has sparsity={requested}"
+    kept, size = (sum(getattr(layer, name) for layer in layers.values()) for name in ("kept", "size"))
+    towers = {layer.tower for layer in layers.values()}
+    if total == "exact" and kept < size and not -1e-3 <= (1 - target) * size - kept < len(towers) + 1e-3:
+        yield f"the masks keep {kept} of {size} weights, which is not the target of {target}"
 
 
 def _flat_figures(section: Mapping[str, Any]) -> dict[str, float]:
