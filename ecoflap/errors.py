@@ -1,4 +1,4 @@
-"""The two errors for users, whose message is complete without a traceback, and helpers for messages."""
+"""The errors for users, whose message is complete without a traceback, and helpers for messages."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ KINDS = {
 
 class UserError(Exception):
     """A request that can't be met; the message says what was asked, what was found and what to change."""
+
+
+class UnavailableError(UserError):
+    """A request for something that is not here, such as weights that are still to be downloaded."""
 
 
 class SweepFailed(UserError):

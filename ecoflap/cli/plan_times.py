@@ -8,7 +8,7 @@ from ecoflap.console.pace import seconds_in_words
 from ecoflap.console.startup import reuse_freed_memory
 from ecoflap.console.tables import table
 from ecoflap.console.telemetry import free_memory
-from ecoflap.errors import UserError
+from ecoflap.errors import UnavailableError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.run.plan import Plan
@@ -44,7 +44,7 @@ def show_times(plan: Plan, shapes: PrunableModel | None) -> float | None:
             return None
     try:
         model = plan.loader.load(device, plan.selection)
-    except UserError as error:
+    except UnavailableError as error:
         print(f"no times: {error}")
         return None
     check_methods(plan, model)

@@ -243,7 +243,20 @@ class TestPlan:
         assert command.main(["plan", *text_run, f"model.path={folder}"]) == 0
         shown = capsys.readouterr().out
         assert "no times: " in shown
-        assert "all checks passed" in shown
+        assert "all checks that need no weights passed" in shown
+
+    def test_damaged_weights_are_refused(
+        self, text_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        given = next(one for one in text_run if one.startswith("model.path=")).removeprefix("model.path=")
+        folder = shutil.copytree(given, tmp_path / "damaged")
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+        assert command.main(["plan", *text_run, f"model.path={folder}"]) == 2
+        shown = capsys.readouterr()
+        assert "error: " in shown.err
+        assert "model.safetensors is cut off" in shown.err
+        assert "passed" not in shown.out
 
     @pytest.mark.parametrize("allocation", ["in_context", "water_filling"])
     def test_what_only_the_samples_show_is_refused(

@@ -55,3 +55,15 @@ def test_a_pushed_model_is_pruned_further(
     printed = offline(tmp_path / "home", "-c", code)
     here = ecoflap.load(tmp_path / "local", device="cpu")
     assert printed.stdout.splitlines()[-1] == here.fingerprint(), printed.stderr
+
+
+def test_a_model_that_is_not_downloaded_yet_is_planned(
+    tiny_llama: Path, token_file: Path, tmp_path: Path
+) -> None:
+    described = shutil.ignore_patterns("*.safetensors")
+    downloaded(shutil.copytree(tiny_llama, tmp_path / "local", ignore=described), tmp_path, "me/dense")
+    given = [*on_text(Path("me/dense"), token_file), "tracking=none", "device=cpu"]
+    done = offline(tmp_path, "-m", "ecoflap", "plan", *given)
+    assert done.returncode == 0, done.stderr
+    assert "no times: model.path=me/dense could not be loaded" in done.stdout
+    assert "all checks that need no weights passed" in done.stdout

@@ -91,8 +91,12 @@ def cut(name: str, keep: Callable[[int], int]) -> Break:
     return change
 
 
-def remove(name: str) -> Break:
-    return lambda path: (path / name).unlink()
+def remove(pattern: str) -> Break:
+    def change(path: Path) -> None:
+        for file in path.glob(pattern):
+            file.unlink()
+
+    return change
 
 
 def write(name: str, text: str) -> Break:
@@ -233,6 +237,10 @@ BEFORE_WEIGHTS: dict[str, tuple[Break, str]] = {
     "no tokenizer": (
         remove("tokenizer.json"),
         r"^the tokenizer or processor of model\.path=\S+ could not be loaded",
+    ),
+    "no file of a tokenizer": (
+        remove("tokenizer*"),
+        r"^model\.path=\S+ has no tokenizer or processor, such as tokenizer\.json",
     ),
     "another tokenizer": (
         another_tokenizer,

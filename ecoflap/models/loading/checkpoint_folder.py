@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ecoflap.errors import UserError
+from ecoflap.errors import UnavailableError, UserError
 from ecoflap.storage.file_names import BITMASK_INDEX, BITMASK_SHARDS, WEIGHTS_FILE, WEIGHTS_INDEX
 from ecoflap.storage.files import TEMPORARY
 from ecoflap.storage.stored_tensor import StoredTensor, read_header, stored_tensors
@@ -42,7 +42,8 @@ def complete_weight_files(folder: Path) -> list[Path]:
     Empty if its weights are in PyTorch's format, or in a bitmask checkpoint.
 
     Raises:
-        UserError: if there are no weights, or a file of them is missing, damaged or truncated.
+        UnavailableError: if there are no weights.
+        UserError: if a file of them is missing, damaged or truncated.
     """
     single, index = folder / WEIGHTS_FILE, folder / WEIGHTS_INDEX
     if not single.is_file() and not index.is_file():
@@ -50,7 +51,7 @@ def complete_weight_files(folder: Path) -> list[Path]:
             return []
         found = sorted(path.name for path in folder.iterdir() if path.suffix in WEIGHTS)
         instead = f", only {found[0]}" if found else ""
-        raise UserError(
+        raise UnavailableError(
             f"model.path={folder} has no weights: no {WEIGHTS_FILE} and no {WEIGHTS_INDEX}{instead}; save the"
             " model there with save_pretrained"
         )

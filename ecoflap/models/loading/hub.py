@@ -8,7 +8,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from ecoflap.errors import NumericalError, UserError
+from ecoflap.errors import NumericalError, UnavailableError, UserError
 from ecoflap.models.loading.checkpoint_folder import local_settings
 from ecoflap.storage.file_names import BITMASK_INDEX
 from ecoflap.storage.saved_model import model_folder
@@ -44,6 +44,7 @@ def from_hub(load: Callable[[], Any], path: str, part: str = "") -> Any:
 
     Raises:
         UserError: if nothing can be loaded from the path.
+        UnavailableError: if the path is no folder, and nothing can be loaded from the hub.
     """
     try:
         with _no_progress_bar():
@@ -52,7 +53,8 @@ def from_hub(load: Callable[[], Any], path: str, part: str = "") -> Any:
         raise
     # transformers, the hub and the libraries that they read files with raise errors of every kind.
     except Exception as error:
-        raise UserError(f"{part}model.path={path} {_in_short(error, Path(path))}") from error
+        kind = UserError if Path(path).is_dir() else UnavailableError
+        raise kind(f"{part}model.path={path} {_in_short(error, Path(path))}") from error
 
 
 @contextmanager

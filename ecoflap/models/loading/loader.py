@@ -42,7 +42,7 @@ from ecoflap.models.loading.skeleton import (
     skeleton,
     without_weights,
 )
-from ecoflap.storage.saved_model import refuse_adapter
+from ecoflap.storage.saved_model import processor_files, refuse_adapter
 
 SAFETENSORS = "*.safetensors"
 
@@ -177,10 +177,18 @@ class Pretrained(PretrainedOptions):
 
     def _read_processor(self, processor_class: Any, path: str, module: nn.Module) -> Any:
         """Read the tokenizer or processor of a model, which needs no weights."""
-        processor = from_hub(
-            lambda: processor_class.from_pretrained(path, revision=self.revision),
-            path,
-            "the tokenizer or processor of ",
-        )
+        try:
+            processor = from_hub(
+                lambda: processor_class.from_pretrained(path, revision=self.revision),
+                path,
+                "the tokenizer or processor of ",
+            )
+        except UserError as error:
+            if Path(path).is_dir() and not processor_files(Path(path)):
+                raise UserError(
+                    f"model.path={path} has no tokenizer or processor, such as tokenizer.json; save that of"
+                    " the model there too, with its save_pretrained"
+                ) from error
+            raise
         check_vocabulary(path, module, processor)
         return processor
