@@ -55,7 +55,7 @@ BESIDE = (MASKS, RESULT, RECIPE, ALLOCATION, SCORES)
 def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DENSE) -> Path:
     """Write a checkpoint with the tokenizer or processor.
 
-    The result of ``ecoflap.prune`` is saved with its masks (``masks.safetensors``, one bit per weight), the
+    The result of ``ecoflap.prune`` is saved with its masks (``masks.bits``, one bit per weight), the
     ``result.json``, ``scores.json`` and ``allocation.json`` of a run, a ``recipe.yaml`` with what is known of
     the run, and a model card (``README.md``). These files and the weights of an earlier checkpoint in the
     folder, including a ``pytorch_model.bin`` and an adapter, are replaced or removed. So are the files of an

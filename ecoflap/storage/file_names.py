@@ -24,11 +24,15 @@ HYDRA = ".hydra"
 # Beside a saved model.
 CARD = "README.md"
 RECIPE = "recipe.yaml"
-MASKS = "masks.safetensors"
+MASKS = "masks.bits"  # safetensors, but servers such as vLLM take each *.safetensors for weights
 
 # In the folder of a model that save_pretrained wrote: its weights, or the index of several files with them.
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+
+# In the folder of a peft adapter, which from_pretrained adds to a model beside them: patterns of its files.
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER = (ADAPTER_CONFIG, "adapter_model*.safetensors", "adapter_model*.bin")
 
 # In the folder of a bitmask checkpoint: the index, and the pattern of its shards.
 BITMASK_INDEX = "bitmask.index.json"

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import (
+    ADAPTER,
+    ADAPTER_CONFIG,
     BITMASK_INDEX,
     BITMASK_SHARDS,
     CHECKPOINT,
@@ -30,16 +32,19 @@ WEIGHTS = (WEIGHTS_INDEX, WEIGHTS_FILE, "model-*.safetensors", BITMASK_INDEX, BI
 """Patterns of the files with weights, except in LAVIS' format; an index may list others."""
 FOREIGN_WEIGHTS = tuple(
     pattern
-    for stem, kind in (("pytorch_model", "bin"), ("tf_model", "h5"), ("flax_model", "msgpack"))
+    for stem, kind in (
+        ("pytorch_model", "bin"),
+        ("tf_model", "h5"),
+        ("flax_model", "msgpack"),
+        ("consolidated", "safetensors"),
+    )
     for pattern in (f"{stem}*.{kind}", f"{stem}*.{kind}.index.json")
 )
-"""Patterns of the weights that transformers wrote in other formats, and of their indexes.
+"""Patterns of the weights in other formats, transformers' own and Mistral's, and of their indexes.
 
-``from_pretrained`` loads them where there are no safetensors, so they may not stay beside another model.
+``from_pretrained`` loads the former where there are no safetensors, and vLLM prefers the latter to all
+others, so they may not stay beside another model.
 """
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER = (ADAPTER_CONFIG, "adapter_model*.safetensors", "adapter_model*.bin")
-"""Patterns of the files of a peft adapter, which ``from_pretrained`` adds to the model beside them."""
 PROCESSOR_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -140,7 +145,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def foreign_weights(folder: Path) -> list[Path]:
-    """The files with weights in transformers' other formats in a folder, and their indexes, sorted.
+    """The files with weights in other formats in a folder, and their indexes, sorted.
 
     Those of an adapter are among them if its config is there, without which nothing loads them.
     """

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ecoflap.storage.file_names import WEIGHTS_FILE, WEIGHTS_INDEX
+from ecoflap.storage.file_names import ADAPTER, WEIGHTS_FILE, WEIGHTS_INDEX
 from ecoflap.storage.stored_tensor import StoredTensor, raw, stored_tensors
 
 
@@ -49,7 +50,7 @@ class TensorFiles(Protocol):
         """
 
     def damage(self) -> Iterator[str]:
-        """What is damaged in any of the files, as far as it shows without decoding every tensor.
+        """What is wrong with any of the files, as far as it shows without decoding every tensor.
 
         Raises:
             FileNotFoundError: if a file is missing.
@@ -115,10 +116,16 @@ class SafetensorFiles:
         return {name: tensor.on_meta() for name, tensor in self._stored.items()}
 
     def damage(self) -> Iterator[str]:
-        """Files that cannot be read, as their headers tell, and tensors that the index places elsewhere.
+        """Files that cannot be read, as their headers tell, tensors that the index places elsewhere, and
+        other files that are loaded as weights.
 
-        ``from_pretrained`` loads every tensor of a file, whatever the index says.
+        ``from_pretrained`` loads every tensor of a file, whatever the index says, and servers such as vLLM
+        every ``*.safetensors`` of a folder without an index.
         """
+        beside = {path.name for path in self._folder.glob("*.safetensors")}.difference(self._files)
+        for file in sorted(beside):
+            if not any(fnmatch(file, pattern) for pattern in ADAPTER):
+                yield f"{file} is not of this checkpoint, but may be loaded with it; remove it"
         for file in self._files:
             try:
                 held = set(self._file(file).keys())

@@ -155,7 +155,7 @@ def check_same(overrides: list[str], folder: Path) -> None:
     """Run on both, and compare all that the runs write."""
     cpu, npy = check_counts(overrides, folder)
     assert verify(folder / "npy") == []
-    masks = [load_masks(folder / place / "checkpoint" / "masks.safetensors") for place in ("cpu", "npy")]
+    masks = [load_masks(folder / place / "checkpoint" / "masks.bits") for place in ("cpu", "npy")]
     assert masks[0].keys() == masks[1].keys()
     assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
     for file in (folder / "cpu" / "checkpoint").glob("model*.safetensors"):

@@ -84,7 +84,7 @@ def test_masks_scores_and_counts_are_those_of_a_run(
     drawn = ecoflap.calibrate(model, words, samples=8, sequence_length=16, seed=3)
     result = ecoflap.prune(model, data=drawn, sparsity=0.5, seed=3, **options)
 
-    masks = load_masks(tmp_path / "run" / "checkpoint" / "masks.safetensors")
+    masks = load_masks(tmp_path / "run" / "checkpoint" / "masks.bits")
     assert result.masks.keys() == masks.keys()
     assert all(torch.equal(result.masks[name], mask) for name, mask in masks.items())
     assert result.record.sparsity == recorded.sparsity

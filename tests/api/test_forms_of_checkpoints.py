@@ -23,6 +23,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.units import cut_all, find_units
 from ecoflap.storage.bitmask.convert import convert
 from ecoflap.storage.bitmask.reader import BitmaskCheckpoint
+from ecoflap.storage.masks import load_masks
 from ecoflap.storage.results import Result, verify
 from ecoflap.storage.saved_model import open_checkpoint
 from tests import tiny
@@ -64,6 +65,19 @@ def test_a_result_is_saved_and_loaded(given: Given, form: str, tmp_path: Path) -
     with torch.no_grad():
         one, other = (model(**given.inputs()) for model in (loaded, given.module))
     assert torch.equal(one[0], other[0])
+
+
+def test_every_safetensors_file_of_a_saved_model_holds_weights(given: Given, tmp_path: Path) -> None:
+    """vLLM, SGLang and TGI take all of them for weights, where there is no index."""
+    result = ecoflap.prune(given.module, given.processor, data=given.data, sparsity=0.6, score="none")
+    ecoflap.save(result, tmp_path)
+    loaded = [item for file in sorted(tmp_path.glob("*.safetensors")) for item in load_file(file).items()]
+    tensors = dict(loaded)
+    assert len(tensors) == len(loaded)
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert sorted(tensors) == checkpoint.names()
+        assert all(same(tensor, checkpoint.read(name)) for name, tensor in tensors.items())
+    assert load_masks(tmp_path, loaded=True).keys() == result.masks.keys()
 
 
 @pytest.mark.parametrize("form", SPARSE)
@@ -424,7 +438,7 @@ def test_a_model_that_was_trained_on_keeps_its_zeros_or_is_saved_without_masks(t
         ecoflap.save(result, tmp_path / "changed")
     assert not (tmp_path / "changed").exists()
     ecoflap.save(result.prunable, tmp_path / "changed")
-    assert not (tmp_path / "changed" / "masks.safetensors").exists()
+    assert not (tmp_path / "changed" / "masks.bits").exists()
 
 
 def test_a_result_whose_model_was_pruned_further(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def run_blocks(page: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
 def test_the_readme_runs_as_written(tmp_path: Path) -> None:
     done = run_blocks((ROOT / "README.md").read_text(), tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "pruned" / "masks.safetensors").is_file()
+    assert (tmp_path / "pruned" / "masks.bits").is_file()
 
 
 def test_every_block_of_the_page_runs_as_written(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_every_block_of_the_page_runs_as_written(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "PruneResult(LlamaForCausalLM: 0.6000" in done.stdout
     assert "did you mean sparsegpt?" in done.stdout
-    written = {file.parent.name for file in tmp_path.glob("pruned*/masks.safetensors")}
+    written = {file.parent.name for file in tmp_path.glob("pruned*/masks.bits")}
     assert written == {"pruned", "pruned_0.4", "pruned_0.5", "pruned_0.6"}
 
 

@@ -59,7 +59,7 @@ def test_one_call_prunes_in_place_and_saves_what_plain_transformers_loads(
     weights = given.module.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in again.state_dict().items())
     assert_zeros(again, result.masks)
-    with MaskFile(folder / "masks.safetensors") as file:
+    with MaskFile(folder / "masks.bits") as file:
         for name, mask in result.masks.items():
             assert torch.equal(file[file.names.get(name, name)], mask)
 
@@ -235,7 +235,7 @@ def test_a_dense_model_takes_the_record_of_a_pruned_one_away(tmp_path: Path) -> 
     one = llama()
     result = ecoflap.prune(one.module, one.processor, pruner="magnitude", score="none", sparsity=0.5)
     ecoflap.save(result, tmp_path)
-    record = {"result.json", "recipe.yaml", "allocation.json", "README.md", "masks.safetensors"}
+    record = {"result.json", "recipe.yaml", "allocation.json", "README.md", "masks.bits"}
     assert record <= {file.name for file in tmp_path.iterdir()}
     ecoflap.save(ecoflap.load(one.module, one.processor), tmp_path)
     assert not record & {file.name for file in tmp_path.iterdir()}

@@ -120,7 +120,7 @@ def assert_masks(folder: Path, text_run: list[str], prune_layer: reference.Prune
     """The run's masks are those of pruning layer by layer with full forward passes."""
     model, calibration = tiny(text_run)
     expected = reference.prune(model, calibration, prune_layer, counts(folder))
-    masks = load_masks(folder / "checkpoint" / "masks.safetensors")
+    masks = load_masks(folder / "checkpoint" / "masks.bits")
     assert masks.keys() == expected.keys()
     assert [name for name, mask in masks.items() if not torch.equal(mask, expected[name])] == []
     assert not all(bool(mask.all()) for mask in masks.values())
@@ -160,7 +160,7 @@ def test_a_statistic_of_ones_own_from_dense_predecessors(start: Any, text_run: l
     given = [*under(text_run), "model.save=true", "propagate=dense", *EVEN]
     folder = start([*command("pruner=tails"), *given])
     model, calibration = tiny(text_run)
-    masks = load_masks(folder / "checkpoint" / "masks.safetensors")
+    masks = load_masks(folder / "checkpoint" / "masks.bits")
     for layer in model.layers:
         with torch.no_grad():
             inputs = reference.inputs_of(model, layer, calibration)
@@ -266,7 +266,7 @@ def test_a_data_set(start: Any, tiny_llama: Path, lines: list[str]) -> None:
     with torch.no_grad():
         inputs = reference.inputs_of(model, first, None, [{"input_ids": row} for row in rows])  # type: ignore[arg-type]
     metric = first.matrix().abs() * inputs.double().norm(dim=0)
-    masks = load_masks(folder / "checkpoint" / "masks.safetensors")
+    masks = load_masks(folder / "checkpoint" / "masks.bits")
     assert torch.equal(masks[first.name], ops.matrix_mask(metric, counts(folder)[first.name]))
 
 

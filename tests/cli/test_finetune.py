@@ -92,7 +92,7 @@ def test_the_loss_falls_and_zeros_stay_in_the_saved_file(
     assert verify(tmp_path / "run") == []
     saved, masks = (
         weights(tmp_path / "run"),
-        load_masks(tmp_path / "run" / "checkpoint" / "masks.safetensors"),
+        load_masks(tmp_path / "run" / "checkpoint" / "masks.bits"),
     )
     assert masks
     for name, mask in masks.items():

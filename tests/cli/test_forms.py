@@ -88,7 +88,7 @@ def test_the_same_weights_as_a_dense_save(
     assert all(same(loaded[name], tensor) for name, tensor in weights(tmp_path / "dense").items())
     files = {path.name for path in (tmp_path / "small" / "checkpoint").iterdir()}
     assert not any(name.startswith("model") for name in files)
-    assert {"config.json", "masks.safetensors", "tokenizer.json"} <= files
+    assert {"config.json", "masks.bits", "tokenizer.json"} <= files
     rest = [one for one in text_run if not one.startswith("model.path=")]
     for name, folder in (("dense", "dense/checkpoint"), ("small", "small")):
         evaluated = [*rest, f"model.path={tmp_path / folder}", "steps=[evaluate]"]
@@ -112,7 +112,7 @@ def test_only_kept_weights_are_stored(run: Run, text_run: list[str], tmp_path: P
     """No pruned weight is a negative zero, which a bitmask has to store."""
     run([*text_run, *f"pruner={pruner}".split(), "score=none", "model.save=bitmask"], "small")
     checkpoint = tmp_path / "small" / "checkpoint"
-    masks = load_masks(checkpoint / "masks.safetensors")
+    masks = load_masks(checkpoint / "masks.bits")
     (shard,) = checkpoint.glob("bitmask-*")
     stored = load_file(shard)
     found = {name: len(stored[f"{name}:values"]) for name in masks if f"{name}:values" in stored}

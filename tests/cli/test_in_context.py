@@ -69,14 +69,14 @@ def test_rows_have_counts_of_their_own(
     assert result.sparsity["prunable"] == pytest.approx(0.6, abs=1e-3)
     assert verify(tmp_path / "run") == []
     rows = json.loads((tmp_path / "run" / "allocation.json").read_text())["rows"]
-    masks = load_masks(tmp_path / "run" / "checkpoint" / "masks.safetensors")
+    masks = load_masks(tmp_path / "run" / "checkpoint" / "masks.bits")
     assert {name: mask.sum(dim=1).tolist() for name, mask in masks.items()} == rows
     assert any(max(counts) - min(counts) > 1 for counts in rows.values())
     file = ["allocation=file", f"allocation.path={tmp_path / 'run' / 'allocation.json'}"]
     again = run(
         [*text_run, *fine, *file, f"propagate={result.config['propagate']}", "model.save=true"], "again"
     )
-    others = load_masks(tmp_path / "again" / "checkpoint" / "masks.safetensors")
+    others = load_masks(tmp_path / "again" / "checkpoint" / "masks.bits")
     assert all(torch.equal(mask, others[name]) for name, mask in masks.items())
     assert again.metrics == result.metrics
 

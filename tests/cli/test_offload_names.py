@@ -58,7 +58,7 @@ def compare(run: Run, overrides: list[str], model_class: Any, tmp_path: Path) ->
     ours, theirs = (loaded(model_class, folder) for folder in folders)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    masks = [load_masks(folder / "masks.safetensors") for folder in folders]
+    masks = [load_masks(folder / "masks.bits") for folder in folders]
     assert masks[0].keys() == masks[1].keys()
     assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
     assert stored_names(folders[0]) == stored_names(folders[1])

@@ -135,7 +135,7 @@ def test_n_of_m_masks(
         ]
     )
     n, m = map(int, mask.split(":"))
-    for kept in load_masks(tmp_path / "run" / "checkpoint" / "masks.safetensors").values():
+    for kept in load_masks(tmp_path / "run" / "checkpoint" / "masks.bits").values():
         assert (kept.view(-1, m).sum(1) == n).all()
 
 
@@ -144,7 +144,7 @@ def test_the_allocation_chooses_the_n_of_each_layer(
     run: Run, text_run: list[str], pruner: str, tmp_path: Path
 ) -> None:
     result = run([*text_run, f"pruner={pruner}", "pruner.mask=n:4", "allocation.cap=1", "model.save=true"])
-    kept = load_masks(tmp_path / "run" / "checkpoint" / "masks.safetensors").values()
+    kept = load_masks(tmp_path / "run" / "checkpoint" / "masks.bits").values()
     in_groups = [mask.view(-1, 4).sum(1) for mask in kept]
     assert all(bool((counts == counts[0]).all()) for counts in in_groups)
     assert len({int(counts[0]) for counts in in_groups}) > 1

@@ -69,7 +69,7 @@ def test_the_recipe_repeats_the_run_to_the_bit(saved: Path, tmp_path: Path) -> N
     again = repeat(saved / "checkpoint" / "recipe.yaml", tmp_path / "again")
     assert differences(Result.read(saved / "result.json").config, again.config) == []
     readers: dict[str, Callable[[Path], dict[str, torch.Tensor]]] = {
-        "masks.safetensors": load_masks,
+        "masks.bits": load_masks,
         "model.safetensors": load_file,
     }
     for name, load in readers.items():
@@ -194,7 +194,7 @@ def test_the_saved_folder_stands_alone(saved: Path) -> None:
 
 def test_masks_by_the_names_of_the_loaded_model(saved: Path) -> None:
     model = hf.AutoModelForCausalLM.from_pretrained(saved / "checkpoint")
-    masks, weights = load_masks(saved / "checkpoint" / "masks.safetensors", loaded=True), model.state_dict()
+    masks, weights = load_masks(saved / "checkpoint" / "masks.bits", loaded=True), model.state_dict()
     assert set(masks) <= set(weights)
     assert all(not weights[name][~mask].any() for name, mask in masks.items())
 
@@ -269,7 +269,7 @@ def test_push_without_uploading_prepares_the_folder(
     out = capsys.readouterr().out
     assert "nothing was uploaded" in out
     assert all(file.name in out for file in (copy / "checkpoint").iterdir())
-    assert {"README.md", "recipe.yaml", "result.json", "masks.safetensors"} <= {
+    assert {"README.md", "recipe.yaml", "result.json", "masks.bits"} <= {
         file.name for file in (copy / "checkpoint").iterdir()
     }
     assert verify(copy / "checkpoint") == []
@@ -315,6 +315,7 @@ def test_push_removes_the_weights_of_an_earlier_model(
     """Which loaders would prefer to the new ones, or add to them."""
     earlier = ["model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
     earlier += ["pytorch_model.bin", "adapter_config.json", "adapter_model.safetensors"]
+    earlier += ["consolidated.safetensors"]
     others = ["README.md", "notes.txt", ".gitattributes", "config.json", "onnx/model.onnx"]
     convert(copy / "checkpoint", copy / "small", "coded")
     assert command.main(["push", str(copy / "small"), "me/tiny"]) == 0
@@ -343,7 +344,7 @@ def test_push_refuses_a_model_that_is_not_as_recorded(
 ) -> None:
     file = copy / "checkpoint" / "model.safetensors"
     weights = load_file(file)
-    name = next(name for name in load_masks(copy / "checkpoint" / "masks.safetensors"))
+    name = next(name for name in load_masks(copy / "checkpoint" / "masks.bits"))
     weights[name] = torch.ones_like(weights[name])
     save_file(weights, file, metadata={"format": "pt"})
     assert command.main(["push", str(copy), "me/tiny"]) == 2

@@ -263,8 +263,7 @@ def test_statistics_of_another_loss_are_others(run: Callable[..., Result], tmp_p
     ):
         run([*plan, *more], name)
     other, after, alone = (
-        load_masks(tmp_path / name / "checkpoint" / "masks.safetensors")
-        for name in ("other", "after", "alone")
+        load_masks(tmp_path / name / "checkpoint" / "masks.bits") for name in ("other", "after", "alone")
     )
     assert all(torch.equal(after[name], mask) for name, mask in alone.items())
     assert not all(torch.equal(other[name], mask) for name, mask in alone.items())
@@ -287,7 +286,7 @@ def test_statistics_and_allocations_of_other_tokens_are_others(
         layers[name] = run([*plan, *more], name).sparsity["layers"]
     assert layers["after"] == layers["alone"] != layers["other"]
     other, after, alone, disk = (
-        load_masks(tmp_path / name / "checkpoint" / "masks.safetensors")
+        load_masks(tmp_path / name / "checkpoint" / "masks.bits")
         for name in ("other", "after", "alone", "disk")
     )
     assert all(

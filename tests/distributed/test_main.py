@@ -55,7 +55,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 def assert_same_model(one: Path, other: Path) -> None:
     """The same masks; weights up to rounding."""
-    masks, others = (load_masks(folder / "checkpoint" / "masks.safetensors") for folder in (one, other))
+    masks, others = (load_masks(folder / "checkpoint" / "masks.bits") for folder in (one, other))
     assert masks.keys() == others.keys()
     different = sum(int((masks[name] != others[name]).sum()) for name in masks)
     assert different <= 1e-3 * sum(mask.numel() for mask in masks.values()), f"{different} weights differ"

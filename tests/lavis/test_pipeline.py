@@ -60,7 +60,7 @@ def test_from_checkpoint_to_checkpoint(
     assert verify(tmp_path / "run") == []
     folder = tmp_path / "run" / "checkpoint"
     state = read_lavis_checkpoint(folder / LAVIS)
-    for name, mask in load_masks(folder / "masks.safetensors").items():
+    for name, mask in load_masks(folder / "masks.bits").items():
         assert not state[name][~mask].any()
         assert int((state[name] == 0).sum()) == result.sparsity["layers"][name]["zeros"]
     again = run([*overrides, f"model.checkpoint={folder / LAVIS}", "steps=[evaluate]"], "again")

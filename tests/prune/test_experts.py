@@ -245,7 +245,7 @@ def test_a_checkpoint_holds_zeros_where_its_masks_say(family: str, tmp_path: Pat
     model = replace(model, processor=None)
     report = prune(model, samples(7, 9), Wanda(), uniform(model), 2)
     folder = tmp_path / save_checkpoint(model, report.masks, tmp_path)
-    with open_checkpoint(folder) as checkpoint, MaskFile(folder / "masks.safetensors") as masks:
+    with open_checkpoint(folder) as checkpoint, MaskFile(folder / "masks.bits") as masks:
         assert set(masks.shapes) <= set(checkpoint.names())
         for name in masks.shapes:
             assert torch.equal(checkpoint.tensor(name) != 0, masks[name])

@@ -175,7 +175,7 @@ def test_a_smaller_model_is_smaller_when_it_is_loaded(tmp_path: Path) -> None:
         assert {one.name: one.size for one in again.layers} == {one.name: one.size for one in model.layers}
         assert set(report.masks) == {one.name for one in model.layers}
         assert again.block_weights() == model.block_weights()
-        with open_checkpoint(saved) as checkpoint, MaskFile(saved / "masks.safetensors") as masks:
+        with open_checkpoint(saved) as checkpoint, MaskFile(saved / "masks.bits") as masks:
             for layer in model.layers:
                 parts = [checkpoint.tensor(*rows) for rows in masks.places(layer.name)]
                 assert sum(part.numel() for part in parts) == layer.size

@@ -16,8 +16,8 @@ from ecoflap.storage.masks import MaskFile, Rows, load_masks, save_masks
 @pytest.mark.parametrize("shape", [(), (1,), (8,), (3, 5), (4, 16), (2, 3, 7), (0, 4)])
 def test_round_trip_of_any_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5
-    save_masks(tmp_path / "new" / "masks.safetensors", {"layer.weight": mask})
-    loaded = load_masks(tmp_path / "new" / "masks.safetensors")
+    save_masks(tmp_path / "new" / "masks.bits", {"layer.weight": mask})
+    loaded = load_masks(tmp_path / "new" / "masks.bits")
     assert list(loaded) == ["layer.weight"]
     assert loaded["layer.weight"].dtype == torch.bool
     assert torch.equal(loaded["layer.weight"], mask)

@@ -66,7 +66,7 @@ def make_run(folder: Path, sharded: bool = False) -> Path:
                 "text", weight.numel(), int(masks[name].sum()), int((weight == 0).sum()), 0.125
             )
     model.save_pretrained(folder / "checkpoint", max_shard_size="4KB" if sharded else "1GB")
-    save_masks(folder / "checkpoint" / "masks.safetensors", masks)
+    save_masks(folder / "checkpoint" / "masks.bits", masks)
     parameters, prunable = (
         sum(weight.numel() for weight in model.parameters()),
         sum(layer.size for layer in layers.values()),
@@ -98,7 +98,7 @@ def change_record(run: Path, change: Any) -> None:
 
 def revive(run: Path) -> Any:
     """Sets the first removed weight of ``LAYER`` to 1."""
-    mask = load_masks(run / "checkpoint" / "masks.safetensors")[LAYER]
+    mask = load_masks(run / "checkpoint" / "masks.bits")[LAYER]
 
     def change(weight: torch.Tensor) -> torch.Tensor:
         weight[tuple((~mask).nonzero()[0])] = 1.0
@@ -286,7 +286,7 @@ def test_one_flipped_weight_is_found_from_the_command_line(tmp_path: Path, shard
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_kept_weight_that_is_not_finite_is_found(run: Path, value: float) -> None:
-    mask = load_masks(run / "checkpoint" / "masks.safetensors")[LAYER]
+    mask = load_masks(run / "checkpoint" / "masks.bits")[LAYER]
     change_weights(run, LAYER, lambda weight: weight.masked_fill(mask & (mask.cumsum(1) == 1), value))
     assert verify(run) == [f"{LAYER}: has 16 weights that are NaN or infinite"]
 
@@ -303,7 +303,7 @@ def test_missing_and_reshaped_layers_are_named(run: Path) -> None:
 
 
 def test_masks_are_compared(run: Path) -> None:
-    path = run / "checkpoint" / "masks.safetensors"
+    path = run / "checkpoint" / "masks.bits"
     masks = load_masks(path)
     save_masks(
         path, {**masks, LAYER: torch.ones_like(masks[LAYER]), "extra": torch.ones(1, dtype=torch.bool)}
@@ -313,7 +313,7 @@ def test_masks_are_compared(run: Path) -> None:
     assert second == "extra: has a mask but is not in the record"
     del masks[LAYER]
     save_masks(path, masks)
-    assert verify(run) == [f"{LAYER}: has no mask in masks.safetensors"]
+    assert verify(run) == [f"{LAYER}: has no mask in masks.bits"]
 
 
 @pytest.mark.parametrize(
@@ -423,9 +423,7 @@ def test_a_changed_bit_in_a_shard_without_pruned_tensors_is_found(
     assert f"{file} is damaged" in difference
 
 
-@pytest.mark.parametrize(
-    "missing", ["result.json", "checkpoint/model.safetensors", "checkpoint/masks.safetensors"]
-)
+@pytest.mark.parametrize("missing", ["result.json", "checkpoint/model.safetensors", "checkpoint/masks.bits"])
 def test_missing_files_exit_with_two(run: Path, missing: str, capsys: pytest.CaptureFixture[str]) -> None:
     (run / missing).unlink()
     assert main([str(run)]) == 2

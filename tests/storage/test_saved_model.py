@@ -65,14 +65,15 @@ def test_shards_of_other_names_are_replaced_by_a_save(renamed: Path) -> None:
 
 
 PICKLED = ("pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json")
+MISTRAL = ("consolidated.safetensors", "consolidated.safetensors.index.json")
 NOTHING_WRONG = {"mismatched_keys": [], "missing_keys": [], "unexpected_keys": []}
-FOREIGN = (*PICKLED, "tf_model.h5", "flax_model.msgpack")
+FOREIGN = (*PICKLED, "tf_model.h5", "flax_model.msgpack", *MISTRAL)
 OTHERS = ("training_args.bin", "tokenizer.bin", "sub/pytorch_model.bin")
 
 
 @pytest.fixture
 def pickled(tmp_path: Path) -> Path:
-    """A model in safetensors, and another one in formats that transformers has or had."""
+    """A model in safetensors, and another one in the formats of other libraries and releases."""
     folder = tmp_path / "pickled"
     llama().module.save_pretrained(folder)
     (folder / "sub").mkdir()

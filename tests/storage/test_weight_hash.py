@@ -99,6 +99,21 @@ def test_a_shard_that_holds_tensors_of_another_is_found(saved: Path) -> None:
     assert difference == f"{LAYER}: is in {file_of[embedding]}, where the index does not have it"
 
 
+@pytest.mark.parametrize("file", ["other.safetensors", "model-00001-of-00002.safetensors"])
+def test_a_file_that_servers_load_beside_the_weights_is_found(saved: Path, file: str) -> None:
+    """vLLM, SGLang and TGI take every ``*.safetensors`` of a folder without an index for weights."""
+    assert verify(saved) == []
+    save_file({LAYER: torch.ones(16, 16)}, saved / file)
+    difference = f"{file} is not of this checkpoint, but may be loaded with it; remove it"
+    assert verify(saved) == [difference]
+    with pytest.raises(UserError, match="is not of this checkpoint"):
+        prepare(saved)
+    (saved / "sub").mkdir()
+    (saved / file).rename(saved / "sub" / file)
+    save_file({"lora": torch.ones(1)}, saved / "adapter_model.safetensors")  # push leaves it out
+    assert verify(saved) == []
+
+
 def test_all_forms_have_one_hash(saved: Path, tmp_path: Path) -> None:
     recorded = Result.read(saved / "result.json").weights
     assert recorded == hash_weights(saved)
@@ -140,8 +155,8 @@ def test_a_record_that_lacks_a_part_is_named(
     ("before", "after"), [(b'"shapes"', b'"shaper"'), (b'"names": "{', b'"names": "]'), (b'": "{', b'": "3')]
 )
 def test_a_damaged_header_of_the_masks_is_named(before: bytes, after: bytes, saved: Path) -> None:
-    content = (saved / "masks.safetensors").read_bytes()
+    content = (saved / "masks.bits").read_bytes()
     assert before in content
-    (saved / "masks.safetensors").write_bytes(content.replace(before, after))
-    with pytest.raises(ValueError, match=r"masks\.safetensors is damaged: "):
+    (saved / "masks.bits").write_bytes(content.replace(before, after))
+    with pytest.raises(ValueError, match=r"masks\.bits is damaged: "):
         verify(saved)

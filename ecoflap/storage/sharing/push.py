@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.errors import UserError
-from ecoflap.storage.file_names import CARD, RECIPE, RESULT
+from ecoflap.storage.file_names import ADAPTER, CARD, RECIPE, RESULT
 from ecoflap.storage.results.record import Result
 from ecoflap.storage.results.verification import verify
 from ecoflap.storage.saved_model import (
-    ADAPTER,
     FOREIGN_WEIGHTS,
     PROCESSOR_FILES,
     WEIGHTS,

@@ -38,7 +38,7 @@ def dense(tensors: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.Monkey
     (folder / "config.json").write_text("{}")
     (folder / "inside" / "more.txt").write_text("more")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    save_file({"layers.0.weight": torch.zeros(4)}, folder / "masks.safetensors")
+    save_file({"layers.0.weight": torch.zeros(4)}, folder / "masks.bits")
     monkeypatch.setattr(converting, "SHARD_BYTES", 12_000)
     return folder
 

@@ -48,7 +48,7 @@ def test_both_ways_and_back(
         check_equal(tmp_path / out, tensors)
         assert (tmp_path / out / "config.json").read_text() == "{}"
         assert (tmp_path / out / "inside" / "more.txt").read_text() == "more"
-        assert "layers.0.weight" in load_file(tmp_path / out / "masks.safetensors")
+        assert "layers.0.weight" in load_file(tmp_path / out / "masks.bits")
         kinds = ("model-*", "bitmask-*") if form == "dense" else ("bitmask-*", "model*")
         assert len(list((tmp_path / out).glob(kinds[0]))) == SHARDS
         assert not list((tmp_path / out).glob(kinds[1]))
