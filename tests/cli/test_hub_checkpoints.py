@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 import ecoflap
+from ecoflap.models.loading.hub import checkpoint_folder
 from ecoflap.storage.results import Result
 from tests.cli.conftest import ROOT, on_text
 
@@ -67,3 +69,21 @@ def test_a_model_that_is_not_downloaded_yet_is_planned(
     assert done.returncode == 0, done.stderr
     assert "no times: model.path=me/dense could not be loaded" in done.stdout
     assert "all checks that need no weights passed" in done.stdout
+
+
+def test_weights_in_another_format_are_not_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the second copy of all weights in repositories of Mistral's models."""
+    asked: dict[str, list[str]] = {}
+
+    def download(path: str, **given: list[str]) -> str:
+        asked.update(given)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert checkpoint_folder("org/name", None) == tmp_path
+    wanted = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+    others = ["consolidated.safetensors", "consolidated-00001-of-00002.safetensors", "pytorch_model.bin"]
+    patterns = {name: asked[name] for name in ("allow_patterns", "ignore_patterns")}
+    assert list(filter_repo_objects([*wanted, *others], **patterns)) == wanted

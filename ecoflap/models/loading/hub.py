@@ -11,7 +11,7 @@ from typing import Any
 from ecoflap.errors import NumericalError, UnavailableError, UserError
 from ecoflap.models.loading.checkpoint_folder import local_settings
 from ecoflap.storage.file_names import BITMASK_INDEX
-from ecoflap.storage.saved_model import model_folder
+from ecoflap.storage.saved_model import FOREIGN_WEIGHTS, model_folder
 
 
 def require_folder(path: str, option: str = "model.path") -> str:
@@ -156,5 +156,9 @@ def checkpoint_folder(path: str, revision: str | None) -> Path:
         return Path(path)
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", "*.json"]
-    return Path(from_hub(lambda: snapshot_download(path, revision=revision, allow_patterns=patterns), path))
+    taken, others = ["*.safetensors", "*.json"], list(FOREIGN_WEIGHTS)
+
+    def download() -> str:
+        return snapshot_download(path, revision=revision, allow_patterns=taken, ignore_patterns=others)
+
+    return Path(from_hub(download, path))
