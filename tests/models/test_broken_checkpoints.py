@@ -239,7 +239,7 @@ BEFORE_WEIGHTS: dict[str, tuple[Break, str]] = {
         r"^the tokenizer or processor of model\.path=\S+ could not be loaded",
     ),
     "no file of a tokenizer": (
-        remove("tokenizer*"),
+        remove("*token*"),
         r"^model\.path=\S+ has no tokenizer or processor, such as tokenizer\.json",
     ),
     "another tokenizer": (
