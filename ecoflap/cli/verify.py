@@ -60,7 +60,7 @@ def show(run: Path, differences: list[str]) -> None:
     for difference in differences:
         print(f"difference: {difference}")
     if differences:
-        print(f"{len(differences)} differences")
+        print(f"{len(differences)} difference{'s' if len(differences) > 1 else ''}")
     else:
         print(f"equal: the zeros and masks of {len(layers)} layers are as recorded{_bits(result)}")
 

@@ -116,8 +116,7 @@ class SafetensorFiles:
         return {name: tensor.on_meta() for name, tensor in self._stored.items()}
 
     def damage(self) -> Iterator[str]:
-        """Files that cannot be read, as their headers tell, tensors that the index places elsewhere, and
-        other files that are loaded as weights.
+        """Damaged files, tensors that the index places elsewhere, and other files that may be loaded too.
 
         ``from_pretrained`` loads every tensor of a file, whatever the index says, and servers such as vLLM
         every ``*.safetensors`` of a folder without an index.
