@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ecoflap.allocate.allocation import EXACT, GROUPS, Allocation, check_counts,
 from ecoflap.allocate.protocol import Allocator, check_scores
 from ecoflap.api.given import requested_sparsity
 from ecoflap.api.loading import load
-from ecoflap.api.method import choose_method
+from ecoflap.api.method import Method, choose_method
 from ecoflap.api.parts import named
 from ecoflap.api.pruning_call import PruningCall
 from ecoflap.api.result import PruneResult
@@ -20,12 +21,14 @@ from ecoflap.api.unchanged import default_cpu, unchanged
 from ecoflap.blocks.choices import PROPAGATE, TOKENS
 from ecoflap.errors import UserError, require_choice, require_count, require_seed
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.prune.inputs import check_propagate, check_tokens
+from ecoflap.prune.inputs import check_propagate, check_tokens, reads_inputs
 from ecoflap.prune.protocol import Pruner
 from ecoflap.run.config import RunConfig
-from ecoflap.run.plan.automatic import propagate_of
+from ecoflap.run.plan.automatic import AUTO, propagate_of
 from ecoflap.score.protocol import Scorer
 from ecoflap.score.scores import Scores
+
+log = logging.getLogger(__name__)
 
 
 def prune(
@@ -93,10 +96,11 @@ def prune(
         _check_options(pruner, options)
         method = choose_method(pruner, score, allocation, options)
         target = _target(sparsity, allocation)
-        propagate = propagate_of(propagate, method.pruner, method.in_trials)
+        resolved = propagate_of(propagate, method.pruner, method.in_trials)
         seed, batch_size = require_seed(seed), require_count("batch_size", batch_size)
-        call = PruningCall(model, method, target, seed, batch_size, propagate, tokens)
+        call = PruningCall(model, method, target, seed, batch_size, resolved, tokens)
         _check(call, data)
+        _warn_unread(propagate, tokens, method)
         return call.run(data)
 
 
@@ -184,3 +188,14 @@ def _check(call: PruningCall, data: Any) -> None:
         method.pruner.check_rows(method.allocation)
     method.pruner.check(call.sparsity, method.uneven)
     method.pruner.check_layers(model.layers)
+
+
+def _warn_unread(propagate: str, tokens: str, method: Method) -> None:
+    """Warn of choices about the inputs of layers that nothing reads."""
+    if reads_inputs(method.pruner):
+        return
+    measured = method.allocator is not None and method.allocator.requires.calibration
+    unread = [f"propagate={propagate}"] if propagate != AUTO else []
+    unread += [f"tokens={tokens}"] if tokens != RunConfig.tokens and not measured else []
+    for choice in unread:
+        log.warning("%s changes nothing: pruner=%s reads no inputs of layers", choice, method.pruner.name)

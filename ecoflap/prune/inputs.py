@@ -21,6 +21,11 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.protocol import Pruner
 
 
+def reads_inputs(pruner: Pruner) -> bool:
+    """Whether a pruner measures the inputs of layers, so that ``propagate`` and ``tokens`` matter to it."""
+    return not pruner.allocates and pruner.statistic is not None
+
+
 def check_propagate(choice: str, pruner: Pruner) -> None:
     """Refuse a value of ``propagate`` that the pruner can't make use of.
 

@@ -308,6 +308,27 @@ def test_magnitude_at_one_sparsity_needs_no_data() -> None:
     assert_zeros(one.module, result.masks)
 
 
+@pytest.mark.parametrize(
+    ("options", "unread"),
+    [
+        ({"propagate": "layer"}, ["propagate=layer"]),
+        ({"tokens": "text", "propagate": "dense"}, ["propagate=dense", "tokens=text"]),
+        ({"propagate": "layer", "repair": True}, []),
+        ({}, []),
+    ],
+    ids=["propagate", "both", "repair", "none"],
+)
+def test_choices_about_inputs_that_nothing_reads_are_warned_of(
+    options: dict[str, Any], unread: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    one = llama()
+    data = one.data if options.get("repair") else None
+    ecoflap.prune(one.module, one.processor, data, sparsity=0.5, pruner="magnitude", score="none", **options)
+    said = [record.message for record in caplog.records if "changes nothing" in record.message]
+    expected = [f"{choice} changes nothing: pruner=magnitude reads no inputs of layers" for choice in unread]
+    assert said == expected
+
+
 def test_zeros_that_the_masks_keep_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     one = llama()
     options = {"pruner": "magnitude", "score": "none", "allocation": None}

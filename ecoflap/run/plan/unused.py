@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ecoflap.prune.inputs import reads_inputs
 from ecoflap.run.plan.automatic import AUTO
 from ecoflap.run.plan.plan import Plan
 
@@ -83,13 +84,11 @@ def _reason(plan: Plan, key: str, option: str) -> str | None:
 
 def _without_inputs(plan: Plan, group: str) -> str | None:
     """Why the fine stage doesn't read an option about the inputs of layers; None if it, or a step, does."""
-    pruner = plan.pruner
-    reads = not pruner.allocates and pruner.statistic is not None
-    if reads or group not in ("propagate", "tokens", "batch_size"):
+    if reads_inputs(plan.pruner) or group not in ("propagate", "tokens", "batch_size"):
         return None
     if group != "propagate" and (plan.allocates_from_data or "finetune" in plan.steps):
         return None
-    return f"pruner={pruner.name} reads no inputs of layers"
+    return f"pruner={plan.pruner.name} reads no inputs of layers"
 
 
 def _without_its_part(plan: Plan, key: str) -> str | None:
