@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -18,12 +19,12 @@ from ecoflap.distributed.processes import size
 from ecoflap.errors import UserError
 from ecoflap.models.core.forward_modes import quiet_forward
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.prune.protocol import Pruner
+from ecoflap.prune.protocol import LayerPruner, Pruner
 
 
-def reads_inputs(pruner: Pruner) -> bool:
+def reads_inputs(pruner: Pruner) -> TypeGuard[LayerPruner]:
     """Whether a pruner measures the inputs of layers, so that ``propagate`` and ``tokens`` matter to it."""
-    return not pruner.allocates and pruner.statistic is not None
+    return not pruner.allocates and pruner.requires_calibration
 
 
 def check_propagate(choice: str, pruner: Pruner) -> None:
@@ -71,7 +72,7 @@ def require_capture(
             module, its blocks can't be pruned from the inputs that ``propagate`` asks for, or the tokens that
             ``tokens`` tells apart are not known.
     """
-    if pruner.allocates or not pruner.requires_calibration:
+    if not reads_inputs(pruner):
         return
     batches = calibration.batches(batch_size)
     require_calls(model, batches, every_layer=True)
