@@ -39,6 +39,7 @@ from ecoflap.storage.results.record import Result
 from ecoflap.storage.results.sparsity import read_layers, sparsity_section
 from ecoflap.storage.saved_model import (
     foreign_weights,
+    hash_model_files,
     hash_weights,
     processor_files,
     usual_dtype,
@@ -165,7 +166,8 @@ def _is_tied_when_loaded(module: Any, head: nn.Module) -> bool:
 
 def _write_record(result: PruneResult, folder: Path) -> None:
     """Write how the model was pruned, in the files of a run."""
-    describe(folder, replace(_record_now(result), weights=hash_weights(folder)))
+    record = _record_now(result)
+    describe(folder, replace(record, weights=hash_weights(folder), model_files=hash_model_files(folder)))
     write_json(folder / ALLOCATION, asdict(result.allocation))
     if result.scores is not None:
         write_json(folder / SCORES, result.scores.to_json())

@@ -1,4 +1,4 @@
-"""Check a run's record against its saved weights: zeros, masks, and a hash of every bit.
+"""Check a run's record against its saved model: zeros, masks, and hashes of weights, configs and tokenizer.
 
     ecoflap verify outputs/runs/RUN
 
@@ -62,9 +62,12 @@ def show(run: Path, differences: list[str]) -> None:
     if differences:
         print(f"{len(differences)} difference{'s' if len(differences) > 1 else ''}")
     else:
-        print(f"equal: the zeros and masks of {len(layers)} layers are as recorded{_bits(result)}")
+        print(f"equal: the zeros and masks of {len(layers)} layers are as recorded{_hashes(result)}")
 
 
-def _bits(result: Result) -> str:
-    """What is known of the bits of weights that are equal to their record."""
-    return ", and no bit of a weight has changed" if result.weights else "; it has no hash of the weights"
+def _hashes(result: Result) -> str:
+    """What the hashes say of a model whose zeros and masks are as recorded."""
+    if not result.weights:
+        return "; it has no hash of the weights"
+    beside = ", config, tokenizer or processor" if result.model_files else ""
+    return f", and no bit of a weight{beside} has changed"

@@ -15,7 +15,7 @@ from ecoflap.storage.bitmask.forms import form_of
 from ecoflap.storage.checkpoint import save_checkpoint
 from ecoflap.storage.file_names import BLOCKS, RESULT
 from ecoflap.storage.results import Result
-from ecoflap.storage.saved_model import hash_weights
+from ecoflap.storage.saved_model import hash_model_files, hash_weights
 from ecoflap.storage.sharing.describe import describe
 
 
@@ -35,10 +35,11 @@ def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
     if form is not None and report is not None and is_first():
         saved = save_checkpoint(model, report.masks, plan.folder, form)
     shutil.rmtree(plan.folder / WORK, ignore_errors=True)
-    weights = None if saved is None else hash_weights(plan.folder / saved)
-    result = replace(record, standard_errors=state.standard_errors, checkpoint=saved, weights=weights)
+    result = replace(record, standard_errors=state.standard_errors, checkpoint=saved)
     if saved is not None:
-        describe(plan.folder / saved, result)
+        folder = plan.folder / saved
+        result = replace(result, weights=hash_weights(folder), model_files=hash_model_files(folder))
+        describe(folder, result)
     result.write(plan.folder / RESULT)
     shutil.rmtree(plan.folder / BLOCKS, ignore_errors=True)
     return result

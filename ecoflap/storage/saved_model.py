@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, closing
@@ -71,6 +72,9 @@ Files that only a few tokenizers know are not among them, as no other tokenizer 
 """
 
 
+MODEL_CONFIGS = ("config.json", "generation_config.json")
+
+
 def open_checkpoint(folder: Path) -> AbstractContextManager[TensorFiles]:
     """Open a checkpoint as ``save_pretrained``, ``ecoflap.save`` or LAVIS writes it; the context closes it.
 
@@ -106,6 +110,18 @@ def hash_weights(folder: Path) -> str:
 
     with open_checkpoint(folder) as checkpoint:
         return hash_tensors(checkpoint)
+
+
+def hash_model_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file that says how to build a saved model, and how to read and write its inputs.
+
+    Returns:
+        {path below the folder: hash} of the configs, and of the files of a tokenizer or processor.
+    """
+    found = _files(folder, (*MODEL_CONFIGS, *PROCESSOR_FILES))
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in found
+    }
 
 
 def model_folder(folder: Path) -> Path:

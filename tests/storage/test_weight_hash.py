@@ -58,7 +58,7 @@ def test_one_changed_bit_is_found(
     saved: Path, name: str, by: Callable[[Tensor], Tensor], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(saved)]) == 0
-    assert "no bit of a weight has changed" in capsys.readouterr().out
+    assert "no bit of a weight, config, tokenizer or processor has changed" in capsys.readouterr().out
     change(saved, name, by)
     (difference,) = verify(saved)
     assert "the weights have changed" in difference

@@ -81,6 +81,8 @@ class Result:
             if none was saved.
         weights: A hash of the saved model's tensors, see ``hash_tensors``; None if none was saved, or the
             record is older than this field.
+        model_files: {file: hash} of the saved model's configs, tokenizer and processor, see
+            ``hash_model_files``; None if no model was saved, or the record is older than this field.
         scores: The scores of the coarse stage with their standard errors, or None without scores.
         allocation: ``granularity`` and ``details`` of the allocation, or None without one; its counts are in
             ``sparsity``.
@@ -102,6 +104,7 @@ class Result:
     steps: dict[str, dict[str, Any]]
     checkpoint: str | None = None
     weights: str | None = None
+    model_files: dict[str, str] | None = None
     scores: dict[str, Any] | None = None
     allocation: dict[str, Any] | None = None
     hardware: dict[str, Any] | None = None
@@ -168,7 +171,7 @@ class Result:
             raise FileNotFoundError(
                 f"no result record at {path}: give the folder of a finished run, which holds a {RESULT}"
             )
-        record = {"finished": None, "weights": None, "hardware": None, **_parse(path)}
+        record = {"finished": None, "weights": None, "model_files": None, "hardware": None, **_parse(path)}
         missing = [field.name for field in dataclasses.fields(cls) if field.name not in record]
         if missing:
             raise ValueError(

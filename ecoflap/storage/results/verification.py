@@ -11,7 +11,7 @@ from ecoflap.storage.file_names import MASKS, RESULT
 from ecoflap.storage.masks import MaskFile, Rows
 from ecoflap.storage.results.record import Result
 from ecoflap.storage.results.sparsity import LayerCount, read_layers, sparsity_section
-from ecoflap.storage.saved_model import open_checkpoint
+from ecoflap.storage.saved_model import hash_model_files, open_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,8 @@ def verify(run_folder: Path) -> list[str]:
     """Compare a run's record with its saved model and masks, one tensor in memory at a time.
 
     Counts and masks say which layer differs. If all of them are as recorded, the hash of all tensors tells
-    whether any other bit has changed.
+    whether any other bit has changed. Configs and the files of a tokenizer or processor are compared by
+    their hashes; files that were added since are not differences.
 
     Args:
         run_folder: Folder with ``result.json`` and the checkpoint that it names.
@@ -56,7 +57,7 @@ def verify(run_folder: Path) -> list[str]:
         differences += [f"{name}: has a mask but is not in the record" for name in unknown]
         if not differences and result.weights is not None:
             differences += _changed_bits(checkpoint, result.weights)
-    return differences
+    return [*differences, *_changed_files(folder, result.model_files or {})]
 
 
 def _changed_bits(checkpoint: TensorFiles, recorded: str) -> Iterator[str]:
@@ -64,6 +65,16 @@ def _changed_bits(checkpoint: TensorFiles, recorded: str) -> Iterator[str]:
 
     if (found := hash_tensors(checkpoint)) != recorded:
         yield f"the weights have changed since they were saved: their hash is {found}, recorded is {recorded}"
+
+
+def _changed_files(folder: Path, recorded: Mapping[str, str]) -> Iterator[str]:
+    """Differences between the files that the model was saved with and those beside its weights."""
+    found = hash_model_files(folder)
+    for name in recorded:
+        if name not in found:
+            yield f"{name}: is missing, the model was saved with it"
+        elif found[name] != recorded[name]:
+            yield f"{name}: has changed since the model was saved"
 
 
 def _layer_differences(

@@ -25,7 +25,7 @@ REPLACED = (*WEIGHTS, *FOREIGN_WEIGHTS, *ADAPTER)
 DENIED = (401, 403, 404)
 """Status codes of a hub on which the user may not write to a repository; 404 where it hides one."""
 
-FIGURES = ("model", "metrics", "standard_errors", "sparsity", "weights")
+FIGURES = ("model", "metrics", "standard_errors", "sparsity", "weights", "model_files")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def prepare(place: Path) -> Prepared:
         raise UserError(
             f"{place} can't be shared: the saved model differs from its record ({differences[0]}"
             f"{f', and {len(differences) - 1} more' if len(differences) > 1 else ''}); ecoflap verify {place}"
-            " lists it all; run it again"
+            " lists it all; restore what was saved, or run it again"
         )
     if _figures(copied) != _figures(result):
         raise UserError(
