@@ -9,10 +9,10 @@ from statistics import fmean
 
 from ecoflap.storage.markdown import markdown_row
 from ecoflap.sweeps.report.cells import statistics
+from ecoflap.sweeps.report.digits import figure, short
 from ecoflap.sweeps.report.methods import Method, overrides
 from ecoflap.sweeps.report.pairs import BETTER, WORSE, Pairs, metric_names
 from ecoflap.sweeps.report.settings import is_path, settings_of, shown
-from ecoflap.sweeps.report.table import figure
 
 Column = tuple[str, int]
 """The model and the metric, and the place of their table: one of other runs may have the same name."""
@@ -97,7 +97,7 @@ def _table(title: str, group: Group) -> Iterator[str]:
         row = group[coarse]
         seconds = max((pairs.seconds for pairs in row.values() if pairs.seconds is not None), default=None)
         shown = (_cell(row[column]) if column in row else "" for column in columns)
-        yield markdown_row([coarse, *shown, "" if seconds is None else f"{seconds:.3g}"])
+        yield markdown_row([coarse, *shown, short(seconds)])
 
 
 def _cell(pairs: Pairs) -> str:

@@ -19,6 +19,7 @@ from ecoflap.sweeps.report.cells import dense_mean, other_sparsity, pruned, stat
 from ecoflap.sweeps.report.cost_plot import costs_of, plot_costs
 from ecoflap.sweeps.report.difference_plot import plot_differences
 from ecoflap.sweeps.report.differences import Difference, Row, rows_of
+from ecoflap.sweeps.report.digits import figure, signed
 from ecoflap.sweeps.report.examples import examples_of
 from ecoflap.sweeps.report.layer_maps import maps_of
 from ecoflap.sweeps.report.layer_plot import plot_layers
@@ -28,7 +29,7 @@ from ecoflap.sweeps.report.metrics import MetricTable, best, other_tables
 from ecoflap.sweeps.report.sections import Section
 from ecoflap.sweeps.report.sizes import sizes_of
 from ecoflap.sweeps.report.style import save
-from ecoflap.sweeps.report.table import cell, figure
+from ecoflap.sweeps.report.table import cell
 
 LAYERS = (
     ("sparsity", "sparsity: share of the layer's weights removed", "viridis"),
@@ -127,10 +128,10 @@ def _difference(one: Difference | None) -> str:
     """A difference with its interval, as the page shows it."""
     if one is None:
         return ""
-    mean = f"{one.mean:+.3g}".replace("-", "−")
+    mean = signed(one.mean).replace("-", "−")
     if one.low is None or one.high is None:
         return mean
-    return f"{mean} [{one.low:+.3g}, {one.high:+.3g}]".replace("-", "−")
+    return f"{mean} [{signed(one.low)}, {signed(one.high)}]".replace("-", "−")
 
 
 def _layers(section: Section, plots: Plots, figure: str, label: str, colours: str) -> dict[str, Any] | None:

@@ -14,11 +14,11 @@ from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.markdown import markdown_row
 from ecoflap.sweeps.report import models_across
 from ecoflap.sweeps.report.cells import statistics
+from ecoflap.sweeps.report.digits import figure, short
 from ecoflap.sweeps.report.metrics import make_tables
 from ecoflap.sweeps.report.pairs import Pairs, metric_names, paired
 from ecoflap.sweeps.report.runs import hardware_of, read_runs
 from ecoflap.sweeps.report.sections import make_sections
-from ecoflap.sweeps.report.table import figure
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,6 +71,6 @@ def markdown(found: Sequence[Pairs]) -> Iterator[str]:
                 figure(pairs.mean),
                 pairs.change,
                 pairs.verdict,
-                "" if pairs.seconds is None else f"{pairs.seconds:.3g}",
+                short(pairs.seconds),
             ]
         )

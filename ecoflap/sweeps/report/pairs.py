@@ -11,6 +11,7 @@ from typing import Any
 
 from ecoflap.sweeps.report.baselines import uniform_beside
 from ecoflap.sweeps.report.cells import statistics
+from ecoflap.sweeps.report.digits import signed, with_interval
 from ecoflap.sweeps.report.intervals import difference, interval, mean_difference
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.metrics import MetricTable
@@ -56,12 +57,7 @@ class Pairs:
     def change(self) -> str:
         """The mean difference; if it has an interval, ``difference ± half of it``, with as many decimals."""
         mean, half = mean_difference(self.differences), interval(self.differences)
-        if half is None:
-            return f"{mean:+.3g}"
-        shown = f"{half:#.2g}".rstrip(".")
-        if "e" in shown:
-            return f"{mean:+.3g} ± {half:.2g}"
-        return f"{mean:+.{len(shown.partition('.')[2])}f} ± {shown}"
+        return signed(mean) if half is None else with_interval(mean, half)
 
     @property
     def verdict(self) -> str:

@@ -18,10 +18,10 @@ from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.markdown import markdown_row
 from ecoflap.storage.results.metrics import first_metric
 from ecoflap.sweeps.report.cells import statistics
+from ecoflap.sweeps.report.digits import figure, with_deviation
 from ecoflap.sweeps.report.methods import overrides
 from ecoflap.sweeps.report.runs import read_runs
 from ecoflap.sweeps.report.sections import make_sections
-from ecoflap.sweeps.report.table import figure, with_deviation
 
 STATES = ("dense", "pruned", "finetuned")
 DASH = "—"

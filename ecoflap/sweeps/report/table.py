@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ecoflap.storage.markdown import markdown_row
 from ecoflap.sweeps.report.cells import Cell, dense_mean, other_sparsity, pruned, realised_mean, statistics
+from ecoflap.sweeps.report.digits import figure, with_deviation
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.metrics import MetricTable
 
@@ -64,19 +64,6 @@ def cell(target: float, seeds: Cell, counted: bool = True) -> str:
         shown += f" (n={len(seeds)})"
     realised = other_sparsity(target, seeds)
     return shown if realised is None else f"{shown} at {realised:.4f}"
-
-
-def figure(value: float | None) -> str:
-    """A number with four digits, zeros among them; empty for None."""
-    return "" if value is None else f"{value:#.4g}".rstrip(".")
-
-
-def with_deviation(mean: float, deviation: float) -> str:
-    """``mean ± standard deviation``, with as many decimals of both."""
-    shown = figure(mean)
-    if "e" in shown or not math.isfinite(mean):
-        return f"{shown} ± {deviation:.2g}"
-    return f"{shown} ± {deviation:.{len(shown.partition('.')[2])}f}"
 
 
 def _names(table: MetricTable, method: Method) -> tuple[str, ...]:

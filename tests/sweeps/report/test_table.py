@@ -13,7 +13,7 @@ from ecoflap.sweeps.report.metrics import make_tables
 from ecoflap.sweeps.report.page import write_page
 from ecoflap.sweeps.report.runs import read_runs
 from ecoflap.sweeps.report.sections import make_sections
-from ecoflap.sweeps.report.table import figure, markdown, with_deviation, write_csv
+from ecoflap.sweeps.report.table import markdown, write_csv
 from tests.sweeps.report.conftest import write_run
 
 pytestmark = pytest.mark.long
@@ -54,37 +54,6 @@ def test_mean_deviation_and_count_over_seeds(tmp_path: Path) -> None:
         ("wanda", "0.5", "3", "72.0", "2.0", "80.0"),
         ("wanda", "0.7", "1", "60.0", "", "80.0"),
     ]
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        (97.0, "97.00"),
-        (100.0, "100.0"),
-        (0.25, "0.2500"),
-        (1234.0, "1234"),
-        (123456.0, "1.235e+05"),
-        (0.0, "0.000"),
-        (math.inf, "inf"),
-        (None, ""),
-    ],
-)
-def test_figures_have_four_digits(value: float | None, shown: str) -> None:
-    assert figure(value) == shown
-
-
-@pytest.mark.parametrize(
-    ("mean", "deviation", "shown"),
-    [
-        (89.0, 1.0, "89.00 ± 1.00"),
-        (96.03, 0.0, "96.03 ± 0.00"),
-        (1234.0, 56.7, "1234 ± 57"),
-        (123456.0, 789.0, "1.235e+05 ± 7.9e+02"),
-        (math.nan, math.nan, "nan ± nan"),
-    ],
-)
-def test_deviations_have_the_decimals_of_their_mean(mean: float, deviation: float, shown: str) -> None:
-    assert with_deviation(mean, deviation) == shown
 
 
 def test_a_realised_sparsity_that_is_not_the_target_is_shown(tmp_path: Path) -> None:
