@@ -69,9 +69,17 @@ def read(data: Any) -> Data:
     row = _listed(first)[0]
     form = _form(row, "the first")
     is_text = form == "texts" or (form == "examples" and "text" in row and not _has_target(row))
-    length = len(data) if hasattr(data, "__len__") and not isinstance(first, list) else None
+    length = None if isinstance(first, list) else _length(data)
     single = (row for _, row in _single(form, enumerate(chain([first], items))))
     return Data(form, _readable(form, enumerate(single)), length, given, is_text)
+
+
+def _length(data: Any) -> int | None:
+    """The number of items; None if unknown, as of a DataLoader of a stream, whose length raises an error."""
+    try:
+        return len(data)
+    except TypeError:
+        return None
 
 
 def _given(data: Any) -> Iterable[Any]:

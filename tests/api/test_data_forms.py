@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,18 @@ from tests import tiny
 from tests.api.conftest import clip, picture, refused, talk, texts, word_tokenizer
 
 TEXTS = texts()
+
+
+class Stream(torch.utils.data.IterableDataset[Any]):
+    """Rows without a length."""
+
+    def __init__(self, rows: Iterable[Any]) -> None:
+        self.rows = list(rows)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.rows)
+
+
 FORMS_OF_TEXTS: dict[str, Callable[[], Any]] = {
     "tuple": lambda: tuple(TEXTS),
     "generator": lambda: (text for text in TEXTS),
@@ -27,6 +39,7 @@ FORMS_OF_TEXTS: dict[str, Callable[[], Any]] = {
     "dataset": lambda: Dataset.from_dict({"text": TEXTS}),
     "stream": lambda: IterableDataset.from_generator(lambda: ({"text": text} for text in TEXTS)),
     "loader of texts": lambda: DataLoader(TEXTS, batch_size=5),
+    "loader of a stream": lambda: DataLoader(Stream({"text": text} for text in TEXTS), batch_size=5),
     "loader of dicts": lambda: DataLoader([{"text": text} for text in TEXTS], batch_size=5),
 }
 
@@ -89,6 +102,7 @@ FORMS_OF_INPUTS: dict[str, Callable[[], Any]] = {
     "with labels": lambda: [with_labels(padded("left"))],
     "dataset": lambda: Dataset.from_dict({"input_ids": ROWS, "line": LINES}),
     "torch dataset": lambda: Dataset.from_dict({"input_ids": ROWS}).with_format("torch"),
+    "loader of a stream": lambda: DataLoader(Stream({"input_ids": torch.tensor(row)} for row in ROWS), None),
     "loader": lambda: DataLoader(Dataset.from_dict({"text": LINES}), 2, collate_fn=collate),
 }
 
