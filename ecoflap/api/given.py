@@ -1,4 +1,4 @@
-"""Refuse arguments that a step can't take, and make NumPy's numbers plain."""
+"""Refuse arguments that a step can't take, and make options plain values."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import UnsupportedValueType
 
 from ecoflap.allocate.allocation import check_sparsity
 from ecoflap.data.calibration_set import CalibrationSet
@@ -59,6 +62,27 @@ def requested_sparsity(sparsity: Any) -> float:
     return found
 
 
-def plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with NumPy's numbers as those of Python, as configs and JSON take no others."""
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
+def as_config(group: str, options: Mapping[str, Any]) -> DictConfig:
+    """The options of a part as a config, with numbers of NumPy and dtypes of torch as plain values.
+
+    Args:
+        group: its config group, for the message.
+        options: the options of a part.
+
+    Raises:
+        UserError: if a value is one that a config can't hold.
+    """
+    try:
+        return OmegaConf.create({name: _plain(value) for name, value in options.items()})
+    except UnsupportedValueType as error:
+        unfit = str(error.msg or error).splitlines()[0]  # such as: Value 'Tensor' is not a supported ...
+        raise UserError(
+            f"{group}.{error.full_key} can't be used ({unfit}); give a number, a text, or a list of them"
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy as that of Python, and a dtype of torch as its name, as configs take no others."""
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    return value.item() if isinstance(value, np.generic) else value

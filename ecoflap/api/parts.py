@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ecoflap.api.given import plain
+from ecoflap.api.given import as_config
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.run.config import register
 from ecoflap.run.plan.parts import make, require_members
@@ -62,11 +62,11 @@ def built(group: str, node: Mapping[str, Any]) -> Any:
     """The object that a node of the config describes; None if it names no class.
 
     Raises:
-        UserError: as ``ecoflap.run.plan.parts.make``.
+        UserError: as ``ecoflap.run.plan.parts.make`` and ``as_config``.
     """
     if "_target_" not in node:
         return None
-    return make(group, OmegaConf.create(plain(node)))
+    return make(group, as_config(group, node))
 
 
 def named(group: str, name: str) -> dict[str, Any]:

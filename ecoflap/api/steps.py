@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.protocol import Allocator, Context, check_scores, checked_allocation
-from ecoflap.api.given import requested_sparsity, require, require_same_given
+from ecoflap.api.given import as_config, requested_sparsity, require, require_same_given
 from ecoflap.api.parts import named, part, refuse_options
 from ecoflap.api.readable import check_given
 from ecoflap.api.result import PruneResult
@@ -205,7 +204,7 @@ def _tasks(model: PrunableModel, name: str, options: Mapping[str, Any]) -> dict[
     node = named("task", name)
     if "sequence_length" in node:
         node["sequence_length"] = window_tokens(model, node["sequence_length"])
-    return build_tasks(OmegaConf.create({**node, **options}))
+    return build_tasks(as_config("task", {**node, **options}))
 
 
 def _joined(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -100,6 +100,18 @@ def test_the_result_is_json_with_what_a_run_writes(tmp_path: Path) -> None:
     assert json.loads((folder / "result.json").read_text())["sparsity"] == value["sparsity"]
 
 
+def test_options_that_no_config_holds_are_plain_or_refused(tmp_path: Path) -> None:
+    one = llama()
+    ecoflap.save(ecoflap.load(one.module, one.processor), tmp_path / "out")
+    loaded = ecoflap.load(tmp_path / "out", device="cpu", dtype=torch.bfloat16)
+    assert {weight.dtype for weight in loaded.module.parameters()} == {torch.bfloat16}
+    with pytest.raises(ecoflap.UserError, match=r"pruner\.damping can't be used .*Tensor.* give a number"):
+        ecoflap.prune(loaded, data=one.data, sparsity=0.5, pruner="sparsegpt", damping=torch.tensor(0.1))
+    (tmp_path / "test.txt").write_text(" ".join(one.data))
+    options = {"path": str(tmp_path / "test.txt"), "sequence_length": np.int64(16)}
+    assert ecoflap.evaluate(loaded, "text", **options)["rows"] > 1
+
+
 def test_numbers_of_numpy_are_recorded_as_those_of_python(tmp_path: Path) -> None:
     one, two = llama(), np.int64(2)
     scorer = ecoflap.ZerothOrder(noises=two, samples=4)
