@@ -30,14 +30,18 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @overload
 def load_pruned(
-    folder: str | Path, into: Module, *, device: str | None = None, sparse: bool = False
+    folder: str | Path, into: Module, *, device: str | torch.device | None = None, sparse: bool = False
 ) -> Module: ...
 @overload
 def load_pruned(
-    folder: str | Path, into: None = None, *, device: str | None = None, sparse: bool = False
+    folder: str | Path, into: None = None, *, device: str | torch.device | None = None, sparse: bool = False
 ) -> nn.Module: ...
 def load_pruned(
-    folder: str | Path, into: nn.Module | None = None, *, device: str | None = None, sparse: bool = False
+    folder: str | Path,
+    into: nn.Module | None = None,
+    *,
+    device: str | torch.device | None = None,
+    sparse: bool = False,
 ) -> nn.Module:
     """Load a model that was saved in dense, bitmask or coded form, bit for bit in its dtype.
 
@@ -65,6 +69,7 @@ def load_pruned(
             f"the folder is a {type(folder).__name__}; give the folder that ecoflap.save wrote, or a"
             " hub id (the model of a PruneResult is in memory already, as result.model)"
         )
+    device = str(device) if isinstance(device, torch.device) else device
     if sparse:
         if device not in (None, "cpu"):
             raise UserError(

@@ -76,15 +76,17 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
         UserError: if there is no such form, the model has no ``save_pretrained``, a part of it is what
             ``torch.compile`` returned or has adapters, its embeddings are tied and its config says that
             they aren't, a layer was replaced or experts were removed since it was pruned, weights that the
-            masks remove are no longer zero, transformers does not save its generation config, the folder is
-            that of a run or can't be made or written to, another process keeps moving a checkpoint into it,
-            or the disk is full.
+            masks remove are no longer zero, transformers does not save its generation config, the folder has
+            no name, is that of a run or can't be made or written to, another process keeps moving a
+            checkpoint into it, or the disk is full.
     """
     loaded = model.prunable if isinstance(model, PruneResult) else model
     require(loaded, PrunableModel, "ecoflap.load or ecoflap.prune")
     require_choice("form", form, FORMS)
     if not isinstance(folder, str | os.PathLike):
         raise UserError(f"the folder is a {type(folder).__name__}; give the path of a folder to write")
+    if not os.fspath(folder):
+        raise UserError('the folder has no name; give one to write, or "." for the current folder')
     final = Path(folder).expanduser()
     if final.exists() and not final.is_dir():
         raise UserError(f"{final} is a file; choose a folder for the checkpoint")

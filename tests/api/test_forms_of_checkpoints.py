@@ -138,6 +138,19 @@ def test_a_module_on_the_meta_device_and_a_device_that_is_missing(tmp_path: Path
         ecoflap.load_pruned(tmp_path / "out", tied_llama(torch.float32), device="nonesuch")
 
 
+def test_a_device_of_torch_and_a_folder_without_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ecoflap.load(tied_llama(torch.float32))
+    ecoflap.save(model, tmp_path / "out")
+    assert ecoflap.load_pruned(tmp_path / "out", device=torch.device("meta")).device.type == "meta"
+    check_same(ecoflap.load_pruned(tmp_path / "out", device=torch.device("cpu"), sparse=True), model.module)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ecoflap.UserError, match="the folder has no name"):
+        ecoflap.save(model, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize("form", SPARSE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_tied_weights_negative_zeros_and_dtypes(dtype: torch.dtype, form: str, tmp_path: Path) -> None:
