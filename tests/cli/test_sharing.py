@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -323,13 +324,24 @@ def test_push_removes_the_weights_of_an_earlier_model(
     assert list(filter_repo_objects([*earlier, *others], allow_patterns=patterns)) == earlier
 
 
+def saved_without_processor(run: Path) -> None:
+    """Make a run's saved model one that had no tokenizer or processor."""
+    names = set[str]()
+    for file in processor_files(run / "checkpoint"):
+        file.unlink()
+        names.add(file.name)
+    for place in (run / "result.json", run / "checkpoint" / "result.json"):
+        record = Result.read(place)
+        files = {name: digest for name, digest in (record.model_files or {}).items() if name not in names}
+        replace(record, model_files=files).write(place)
+
+
 @pytest.mark.parametrize("own", [True, False])
 def test_push_removes_the_tokenizer_of_an_earlier_model_if_this_one_has_its_own(
     copy: Path, hub: list[tuple[str, dict[str, Any]]], own: bool
 ) -> None:
     """``vocab.json`` is read where ``tokenizer.json`` is missing, and the other way round."""
-    for file in processor_files(copy / "checkpoint"):
-        file.unlink()
+    saved_without_processor(copy)
     if own:
         (copy / "checkpoint" / "tokenizer.json").write_text("{}")
     assert command.main(["push", str(copy), "me/tiny"]) == 0
