@@ -39,14 +39,12 @@ from ecoflap.storage.results.record import Result
 from ecoflap.storage.results.sparsity import read_layers, sparsity_section
 from ecoflap.storage.saved_model import (
     foreign_weights,
-    hash_model_files,
-    hash_weights,
     processor_files,
     usual_dtype,
     weight_files,
 )
 from ecoflap.storage.sharing.card import has_own_card
-from ecoflap.storage.sharing.describe import describe
+from ecoflap.storage.sharing.describe import describe, with_hashes
 
 INDEXES = (WEIGHTS_INDEX, BITMASK_INDEX)
 BESIDE = (MASKS, RESULT, RECIPE, ALLOCATION, SCORES)
@@ -168,8 +166,7 @@ def _is_tied_when_loaded(module: Any, head: nn.Module) -> bool:
 
 def _write_record(result: PruneResult, folder: Path) -> None:
     """Write how the model was pruned, in the files of a run."""
-    record = _record_now(result)
-    describe(folder, replace(record, weights=hash_weights(folder), model_files=hash_model_files(folder)))
+    describe(folder, with_hashes(_record_now(result), folder))
     write_json(folder / ALLOCATION, asdict(result.allocation))
     if result.scores is not None:
         write_json(folder / SCORES, result.scores.to_json())

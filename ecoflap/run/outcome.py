@@ -15,8 +15,7 @@ from ecoflap.storage.bitmask.forms import form_of
 from ecoflap.storage.checkpoint import save_checkpoint
 from ecoflap.storage.file_names import BLOCKS, RESULT
 from ecoflap.storage.results import Result
-from ecoflap.storage.saved_model import hash_model_files, hash_weights
-from ecoflap.storage.sharing.describe import describe
+from ecoflap.storage.sharing.describe import describe, with_hashes
 
 
 def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
@@ -37,9 +36,8 @@ def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
     shutil.rmtree(plan.folder / WORK, ignore_errors=True)
     result = replace(record, standard_errors=state.standard_errors, checkpoint=saved)
     if saved is not None:
-        folder = plan.folder / saved
-        result = replace(result, weights=hash_weights(folder), model_files=hash_model_files(folder))
-        describe(folder, result)
+        result = with_hashes(result, plan.folder / saved)
+        describe(plan.folder / saved, result)
     result.write(plan.folder / RESULT)
     shutil.rmtree(plan.folder / BLOCKS, ignore_errors=True)
     return result

@@ -7,8 +7,14 @@ from pathlib import Path
 
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.results.record import Result
+from ecoflap.storage.saved_model import hash_model_files, hash_weights
 from ecoflap.storage.sharing.card import write_card
 from ecoflap.storage.sharing.recipe import write_recipe
+
+
+def with_hashes(result: Result, folder: Path) -> Result:
+    """The record with the hashes of the model that was saved in a folder."""
+    return replace(result, weights=hash_weights(folder), model_files=hash_model_files(folder))
 
 
 def describe(folder: Path, result: Result) -> None:
