@@ -9,10 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from ecoflap.models.core.expert_slices import all_slices, refresh
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.wide_parts import DTYPE_OPTION, dtype_of_config
 from ecoflap.models.offload.placement import is_placeholder, placeholder
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 @contextmanager
@@ -20,6 +24,7 @@ def in_float32(module: nn.Module, without: Iterable[nn.Module] = ()) -> Iterator
     """Hold every half-precision weight and buffer in fp32 in this context, and restore them bit for bit.
 
     Widening and narrowing again loses nothing. Offloaded weights load in the dtype of their placeholders.
+    Configs say fp32 meanwhile, as some models convert pixels to the dtype that a config names.
 
     Args:
         module: the module.
@@ -29,18 +34,30 @@ def in_float32(module: nn.Module, without: Iterable[nn.Module] = ()) -> Iterator
     tensors = [
         tensor
         for tensor in (*module.parameters(), *module.buffers())
-        if tensor.dtype in (torch.float16, torch.bfloat16) and id(tensor) not in left
+        if tensor.dtype in HALF and id(tensor) not in left
     ]
     dtypes = [tensor.dtype for tensor in tensors]
+    configs = [(config, getattr(config, DTYPE_OPTION)) for config in _half_configs(module)]
     try:
         for tensor in tensors:
             tensor.data = _cast(tensor.data, torch.float32)
+        for config, _ in configs:
+            setattr(config, DTYPE_OPTION, torch.float32)
         refresh(module)
         yield
     finally:
+        for config, named in configs:
+            setattr(config, DTYPE_OPTION, named)
         for tensor, dtype in zip(tensors, dtypes, strict=True):
             tensor.data = _cast(tensor.data, dtype)
         refresh(module)
+
+
+def _half_configs(module: nn.Module) -> list[PretrainedConfig]:
+    """The configs of a module and its parts that name half precision, each once."""
+    found = {id(config): config for part in module.modules() if (config := getattr(part, "config", None))}
+    configs = (config for config in found.values() if isinstance(config, PretrainedConfig))
+    return [config for config in configs if dtype_of_config(config) in HALF]
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -36,9 +36,14 @@ def wide_names(module: Any, dtype: torch.dtype) -> set[str]:
 
 def half_precision(module: Any) -> torch.dtype | None:
     """The dtype that a model was loaded in, if it is a narrow one and all wider weights are such parts."""
-    dtype = getattr(getattr(module, "config", None), DTYPE_OPTION, None)
-    dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    dtype = dtype_of_config(getattr(module, "config", None))
     if dtype not in PARTS:
         return None
     others = {name for name, weight in module.named_parameters() if weight.dtype != dtype}
     return dtype if others <= wide_names(module, dtype) else None
+
+
+def dtype_of_config(config: Any) -> torch.dtype | None:
+    """The dtype that a config of transformers names; None if it names none, or is something else."""
+    dtype = getattr(config, DTYPE_OPTION, None)
+    return getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
