@@ -92,17 +92,18 @@ def _moved(model: PrunableModel, batch: Batch, eps: float, seed: int) -> dict[st
 
 def first_order(model: PrunableModel, batch: Batch) -> dict[str, float]:
     """The sum of the absolute gradient of each layer; 0 where the loss doesn't depend on it."""
+    return {name: float(gradient.abs().sum()) for name, gradient in gradients(model, batch).items()}
+
+
+def gradients(model: PrunableModel, batch: Batch) -> dict[str, Tensor]:
+    """The gradient of the mean loss for each layer, [rows, cols]; 0 where the loss doesn't depend on it."""
     with as_published(model.module):
-        return _differentiated(model, batch)
-
-
-def _differentiated(model: PrunableModel, batch: Batch) -> dict[str, float]:
-    weights = {id(layer.parameter): layer.parameter.requires_grad_(True) for layer in model.layers}
-    found = torch.autograd.grad(model.loss(batch).mean(), list(weights.values()), allow_unused=True)
-    gradients = dict(zip(weights, found, strict=True))
+        weights = {id(layer.parameter): layer.parameter.requires_grad_(True) for layer in model.layers}
+        found = torch.autograd.grad(model.loss(batch).mean(), list(weights.values()), allow_unused=True)
+    of = dict(zip(weights, found, strict=True))
     return {
-        layer.name: 0.0
-        if (gradient := gradients[id(layer.parameter)]) is None
-        else float(layer.part(gradient).abs().sum())
+        layer.name: torch.zeros(layer.shape)
+        if (gradient := of[id(layer.parameter)]) is None
+        else layer.oriented(layer.part(gradient))
         for layer in model.layers
     }

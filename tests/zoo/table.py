@@ -26,6 +26,9 @@ where metrics are equal up to rounding, statistics that agree to 1e-4, and score
 - **result**: equal; or refused, with the error that ends a run. If the error names layers to leave dense, they were left
   dense, and the rest was compared. Models get no sound as input, so towers that read sound are left out.
 
+`make test-zoo` compares each architecture in more ways: pruned layer by layer; what in-context allocation, the default, measures
+of a pruned model; in bfloat16, the dtype of most checkpoints; and on a pretend accelerator.
+
 {sums}
 {built}. Models of sound were not built.
 
