@@ -87,17 +87,20 @@ def require_wordnet(found: Sequence[str], asked: str, option: str) -> None:
 def name_classes(found: Sequence[str], lines: Sequence[str], asked: str) -> tuple[list[str], list[int]]:
     """Match the names of classes with the classes of the files.
 
-    Lines that begin with the name in the files ("n01440764 tench") may name more classes, and are sorted by
-    it, as the folders are; other lines name one each, in the same order.
+    Lines that are the names in the files, or begin with them ("n01440764 tench"), may name more classes, and
+    are sorted by them, as the folders are; other lines name one each, in the same order.
 
     Raises:
         UserError: if there are more or fewer names than classes, or the classes of the files are numbers that
             a sort by digits puts in another order.
     """
+    whole = sorted(set(map(spaced, lines)))
+    if set(map(spaced, found)) <= set(whole):
+        return whole, [whole.index(spaced(name)) for name in found]
     pairs = sorted((*line.split(maxsplit=1), "")[:2] for line in lines)
     order = {key: index for index, (key, _) in enumerate(pairs)}
-    if len({bool(name) for _, name in pairs}) == 1 and set(found) <= set(order):
-        return [spaced(name or key) for key, name in pairs], [order[key] for key in found]
+    if all(name for _, name in pairs) and set(found) <= set(order):
+        return [spaced(name) for _, name in pairs], [order[key] for key in found]
     if all(map(WORDNET.fullmatch, order)):
         lacking = next(name for name in found if name not in order)
         raise UserError(f"{asked} has no line for the class {lacking}; add it, or give the file of this set")

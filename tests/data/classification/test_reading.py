@@ -164,6 +164,15 @@ def test_lines_with_folders_are_sorted_as_the_folders_are() -> None:
         assert name_classes(found, spaced, "") == (["tench", "goldfish", "shark"], [0, 1, 2])
 
 
+@pytest.mark.parametrize("found", [["great white shark", "ray"], ["great_white_shark", "ray"]])
+def test_lines_that_are_the_names_in_the_files_come_in_any_order(found: list[str]) -> None:
+    """By their order alone, sharks would be rays."""
+    own = ["great white shark", "ray"]
+    for lines in (own, own[::-1], [*own, "ray"]):
+        assert name_classes(found, lines, "") == (own, [0, 1])
+    assert name_classes(found, ["tiger cat", *own[::-1]], "") == ([*own, "tiger cat"], [0, 1])
+
+
 def test_numbered_folders_are_named_by_lines_with_their_numbers() -> None:
     found, names = sorted(map(str, range(11))), [f"thing {number}" for number in range(11)]
     with pytest.raises(
