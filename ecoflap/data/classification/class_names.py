@@ -91,19 +91,23 @@ def name_classes(found: Sequence[str], lines: Sequence[str], asked: str) -> tupl
     are sorted by them, as the folders are; other lines name one each, in the same order.
 
     Raises:
-        UserError: if there are more or fewer names than classes, or the classes of the files are numbers that
-            a sort by digits puts in another order.
+        UserError: if there are more or fewer names than classes, or two for one class, or the classes of the
+            files are numbers that a sort by digits puts in another order.
     """
     whole = sorted(set(map(spaced, lines)))
     if set(map(spaced, found)) <= set(whole):
         return whole, [whole.index(spaced(name)) for name in found]
-    pairs = sorted((*line.split(maxsplit=1), "")[:2] for line in lines)
+    pairs = sorted({(*line.split(maxsplit=1), "")[:2] for line in lines})
     order = {key: index for index, (key, _) in enumerate(pairs)}
-    if all(name for _, name in pairs) and set(found) <= set(order):
+    nameless = [key for key, name in pairs if not name]
+    if not nameless and set(found) <= set(order):
+        if twice := [key for index, (key, _) in enumerate(pairs) if order[key] != index]:
+            raise UserError(f"{asked} has more than one name for the class {twice[0]}; keep one of them")
         return [spaced(name) for _, name in pairs], [order[key] for key in found]
     if all(map(WORDNET.fullmatch, order)):
-        lacking = next(name for name in found if name not in order)
-        raise UserError(f"{asked} has no line for the class {lacking}; add it, or give the file of this set")
+        lacking = next((name for name in found if name not in order), None)
+        what = f"name for the class {nameless[0]}" if lacking is None else f"line for the class {lacking}"
+        raise UserError(f"{asked} has no {what}; add it, or give the file of this set")
     if len(lines) != len(found):
         raise UserError(
             f"{asked} has {len(lines)} names, and the pictures have {len(found)} classes; give a file with a"

@@ -173,6 +173,16 @@ def test_lines_that_are_the_names_in_the_files_come_in_any_order(found: list[str
     assert name_classes(found, ["tiger cat", *own[::-1]], "") == ([*own, "tiger cat"], [0, 1])
 
 
+def test_a_class_has_one_name() -> None:
+    """A second one would be a class without pictures, which takes those of the first."""
+    assert name_classes(["n1"], ["n1 tench", "n1 tench"], "") == (["tench"], [0])
+    with pytest.raises(UserError, match=r"task\.classes=f has more than one name for the class n1; keep one"):
+        name_classes(["n1", "n2"], ["n1 tench", "n2 goldfish", "n1 Tinca tinca"], "task.classes=f")
+    keyed = ["n01440764 tench", "n01443537"]
+    with pytest.raises(UserError, match=r"task\.classes=f has no name for the class n01443537; add it"):
+        name_classes(["n01440764", "n01443537"], keyed, "task.classes=f")
+
+
 def test_numbered_folders_are_named_by_lines_with_their_numbers() -> None:
     found, names = sorted(map(str, range(11))), [f"thing {number}" for number in range(11)]
     with pytest.raises(
