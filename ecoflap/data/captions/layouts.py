@@ -196,14 +196,33 @@ def _captions(file: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """(line, row) of JSON lines or CSV."""
+    """(line, row) of JSON lines or CSV.
+
+    Raises:
+        ValueError: if a line is no JSON, or quotes are missing in CSV, so that cells begin or end elsewhere.
+    """
     if file.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(read_text(file), newline=""))
-        yield from ((reader.line_num, row) for row in reader)
+        yield from _table(read_text(file))
         return
     for number, line in enumerate(read_text(file).split("\n"), 1):
         if line.strip():
             yield number, parse_json(line)
+
+
+def _table(text: str) -> Iterator[tuple[int, Any]]:
+    """(last line, row) of CSV; see ``_rows``."""
+    reader, first = csv.DictReader(io.StringIO(text, newline=""), strict=True), 2
+    try:
+        for row in reader:
+            if any(row.get(None, ())):
+                raise ValueError(f"line {first} has more cells than the header; quote texts with commas")
+            yield reader.line_num, row
+            first = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f"line {first}: {error}; close each quote before a comma or the end of the line, and write those"
+            " within a text twice"
+        ) from None
 
 
 KARPATHY = "{} is in the caption_datasets.zip that Karpathy published with his splits"

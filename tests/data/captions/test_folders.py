@@ -56,3 +56,30 @@ def test_lists_of_two_kinds_are_refused(tmp_path: Path) -> None:
         CaptionSource(str(tmp_path)).pictures("task")
     (tmp_path / "train/b/metadata.csv").unlink()
     assert [one.captions for one in CaptionSource(str(tmp_path)).pictures("task")] == [("one",)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            ["2.png,a cat, asleep", "1.png,dog"],
+            "line 3 has more cells than the header; quote texts with commas",
+        ),
+        (['2.png,"a cat', "1.png,dog"], "line 3: unexpected end of data; close each quote"),
+        (['2.png,"a cat', '1.png,a "dog"'], "line 3: ',' expected after '\"'; close each quote"),
+        (['2.png,"a cat', *["1.png,dog"] * 20000], "line 3: field larger than field limit"),
+    ],
+)
+def test_quotes_that_are_missing_in_a_table(tmp_path: Path, rows: list[str], message: str) -> None:
+    """A caption would lose what follows its comma, or swallow the rows that follow its quote."""
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,text", "1.png,one", *rows]))
+    with pytest.raises(UserError, match=rf"metadata\.csv is not in the layout .*{message}"):
+        CaptionSource(str(tmp_path)).pictures("task")
+
+
+def test_a_table_with_quotes_and_more_columns(tmp_path: Path) -> None:
+    folders.shown_at(tmp_path / "1.png", folders.one_of_each("train")[0])
+    table = [",file_name,text", '0,1.png,"a ""cat"", asleep', 'on a mat"', '1,1.png,4" wide,', "2,1.png,dog"]
+    (tmp_path / "metadata.csv").write_text("\n".join(table))
+    (picture,) = CaptionSource(str(tmp_path)).pictures("task")
+    assert picture.captions == ('a "cat", asleep\non a mat', '4" wide', "dog")
