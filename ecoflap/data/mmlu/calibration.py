@@ -19,6 +19,8 @@ class Mmlu(MmluCalibrationOptions):
 
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")
+        if self.shots < 0:
+            raise UserError(f"calibration.shots={self.shots} must be at least 0")
         if self.split == "test":
             raise UserError(
                 "calibration.split=test: the test questions are what the model is measured on; choose val,"

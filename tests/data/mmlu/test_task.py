@@ -230,6 +230,13 @@ def test_shots_are_dropped_until_the_prompt_fits(folder: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("group", "kind"), [("task", Mmlu), ("calibration", MmluCalibration)])
+def test_shots_below_none_are_refused(group: str, kind: type[Mmlu | MmluCalibration]) -> None:
+    """As an end of the answered examples, -1 would take all but one."""
+    with pytest.raises(UserError, match=rf"{group}\.shots=-1 must be at least 0"):
+        kind(shots=-1)
+
+
 def test_no_shots_need_no_dev_questions(folder: Path) -> None:
     for file in (folder / "dev").glob("*"):
         file.unlink()
