@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.example import Example
 from ecoflap.data.mmlu.options import MmluCalibrationOptions
-from ecoflap.data.mmlu.reading import prompt, question_sources, read_with_shots
+from ecoflap.data.mmlu.reading import prompt, question_sources, read_with_shots, warn_of_few_shots
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.core.encoding import encode_all, require_encoder
 from ecoflap.models.core.prunable import PrunableModel
@@ -51,6 +51,7 @@ class Mmlu(MmluCalibrationOptions):
         """
         self.check_model(model)
         dev, subjects = read_with_shots(self.path, self.split, self.shots, "calibration")
+        warn_of_few_shots(subjects, dev, self.shots, "calibration")
         questions = [(subject, question) for subject, all_of_it in subjects.items() for question in all_of_it]
         chosen = [questions[index] for index in draw(len(questions), self.samples, seed)]
         shots = [  # split=dev has the question itself among them

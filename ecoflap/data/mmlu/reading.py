@@ -6,6 +6,7 @@ The layout is ``<split>/<subject>_<split>.csv``, with rows of question, four opt
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -14,6 +15,8 @@ from pathlib import Path
 from ecoflap.data.folder import read_text
 from ecoflap.data.hub import load_split
 from ecoflap.errors import UserError
+
+log = logging.getLogger(__name__)
 
 LETTERS = ("A", "B", "C", "D")
 HUB = "cais/mmlu"
@@ -132,6 +135,23 @@ def _require_shots(
                 f"{option}.shots: {subject!r} has no answered examples, which are to come from {place}; add"
                 f" them, or set {option}.shots=0"
             )
+
+
+def warn_of_few_shots(
+    subjects: Mapping[str, Sequence[Question]], dev: Mapping[str, Sequence[Question]], shots: int, option: str
+) -> None:
+    """Warn if a subject has fewer answered examples than asked for.
+
+    Args:
+        subjects: the questions to ask.
+        dev: the answered examples.
+        shots: how many are asked for per question.
+        option: the config group of the part, for the message.
+    """
+    there, subject = min((len(dev.get(one, ())), one) for one, questions in subjects.items() if questions)
+    if there < shots:
+        message = "%s.shots=%d was asked for and the dev split has only %d of %s"
+        log.warning(message, option, shots, there, subject)
 
 
 def _read_hub(split: str, option: str) -> dict[str, list[Question]]:

@@ -12,7 +12,14 @@ import torch
 from ecoflap.data.mmlu.calibration_error import expected_calibration_error, rms_calibration_error
 from ecoflap.data.mmlu.categories import GROUPS
 from ecoflap.data.mmlu.options import MmluTaskOptions
-from ecoflap.data.mmlu.reading import LETTERS, Question, prompt, question_sources, read_with_shots
+from ecoflap.data.mmlu.reading import (
+    LETTERS,
+    Question,
+    prompt,
+    question_sources,
+    read_with_shots,
+    warn_of_few_shots,
+)
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import commonest, error_of_mean, parts, percent, spread
 from ecoflap.evaluate.items import Items
@@ -70,6 +77,7 @@ class Mmlu(MmluTaskOptions):
         self.check_model(model)
         interface: Any = model.interface
         dev, test = self.subjects("task")
+        warn_of_few_shots(test, dev, self.shots, "task")
         asked, measured, most = [], [], at_most(model, self.max_tokens)
         for subject, questions in test.items():
             limit = None if self.limit is None else min(self.limit, len(questions))

@@ -237,6 +237,17 @@ def test_shots_below_none_are_refused(group: str, kind: type[Mmlu | MmluCalibrat
         kind(shots=-1)
 
 
+def test_fewer_shots_than_asked_for_are_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for shots in (0, 1):
+        Mmlu(str(folder), shots=shots).load(model({}))
+        MmluCalibration(str(folder), shots=shots).load(model({}), 0)
+    assert not caplog.messages
+    Mmlu(str(folder), shots=3).load(model({}))
+    MmluCalibration(str(folder), shots=2).load(model({}), 0)
+    told = "shots={} was asked for and the dev split has only 1 of law"
+    assert caplog.messages == [f"task.{told.format(3)}", f"calibration.{told.format(2)}"]
+
+
 def test_no_shots_need_no_dev_questions(folder: Path) -> None:
     for file in (folder / "dev").glob("*"):
         file.unlink()
