@@ -172,12 +172,18 @@ def _read_hub(split: str, option: str) -> dict[str, list[Question]]:
 
 
 def _read_file(file: Path) -> list[Question]:
-    questions = []
-    for number, row in enumerate(csv.reader(StringIO(read_text(file), newline="")), start=1):
-        if len(row) != 6 or row[5] not in LETTERS:
-            raise UserError(
-                f"{file}, row {number}: expected question, four options and a letter A to D, found {len(row)}"
-                f" columns: {row}"
-            )
-        questions.append(Question(row[0], tuple(row[1:5]), row[5]))
-    return questions
+    rows = csv.reader(StringIO(read_text(file), newline=""), strict=True)
+    try:
+        return [_question(row, f"{file}, row {number}") for number, row in enumerate(rows, start=1)]
+    except csv.Error as error:
+        raise UserError(
+            f"{file} can't be read as CSV ({error}); look for a quote that isn't closed"
+        ) from None
+
+
+def _question(row: Sequence[str], where: str) -> Question:
+    if len(row) != 6 or row[5] not in LETTERS:
+        raise UserError(
+            f"{where}: expected question, four options and a letter A to D, found {len(row)} columns: {row}"
+        )
+    return Question(row[0], tuple(row[1:5]), row[5])

@@ -337,6 +337,16 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
         Mmlu(str(folder)).load(deaf)
 
 
+@pytest.mark.parametrize(
+    "rows", ['"What?,a,b,c,d,A\n' * 2, '"What?,a,b,c,d,A\n' + "Who?,a,b,c,d,B\n" * 20000]
+)
+def test_a_quote_that_is_not_closed(folder: Path, rows: str) -> None:
+    """Two rows with one each would be one question."""
+    (folder / "test" / "law_test.csv").write_text(rows)
+    with pytest.raises(UserError, match=r"law_test\.csv can't be read as CSV \(.*\); look for a quote"):
+        Mmlu(str(folder), shots=0).load(model({}))
+
+
 def test_mmlu_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
