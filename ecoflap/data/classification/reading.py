@@ -212,19 +212,26 @@ class PictureSource(PictureSourceOptions):
                 f"{option}.split={self.split} is not in {file.name}; choose one of {', '.join(content)}"
             )
         try:
-            classes = {int(label): name for rows in content.values() for _, label, name in rows}
+            named = {(int(label), name) for rows in content.values() for _, label, name in rows}
+            classes = dict(sorted(named))
         except (TypeError, ValueError):
             raise UserError(
                 f"{file} holds no rows of picture, label and class; download it again. {OBTAIN}"
             ) from None
-        if sorted(classes) != list(range(len(classes))):
+        if len(classes) != len(named):
+            label, name = min(one for one in named if classes[one[0]] != one[1])
+            raise UserError(
+                f"{file}: its label {label} is both {name} and {classes[label]}; number the classes alike in"
+                f" all splits, or download it again. {OBTAIN}"
+            )
+        if list(classes) != list(range(len(classes))):
             raise UserError(
                 f"{file}: its labels are not 0 to {len(classes) - 1}; download it again. {OBTAIN}"
             )
         return Found(
             images,
             [(picture, int(label)) for picture, label, _ in content[self.split]],
-            [classes[label] for label in sorted(classes)],
+            list(classes.values()),
         )
 
     def _aircraft(self, option: str) -> Found:

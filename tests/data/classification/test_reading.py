@@ -278,6 +278,10 @@ def numbered(root: Path, name: str) -> PictureSource:
             "its labels are not 0 to 24",
         ),
         (
+            lambda root: broken(root, lambda splits: splits.update(test=[["x.jpg", 0, "x"]])),
+            f"its label 0 is both {CLASSES[0]} and x; number the classes alike in all splits",
+        ),
+        (
             lambda root: broken(root, lambda splits: splits.update(test=[["x.jpg", 1]])),
             "holds no rows of picture, label and class",
         ),
