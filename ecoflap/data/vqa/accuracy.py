@@ -1,6 +1,7 @@
-"""How answers to visual questions are compared, by the rules of the VQA evaluation.
+"""How answers to visual questions are compared, by the rules that BLIP and BLIP-2 were measured by.
 
-See vqaEval.py in github.com/GT-Vision-Lab/VQA.
+They are those of vqaEval.py in github.com/GT-Vision-Lab/VQA until 2021, of which LAVIS has a copy. Since then
+it normalises the annotators' answers as it does the prediction, and neither if all annotators agree.
 """
 
 from __future__ import annotations
@@ -60,8 +61,7 @@ def normalise(answer: str) -> str:
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Mean over the annotators of min(1, matches among the others / 3).
 
-    As in the published evaluation, the annotators' answers lose only their punctuation, and keep it if all
-    agree: the files hold normalised answers.
+    As in LAVIS, the annotators' answers lose only their punctuation, and keep it if all agree.
 
     Args:
         prediction: the model's answer.
