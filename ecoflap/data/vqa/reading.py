@@ -78,6 +78,8 @@ OKVQA = CocoQuestions(
     "mscoco_{split}2014_annotations.json",
     f"OK-VQA's questions and annotations are at okvqa.allenai.org/download.html. {PICTURES}.",
 )
+ANNOTATORS = 4
+"""How many a question needs for a full score: the answer of each is compared with those of three others."""
 ANSWERS_OBTAIN = (
     "BLIP's list of answers is at"
     " storage.googleapis.com/sfr-vision-language-research/datasets/answer_list.json."
@@ -137,7 +139,7 @@ def read_coco_questions(source: CocoQuestions, folder: str | None, split: str, o
             _coco_question(entry, annotations[entry["question_id"]], pictures, kinds)
             for entry in read_json(asked)["questions"]
         ]
-    _require_answers(questions, said)
+    _require_answers(questions, said, measured=option == "task")
     return questions
 
 
@@ -173,11 +175,14 @@ def _coco_question(
     entry: dict[str, Any], annotation: dict[str, Any], pictures: Path, kinds: dict[str, str]
 ) -> Question:
     kind = annotation["question_type"]
+    answers = tuple(answer["answer"] for answer in annotation["answers"])
+    if strange := [answer for answer in answers if not isinstance(answer, str)]:
+        raise TypeError(f"the answer {strange[0]!r} of question {entry['question_id']} is no text")
     return Question(
         id=str(entry["question_id"]),
         text=entry["question"],
         image=_picture(pictures, entry["image_id"]),
-        answers=tuple(answer["answer"] for answer in annotation["answers"]),
+        answers=answers,
         question_type=kinds.get(kind, kind),
         answer_type=annotation["answer_type"],
     )
@@ -203,17 +208,22 @@ def gqa_question(key: str, entry: dict[str, Any], pictures: Path) -> Question:
     )
 
 
-def _require_answers(questions: Sequence[Question], file: Path) -> None:
-    """Refuse questions without an answer, to which no prediction would be right.
+def _require_answers(questions: Sequence[Question], file: Path, measured: bool) -> None:
+    """Refuse questions without an answer and, of a task, with too few for the full score.
 
     Raises:
-        UserError: if a question has no answer.
+        UserError: if there are any.
     """
-    if silent := [one.id for one in questions if not one.answers]:
-        raise UserError(
-            f"{file}: {len(silent)} questions have no answers, such as {silent[0]}; take them out, or"
-            " download the file again"
-        )
+    bounds = (
+        (1, "no answers"),
+        (ANNOTATORS, f"fewer than {ANNOTATORS} answers, so that nothing scores 100 %"),
+    )
+    for least, what in bounds[: 1 + measured]:
+        if silent := [one.id for one in questions if len(one.answers) < least]:
+            raise UserError(
+                f"{file}: {len(silent)} questions have {what}, such as {silent[0]}; take them out, or"
+                " download the file again"
+            )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from ecoflap.data.folder import require_images
 from ecoflap.data.nlvr2.reading import check_splits, read_pairs
+from ecoflap.data.vqa.accuracy import vqa_accuracy
 from ecoflap.data.vqa.reading import OKVQA, VQAV2, Question, clean_question, read_coco_questions, read_gqa
 from ecoflap.errors import UserError
 from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa, write_nlvr2
@@ -107,6 +109,40 @@ def test_the_target_is_the_most_common_answer() -> None:
 def test_refusals(tmp_path: Path, read: Callable[[str], object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         read(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(("count", "refused"), [(1, True), (3, True), (4, False)])
+def test_questions_with_too_few_answers_are_not_measured(tmp_path: Path, count: int, refused: bool) -> None:
+    """Of one annotator, no other one agrees with anything: all answers would be wrong."""
+    answered(tmp_path, ["dog"] * count)
+    if refused:
+        with pytest.raises(
+            UserError, match="12 questions have fewer than 4 answers, so that nothing scores 100"
+        ):
+            read_coco_questions(VQAV2, str(tmp_path), "val", "task")
+    else:
+        assert vqa_accuracy("dog", read_coco_questions(VQAV2, str(tmp_path), "val", "task")[0].answers) == 1
+    assert len(read_coco_questions(VQAV2, str(tmp_path), "val", "calibration")) == 12
+
+
+@pytest.mark.parametrize("answer", [2, None])
+def test_answers_that_are_no_texts(tmp_path: Path, answer: object) -> None:
+    """No text equals the number 2."""
+    answered(tmp_path, [answer] * 10)
+    with pytest.raises(
+        UserError, match=rf"not as published \(TypeError: the answer {answer} of question \d+ is"
+    ):
+        read_coco_questions(VQAV2, str(tmp_path), "val", "task")
+
+
+def answered(folder: Path, answers: list[object]) -> None:
+    """VQAv2's val split, with the same answers to all questions."""
+    write_coco_questions(folder, VQAV2, "val")
+    file = folder / VQAV2.annotations.format(split="val")
+    content = json.loads(file.read_text())
+    for one in content["annotations"]:
+        one["answers"] = [{"answer": answer} for answer in answers]
+    file.write_text(json.dumps(content))
 
 
 def test_files_that_are_not_as_published(tmp_path: Path) -> None:
