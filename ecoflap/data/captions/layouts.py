@@ -43,7 +43,13 @@ class Picture:
     def of(
         cls, image: str, captions: list[str], split: str, domain: str | None = None, key: str | None = None
     ) -> Picture:
-        """A picture whose key is COCO's number, else the given one, else its file."""
+        """A picture whose key is COCO's number, else the given one, else its file.
+
+        Raises:
+            TypeError: if a caption is no text.
+        """
+        if strange := [one for one in captions if not isinstance(one, str)]:
+            raise TypeError(f"the caption {strange[0]!r} of {image} is no text")
         number = coco_number(image)
         return cls(image, tuple(captions), split, domain, (key or image) if number is None else str(number))
 

@@ -196,6 +196,12 @@ def broken(root: Path) -> Path:
     return root
 
 
+def listed(root: Path) -> Path:
+    """Two captions of one picture as a list."""
+    (folders.cc3m(root) / "cc3m.json").write_text('[{"image": "a.png", "caption": ["a dog", "a cat"]}]')
+    return root
+
+
 def without_pictures(root: Path) -> Path:
     for file in (folders.karpathy(root, "flickr30k") / "flickr30k-images").iterdir():
         file.unlink()
@@ -230,6 +236,11 @@ def without_pictures(root: Path) -> Path:
             broken,
             lambda path: CaptionSource(path, "cc3m"),
             r"cc3m\.json is not in the layout that was expected \(KeyError: 'caption'\)",
+        ),
+        (
+            listed,
+            lambda path: CaptionSource(path, "cc3m"),
+            r"cc3m\.json is not .* \(TypeError: the caption \['a dog', 'a cat'\] of a\.png is no text\)",
         ),
     ],
 )
