@@ -203,8 +203,9 @@ class EasyRetrieval(EasyRetrievalOptions, PictureTask):
                 model, [paths[row] for row, _ in part], [captions[c] for _, c in part]
             ).tolist(),
         )
-        # Above all pairs that were not matched.
-        scores[rows, columns] += 1e3 + finite(torch.tensor(logits, dtype=torch.float32))
+        # Above all pairs that were not matched; beside 1000, fp32 would round small differences away.
+        scores = scores.double()
+        scores[rows, columns] += 1e3 + finite(torch.tensor(logits, dtype=torch.float64))
         return found | _recalls(scores, labels, "_match")
 
     def _closest(self, scores: Tensor) -> tuple[list[int], list[int]]:

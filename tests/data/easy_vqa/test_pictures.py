@@ -110,6 +110,21 @@ def test_retrieval_looks_again_at_the_best() -> None:
     assert "text_recall_1_match" not in EasyRetrieval(rerank=0).load(finds)(finds)
 
 
+def test_matches_that_differ_by_little_are_told_apart() -> None:
+    """As those of a model that is pruned much; in fp32, 1000 has steps of 6e-5."""
+
+    class Faint(Retriever):
+        def embed_images(self, model: PrunableModel, paths: Sequence[str]) -> Tensor:
+            return torch.ones(len(paths), len(NAMES))
+
+        def match(self, model: PrunableModel, images: Sequence[str], texts: Sequence[str]) -> Tensor:
+            return 1e-5 * super().match(model, images, texts)
+
+    finds = model(Faint())
+    found = EasyRetrieval(rerank=24).load(finds)(finds)
+    assert found["text_recall_1_match"] == found["image_recall_1_match"] == 100
+
+
 def test_logged_matches_of_other_pairs_are_not_taken(tmp_path: Path) -> None:
     """Another machine may round similarities to other closest captions, and resumes the log."""
 
