@@ -185,7 +185,9 @@ def _folder(file: Path, root: Path) -> Iterator[Picture]:
 def _captions(file: Path) -> Iterator[tuple[str, list[str]]]:
     """(picture, captions) of a list, or of a text beside a picture; other texts may lie there as well."""
     if file.suffix == ".txt":
-        beside = (file.with_suffix(ending) for small in PICTURES for ending in (small, small.upper()))
+        beside = (
+            file.with_suffix(ending) for small in PICTURES for ending in (small, small.upper(), small.title())
+        )
         picture = next((one for one in beside if one.is_file()), None)
         if picture is not None:
             yield picture.name, text_lines(file)

@@ -29,6 +29,15 @@ def test_hidden_copies_are_left_out_and_links_followed(tmp_path: Path) -> None:
         CaptionSource(str(tmp_path / "data")).pictures("calibration")
 
 
+@pytest.mark.parametrize("ending", [".jpg", ".JPG", ".Jpg"])
+def test_a_text_beside_a_picture_however_its_ending_is_written(tmp_path: Path, ending: str) -> None:
+    for name in ("a.png", f"b{ending}"):
+        folders.shown_at(tmp_path / name, folders.one_of_each("train")[0])
+        (tmp_path / name).with_suffix(".txt").write_text("a dog")
+    found = CaptionSource(str(tmp_path)).pictures("task")
+    assert [Path(one.image).name for one in found] == ["a.png", f"b{ending}"]
+
+
 @pytest.mark.parametrize("table", [False, True])
 def test_a_picture_that_is_named_twice_is_one(tmp_path: Path, table: bool) -> None:
     for picture in folders.one_of_each("train")[:2]:
