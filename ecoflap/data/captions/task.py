@@ -74,8 +74,11 @@ class CaptioningEvaluation:
     interface: Any
 
     def _examples(self) -> list[Example]:
+        """The pictures, each with its captions in lines; the scorers know no lines within a caption."""
+        lines = ("\n".join(" ".join(text.split()) for text in one.captions) for one in self.pictures)
         return [
-            Example(self.task.prompt, "\n".join(one.captions), one.image, bare=True) for one in self.pictures
+            Example(self.task.prompt, text, one.image, bare=True)
+            for text, one in zip(lines, self.pictures, strict=True)
         ]
 
     @property

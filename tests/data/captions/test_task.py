@@ -273,6 +273,20 @@ def test_identity_changes_with_what_the_numbers_depend_on(tmp_path: Path) -> Non
     assert replace(nocaps(tmp_path).load(writes), metrics=with_java).identity() != identity
 
 
+@needs_package
+@pytest.mark.usefixtures("without_java")
+def test_a_caption_of_two_lines_is_not_two(tmp_path: Path) -> None:
+    """What a dense model scored with it must not be taken for two captions, into which a user split it."""
+    folders.nocaps(tmp_path)
+    evaluation = nocaps(tmp_path).load(model(Writes(tmp_path)))
+    one, *others = evaluation.pictures
+    identities = [
+        replace(evaluation, pictures=[replace(one, captions=captions), *others]).identity()
+        for captions in (("a dog\na cat",), ("a dog", "a cat"), ("a dog a cat",))
+    ]
+    assert identities[0] == identities[2] != identities[1]
+
+
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"task\.min_new_tokens=9 must be 0 to 8"):
         nocaps(tmp_path, min_new_tokens=9, max_new_tokens=8)
