@@ -229,7 +229,7 @@ class Parquet(ParquetOptions, RowsCalibration):
 
     @override
     def open(self, files: Sequence[Path]) -> Rows:
-        return parquet.ParquetRows(files)
+        return parquet.ParquetRows(files, self.label_column or KINDS["label"][0])
 
 
 @dataclass(frozen=True)

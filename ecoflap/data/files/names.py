@@ -12,7 +12,7 @@ from ecoflap.errors import UserError, nearest
 
 KNOWN = (*CHATS, *(name for names in COLUMNS.values() for name in names))
 """All names of columns that are read."""
-KINDS = {"chat": CHATS, **{name: COLUMNS[name] for name in ("image", "text", "target")}}
+KINDS = {"chat": CHATS, **COLUMNS}
 """{what a column holds: its known names}; ``calibration.KIND_column`` gives another one."""
 
 
@@ -55,7 +55,7 @@ def _nothing_in(row: Row, empty: Sequence[str]) -> UserError:
         row: as it is in its file.
         empty: the names of its columns that are known, and have no value.
     """
-    options = "calibration.text_column=NAME, target_column, image_column or chat_column"
+    options = "calibration.text_column=NAME, target_column, image_column, label_column or chat_column"
     if empty:
         return UserError(
             f"{row.where}: the value of {', '.join(empty)} is null; give a value, take the row out, or name"

@@ -20,6 +20,7 @@ class RowsOptions:
         image_column: the column with the picture or pictures; null for image or images.
         text_column: the column with the question or text; null for text or question.
         target_column: the column with the answer or caption; null for target, answer or caption.
+        label_column: the column with the number of the class; null for label.
         turns: all (the loss is that of the last answer, given all turns before it), or first (of each row
             only what leads to its first answer).
         samples: number of rows, or of windows of a text; null for all rows.
@@ -35,6 +36,7 @@ class RowsOptions:
     image_column: str | None = None
     text_column: str | None = None
     target_column: str | None = None
+    label_column: str | None = None
     turns: str = field(default="all", metadata={"choices": TURNS})
     samples: int | None = 128
     sequence_length: int = 2048

@@ -34,14 +34,14 @@ class _Group:
 class ParquetRows:
     """The rows of Parquet files; only the row groups of the rows that are asked for are read."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        """Read how many rows each row group holds.
+    def __init__(self, files: Sequence[Path], label_column: str) -> None:
+        """Read how many rows each row group holds, and the names of the classes in a column of labels.
 
         Raises:
             UserError: if a file is no Parquet.
         """
         self._files, self._opened = list(files), [_opened(file) for file in files]
-        self._classes = [_class_names(opened.schema_arrow.metadata) for opened in self._opened]
+        self._classes = [_class_names(one.schema_arrow.metadata, label_column) for one in self._opened]
         self._groups: list[_Group] = []
         self._starts: list[int] = []
         total = 0
@@ -83,11 +83,11 @@ class ParquetRows:
         return rows
 
 
-def _class_names(metadata: Mapping[bytes, bytes] | None) -> tuple[str, ...]:
-    """The names of the classes in the column label, where ``datasets`` wrote the file; else none."""
+def _class_names(metadata: Mapping[bytes, bytes] | None, label_column: str) -> tuple[str, ...]:
+    """The names of the classes in a column of labels, where ``datasets`` wrote the file; else none."""
     try:
         features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        return tuple(map(str, features["label"]["names"]))
+        return tuple(map(str, features[label_column]["names"]))
     except (KeyError, TypeError, ValueError):  # of a column of numbers, or of another writer
         return ()
 

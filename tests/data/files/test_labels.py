@@ -89,6 +89,28 @@ def test_a_class_that_the_model_lacks_is_refused_where_a_row_shows_it(tmp_path: 
     assert labels_of(model, numbers, tmp_path) == [0, 1, 2, 3]
 
 
+def test_a_column_of_labels_with_another_name(tmp_path: Path) -> None:
+    """As CIFAR-100 has two, of fine and of coarse classes, each with names of its own."""
+    datasets = pytest.importorskip("datasets")
+    fine = dataset().rename_column("label", "fine_label")
+    coarse = datasets.Features({"label": datasets.ClassLabel(names=["bird", "mammal"])})
+    both = fine.add_column("label", [1, 1, 1, 0, 0], feature=coarse["label"])
+    both.to_parquet(str(tmp_path / "a.parquet"))
+    model = classifier("heron", "crane", "sea lion", "dog", "tabby cat")
+    named = Parquet(str(tmp_path / "a.parquet"), label_column="fine_label")
+    assert [int(sample["labels"]) for sample in named.load(model, 0).samples] == [
+        4 - place for place in draw(5, 5, 0)
+    ]
+    birds = Parquet(str(tmp_path / "a.parquet")).load(classifier("fish", "mammal", "bird"), 0)
+    assert [int(sample["labels"]) for sample in birds.samples] == [
+        1 if place < 3 else 2 for place in draw(5, 5, 0)
+    ]
+    with pytest.raises(
+        UserError, match=r"calibration\.label_column=fine: .*a\.parquet, row 1 has fine_label"
+    ):
+        Parquet(str(tmp_path / "a.parquet"), label_column="fine").check_data("calibration")
+
+
 @pytest.mark.parametrize("label", [-1, -100, 5])
 @pytest.mark.parametrize("own", [[], NAMES])
 def test_a_label_of_no_class_is_refused_with_its_row(tmp_path: Path, own: list[str], label: int) -> None:
