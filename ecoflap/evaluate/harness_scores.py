@@ -20,15 +20,21 @@ Scores = dict[str, dict[str, dict[str, float]]]
 def measured(
     names: Sequence[str], measure: Callable[[str], dict[str, Any]], prediction_log: PredictionLog
 ) -> tuple[dict[str, float], Scores]:
-    """Measure tasks one after the other; returns their metrics by task/metric, and the scores behind them.
+    """Measure tasks one after the other: their metrics by task/metric, and the scores behind them.
 
     Args:
         names: the tasks or groups.
         measure: returns ``metrics`` and ``scores`` of one of them, and ``samples``, the model's answers.
         prediction_log: stores what it returns.
+
+    Returns:
+        The metrics of each name in turn, those of a group before those of its tasks.
     """
     found = prediction_log.run([[name] for name in names], lambda batch: list(map(measure, batch)))
-    metrics = {name: value for one in found for name, value in one["metrics"].items()}
+    metrics: dict[str, float] = {}
+    for name, one in zip(names, found, strict=True):
+        metrics |= {key: value for key, value in one["metrics"].items() if key.startswith(f"{name}/")}
+        metrics |= one["metrics"]
     return metrics, {task: of_it for one in found for task, of_it in one["scores"].items()}
 
 

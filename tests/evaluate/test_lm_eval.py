@@ -206,6 +206,19 @@ def test_several_tasks_their_mean_first_and_a_journal(
 
 
 @HARNESS
+@pytest.mark.usefixtures("own_index")
+def test_the_headline_of_a_group_is_its_own(folder: Path, llama: PrunableModel) -> None:
+    (folder / "both.yaml").write_text(
+        "group: both\ntask: [one, other]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    )
+    evaluation = LmEval(["both"], include_path=str(folder)).load(llama)
+    found = evaluation(llama, log := PredictionLog(folder / "log.jsonl"))
+    assert next(iter(found)) == "both/acc"
+    assert found["both/acc"] == pytest.approx((found["one/acc"] + found["other/acc"]) / 2)
+    assert log.items is None, "the items of its first task are those of another metric"
+
+
+@HARNESS
 def test_a_limit_is_spread_over_each_task(monkeypatch: pytest.MonkeyPatch) -> None:
     import lm_eval
 
