@@ -81,6 +81,25 @@ def scores(samples: Sequence[Mapping[str, Any]], metrics: Mapping[str, float]) -
     return found
 
 
+def by_filter(
+    samples: Sequence[Mapping[str, Any]], metrics: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """{metric: {document: score}}, see ``scores``; a metric after a comma names the filter of its samples."""
+    found: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        metric, _, rule = name.partition(",")
+        filtered = [one for one in samples if one["filter"] == (rule or "none")]
+        if metric in (each := scores(filtered, {metric: value})):
+            found[name] = each[metric]
+    return found
+
+
+def counts(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
+    """The number of examples by task/samples; each filter of a task has all of them among its samples."""
+    documents = {task: {sample["doc_id"] for sample in of_it} for task, of_it in samples.items()}
+    return {f"{task}/samples": float(len(ids)) for task, ids in documents.items()}
+
+
 def _score(value: Any) -> float | None:
     inside = value.get("score") if isinstance(value, Mapping) else value
     return float(inside) if isinstance(inside, int | float) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,8 @@ import torch
 
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.harness_scores import (
+    by_filter,
+    counts,
     directions,
     errors,
     flatten,
@@ -24,7 +26,6 @@ from ecoflap.evaluate.harness_scores import (
     measured,
     note,
     reported,
-    scores,
 )
 from ecoflap.evaluate.harness_tasks import alone, check_options, code_below, relevant
 from ecoflap.evaluate.lm_eval_tasks import examples, fingerprint, read_task, task_manager
@@ -173,24 +174,9 @@ class LmEvalEvaluation:
                 f"task.harness_tasks: {name}: the model gives likelihoods that are NaN; use"
                 " model.dtype=float32 or bfloat16, or prune less"
             )
-        documents = {task: {sample["doc_id"] for sample in of_it} for task, of_it in samples.items()}
-        counts = {f"{task}/samples": float(len(ids)) for task, ids in documents.items()}
         values = flatten(found["results"])
         scored = {task: by_filter(of_it, reported(values, task)) for task, of_it in found["samples"].items()}
-        return {"metrics": values | counts, "scores": scored, "samples": samples}
-
-
-def by_filter(
-    samples: Sequence[Mapping[str, Any]], metrics: Mapping[str, float]
-) -> dict[str, dict[str, float]]:
-    """{metric: {document: score}}, see ``scores``; a metric after a comma names the filter of its samples."""
-    found: dict[str, dict[str, float]] = {}
-    for name, value in metrics.items():
-        metric, _, rule = name.partition(",")
-        filtered = [one for one in samples if one["filter"] == (rule or "none")]
-        if metric in (each := scores(filtered, {metric: value})):
-            found[name] = each[metric]
-    return found
+        return {"metrics": values | counts(samples), "scores": scored, "samples": samples}
 
 
 def has_nan(answers: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -11,6 +12,8 @@ from typing import Any
 
 from ecoflap.evaluate.harness_scores import (
     Scores,
+    by_filter,
+    counts,
     directions,
     errors,
     flatten,
@@ -18,7 +21,6 @@ from ecoflap.evaluate.harness_scores import (
     measured,
     note,
     reported,
-    scores,
 )
 from ecoflap.evaluate.harness_tasks import alone, check_options, code_below, relevant
 from ecoflap.evaluate.inputs import error_of_mean, interface_settings
@@ -132,13 +134,27 @@ class LmmsEvalEvaluation:
         with alone():
             # simple_evaluate would also seed the global generators, and patch ssl and filelock for good
             found = evaluate(asked, tasks, process_docs_parallel=1, **options)
-        samples, values = found["samples"], flatten(found["results"])
-        counts = {f"{task}/samples": float(len(of_it)) for task, of_it in samples.items()}
-        return {
-            "metrics": values | counts,
-            "scores": {task: scores(of_it, reported(values, task)) for task, of_it in samples.items()},
-            "samples": logged(samples, "doc_id", "target", "filtered_resps"),
+        samples = {
+            member: with_filters(found["samples"][member], list(task.instances[0].filtered_resps))
+            for member, task in members(tasks).items()
         }
+        values = flatten(found["results"])
+        return {
+            "metrics": values | counts(samples),
+            "scores": {task: by_filter(of_it, reported(values, task)) for task, of_it in samples.items()},
+            "samples": logged(samples, "doc_id", "filter", "target", "filtered_resps"),
+        }
+
+
+def with_filters(samples: Sequence[Mapping[str, Any]], filters: Sequence[str]) -> list[dict[str, Any]]:
+    """The samples of a task with the name of their filter, as lm-eval has them.
+
+    Args:
+        samples: all of the first filter, then all of the next one.
+        filters: the names of the task's filters.
+    """
+    each = len(samples) // len(filters)
+    return [{**one, "filter": filters[place // each]} for place, one in enumerate(samples)]
 
 
 def dense_scores(dense: PredictionLog | None) -> Scores:

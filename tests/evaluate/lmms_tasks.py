@@ -29,6 +29,10 @@ metric_list: [{{metric: {metric}, aggregation: mean, higher_is_better: true}}]
 WRITTEN = """generation_kwargs: {max_new_tokens: 3, temperature: 0, do_sample: false}
 process_results: !function show.score
 """
+FILTERED = """filter_list:
+  - {name: strict, filter: [{function: take_first}]}
+  - {name: letter, filter: [{function: regex, regex_pattern: "^(.)"}, {function: take_first}]}
+"""
 CHOSEN = """doc_to_choice: [circle, triangle]
 """
 SHOW = """

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import nn
 
 from ecoflap.errors import NumericalError, UserError
-from ecoflap.evaluate.harness_scores import flatten
-from ecoflap.evaluate.lm_eval_harness import LmEval, by_filter, harness_model, untied
+from ecoflap.evaluate.harness_scores import by_filter, flatten
+from ecoflap.evaluate.lm_eval_harness import LmEval, harness_model, untied
 from ecoflap.evaluate.lm_eval_tasks import examples
 from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel

@@ -30,7 +30,7 @@ from ecoflap.models.families.vlm.vlm import VisionLanguage
 from tests import tiny
 from tests.api.conftest import llava, picture
 from tests.distributed.together import together
-from tests.evaluate.lmms_tasks import HARNESS, TASK, index_alone, write_tasks
+from tests.evaluate.lmms_tasks import FILTERED, HARNESS, TASK, index_alone, write_tasks
 
 
 @pytest.fixture
@@ -82,6 +82,36 @@ def test_answers_are_those_of_the_model_in_memory(
     line = log.read()[0][0]
     assert [sample["filtered_resps"] for sample in line["samples"][name]] == [[one] for one in answers]
     assert line["scores"][name]["length"] == {str(i): len(one) for i, one in enumerate(answers)}
+
+
+@HARNESS
+@pytest.mark.usefixtures("own_index")
+def test_each_filter_of_a_task_scores_every_example(folder: Path, model: PrunableModel) -> None:
+    text = (folder / "one.yaml").read_text().replace("task: one", "task: filtered")
+    (folder / "filtered.yaml").write_text(text + FILTERED)
+    evaluation = LmmsEval(["filtered"], include_path=str(folder)).load(model)
+    dense = PredictionLog(folder / "dense.jsonl", "dense")
+    evaluation(model, dense)
+    found = evaluation(model, log := PredictionLog(folder / "pruned.jsonl", "pruned", dense))
+    answers = [written(model, 1, number) for number in range(5)]
+    lengths = list(map(len, answers))
+    assert all(lengths)
+    assert found == {
+        "filtered/length,strict": pytest.approx(sum(lengths) / 5),
+        "filtered/length,letter": 1,
+        "filtered/samples": 5,
+        "filtered/length,strict_change": 0,
+        "filtered/length,strict_change_error": 0,
+        "filtered/length,letter_change": 0,
+        "filtered/length,letter_change_error": 0,
+        "filtered/length,strict_stderr": pytest.approx(stdev(lengths) / 5**0.5),
+        "filtered/length,letter_stderr": 0,
+    }
+    assert log.items is not None
+    assert (log.items.metric, len(log.items.scores)) == ("filtered/length,strict", 5)
+    samples = log.read()[0][0]["samples"]["filtered"]
+    assert [one["filter"] for one in samples] == ["strict"] * 5 + ["letter"] * 5
+    assert [one["filtered_resps"] for one in samples] == [[one] for one in answers + [a[0] for a in answers]]
 
 
 @HARNESS
