@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ecoflap.data.example import refuse_nan
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.harness_scores import (
     by_filter,
@@ -154,7 +155,7 @@ class LmEvalEvaluation:
             and ``samples``, the model's answers.
 
         Raises:
-            NumericalError: if the likelihood of an answer is NaN.
+            NumericalError: if the likelihood of an answer is NaN, or a logit that one is written from.
         """
         from lm_eval import simple_evaluate
 
@@ -191,7 +192,13 @@ def harness_model(model: PrunableModel, pictures: bool, batch_size: int) -> Any:
     from lm_eval.models.hf_vlms import HFMultimodalLM
     from lm_eval.models.huggingface import HFLM
 
-    class Multimodal(HFMultimodalLM):
+    class Text(HFLM):
+        """Writes nothing from logits that are NaN."""
+
+        def _model_generate(self, *inputs: Any, **options: Any) -> Any:
+            return super()._model_generate(*inputs, logits_processor=[refuse_nan], **options)
+
+    class Multimodal(HFMultimodalLM, Text):
         """Uses the processor in memory; the harness would load it from the path of the model."""
 
         def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **_: Any) -> None:
@@ -200,12 +207,15 @@ def harness_model(model: PrunableModel, pictures: bool, batch_size: int) -> Any:
         def _model_multimodal_call(self, *inputs: Any, **masks: Any) -> Any:
             return super()._model_multimodal_call(*inputs, **masks).float()
 
+        def _model_multimodal_generate(self, *inputs: Any, **options: Any) -> Any:
+            return super()._model_multimodal_generate(*inputs, logits_processor=[refuse_nan], **options)
+
     # The harness warns of every model that is in memory already.
     logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
     original = model.processor if pictures else getattr(model.processor, "tokenizer", model.processor)
     # A copy, because the harness adds a padding token if there is none, which would be saved.
     processor = copy.deepcopy(original)
-    harness_class = Multimodal if pictures else HFLM
+    harness_class = Multimodal if pictures else Text
     # In half precision the harness would sum likelihoods in it; before 0.4.9 it can't be told otherwise.
     known = "softmax_dtype" in signature(HFLM.__init__).parameters
     options = {"softmax_dtype": torch.float32} if known else {}

@@ -48,6 +48,17 @@ doc_to_choice: "{{{{choices}}}}"
 doc_to_target: "{{{{answer}}}}"
 metric_list: [{{metric: acc}}, {{metric: acc_norm, aggregation: mean, higher_is_better: false}}]
 """
+WRITTEN = """
+task: written
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/lines.jsonl}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{choices[0]}}}}"
+generation_kwargs: {{until: ["</s>"], max_gen_toks: 3, do_sample: false}}
+metric_list: [{{metric: exact_match}}]
+"""
 PICTURES = """
 task: shapes
 dataset_path: imagefolder
@@ -170,6 +181,18 @@ def test_a_model_that_computes_nan_has_no_accuracy(folder: Path, llama: Prunable
     evaluation = LmEval(["one"], include_path=str(folder)).load(llama)
     torch.nn.init.constant_(llama.layers[3].weight, float("nan"))
     with pytest.raises(NumericalError, match="one: the model gives likelihoods that are NaN"):
+        evaluation(llama)
+
+
+@HARNESS
+@pytest.mark.usefixtures("own_index")
+def test_nothing_is_written_from_nan(folder: Path, llama: PrunableModel) -> None:
+    llama.processor.eos_token = "<pad>"  # where the harness ends a text
+    (folder / "written.yaml").write_text(WRITTEN.format(folder=folder))
+    evaluation = LmEval(["written"], include_path=str(folder)).load(llama)
+    assert evaluation(llama)["written/samples"] == 12
+    torch.nn.init.constant_(llama.layers[3].weight, float("nan"))
+    with pytest.raises(NumericalError, match="the model generates from logits that are not finite"):
         evaluation(llama)
 
 
@@ -306,6 +329,9 @@ def test_pictures_through_the_processor_in_memory(folder: Path) -> None:
         "one/acc_norm",
         "one/samples",
     ]
+    torch.nn.init.constant_(model.layers[-1].weight, float("nan"))
+    with pytest.raises(NumericalError, match="the model generates from logits that are not finite"):
+        LmEval(["shapes"], include_path=str(folder)).load(model)(model)
 
 
 @HARNESS
