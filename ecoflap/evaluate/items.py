@@ -68,29 +68,31 @@ def write_items(file: Path, dense: dict[str, Any] | None, pruned: Items) -> None
         "exponential": pruned.exponential,
         "dense": None if known is None else known["scores"],
         "pruned": after["scores"],
-        "examples": [] if known is None else _examples(known, pruned),
+        "examples": [] if known is None else _examples(known, after, pruned.examples),
         "passage": [] if known is None else _passage(known["passage"], after["passage"]),
     }
     with replacing(file) as temporary:
         temporary.write_text(json.dumps(record), encoding="utf-8")
 
 
-def _examples(dense: dict[str, Any], pruned: Items) -> list[dict[str, Any]]:
+def _examples(
+    dense: dict[str, Any], pruned: dict[str, Any], examples: Sequence[Example]
+) -> list[dict[str, Any]]:
     """The examples whose score fell most; of equal ones, those whose answers share the fewest words."""
 
     def change(place: int) -> tuple[float, float]:
-        fallen = dense["scores"][place] - pruned.scores[place] if pruned.scores else 0.0
-        before, after = (set(answers[place].split()) for answers in (dense["answers"], pruned.answers))
+        fallen = dense["scores"][place] - pruned["scores"][place] if pruned["scores"] else 0.0
+        before, after = (set(model["answers"][place].split()) for model in (dense, pruned))
         return fallen, -len(before & after) / max(len(before | after), 1)
 
-    places = sorted(range(len(pruned.examples)), key=change, reverse=True)[:SHOWN]
+    places = sorted(range(len(examples)), key=change, reverse=True)[:SHOWN]
     return [
         {
-            "question": pruned.examples[place].text,
-            "right": pruned.examples[place].target,
+            "question": examples[place].text,
+            "right": examples[place].target,
             "dense": dense["answers"][place],
-            "pruned": pruned.answers[place],
-            "picture": _data_uri(pruned.examples[place].image),
+            "pruned": pruned["answers"][place],
+            "picture": _data_uri(examples[place].image),
         }
         for place in places
     ]

@@ -57,6 +57,16 @@ def test_of_captions_without_scores_those_that_share_the_fewest_words_come_first
     assert found["pruned"] == []
 
 
+def test_a_score_that_is_rounded_in_the_record_of_the_dense_model_has_not_fallen(
+    tmp_path: Path, pictures: list[Example]
+) -> None:
+    scores, answers = [2 / 3] * 19 + [0.0], ["a red cat"] * 19
+    dense = Items("cider", scores, answers=[*answers, "a blue cat"], examples=pictures)
+    pruned = Items("cider", scores, answers=[*answers, "two birds"], examples=pictures)
+    write_items(tmp_path / "items.json", dense.to_json(), pruned)
+    assert read(tmp_path / "items.json")["examples"][0]["pruned"] == "two birds"
+
+
 @pytest.mark.parametrize("scores", [None, [1.0]])
 def test_without_the_dense_scores_of_the_same_items_no_example_is_kept(
     tmp_path: Path, pictures: list[Example], scores: list[float] | None
