@@ -41,7 +41,7 @@ def read_task(manager: Any, name: str) -> dict[str, Any]:
         The tasks by name.
 
     Raises:
-        UserError: if there is no such task, or its data are missing.
+        UserError: if there is no such task, its data are missing, or it asks for what isn't measured.
     """
     if name not in manager.all_tasks:
         raise UserError(
@@ -51,6 +51,17 @@ def read_task(manager: Any, name: str) -> dict[str, Any]:
         members: dict[str, Any] = manager.load([name])["tasks"]
     except Exception as error:
         raise unreadable(name, error) from error
+    for member, task in members.items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise UserError(
+                f"task.harness_tasks: {member} runs the code that the model writes, which the harness does"
+                " only if told that it is safe; choose another task, or evaluate the saved model with lm_eval"
+            )
+        if getattr(task, "MULTIMODAL", False) and task.OUTPUT_TYPE != "generate_until":
+            raise UserError(
+                f"task.harness_tasks: {member} has pictures and is of the kind {task.OUTPUT_TYPE}, and with"
+                " pictures the harness measures generate_until alone; choose another task"
+            )
     return members
 
 

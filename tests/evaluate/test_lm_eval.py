@@ -355,6 +355,19 @@ def test_identity_tells_pictures_apart_that_differ_in_their_palette_only(tmp_pat
 
 @HARNESS
 @pytest.mark.usefixtures("own_index")
+def test_tasks_that_the_harness_would_refuse_once_the_model_is_there(folder: Path) -> None:
+    (folder / "written.yaml").write_text(WRITTEN.format(folder=folder) + "unsafe_code: true\n")
+    with pytest.raises(UserError, match=r"task\.harness_tasks: written runs the code that the model writes"):
+        LmEval(["written"], include_path=str(folder)).check_data("task")
+    (folder / "chosen.yaml").write_text(
+        TASK.format(name="chosen", folder=folder) + "doc_to_image: [question]\n"
+    )
+    with pytest.raises(UserError, match="chosen has pictures and is of the kind multiple_choice"):
+        LmEval(["chosen"], include_path=str(folder)).check_data("task")
+
+
+@HARNESS
+@pytest.mark.usefixtures("own_index")
 def test_refusals(folder: Path, llama: PrunableModel) -> None:
     with pytest.raises(UserError, match=r"task\.harness_tasks: the harness has no oner; did you mean one"):
         LmEval(["oner"], include_path=str(folder)).load(llama)
