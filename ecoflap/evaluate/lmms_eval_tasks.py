@@ -72,7 +72,19 @@ def read_tasks(manager: Any, name: str) -> dict[Any, Any]:
                 f"task.harness_tasks: {member} is of the kind {task.OUTPUT_TYPE}, and {' and '.join(READ)}"
                 " are measured; choose another task"
             )
+        if "exact_match" in metrics_of_choices(task):
+            raise UserError(
+                f"task.harness_tasks: {member} asks for the exact_match of choices, whether one is the greedy"
+                " answer, and choices go by their losses alone; choose acc or acc_norm"
+            )
     return found
+
+
+def metrics_of_choices(task: Any) -> list[Any]:
+    """The metrics that lmms-eval itself computes of a task's choices, not a function of the task."""
+    if task.OUTPUT_TYPE != "multiple_choice" or callable(task.config.process_results):
+        return []
+    return [one["metric"] for one in task.config.metric_list or ()]
 
 
 def members(tasks: dict[Any, Any]) -> dict[str, Any]:

@@ -246,6 +246,10 @@ def test_refusals(folder: Path, model: PrunableModel) -> None:
     )
     with pytest.raises(UserError, match="log is of the kind loglikelihood"):
         LmmsEval(["log"], include_path=str(folder)).check_data("task")
+    choice = (folder / "choice.yaml").read_text().replace("task: choice", "task: greedy")
+    (folder / "greedy.yaml").write_text(choice.replace("{metric: acc,", "{metric: exact_match,"))
+    with pytest.raises(UserError, match="greedy asks for the exact_match of choices"):
+        LmmsEval(["greedy"], include_path=str(folder)).check_data("task")
     (folder / "list.yaml").write_text("[model=vlm]")
     with pytest.raises(UserError, match=r"task\.include_path=.*: a YAML file there is not a task"):
         LmmsEval(["one"], include_path=str(folder)).check_data("task")
