@@ -33,6 +33,7 @@ from ecoflap.evaluate.lm_eval_tasks import examples, fingerprint, read_task, tas
 from ecoflap.evaluate.options import LmEvalOptions
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.vlm.processor_inputs import writes_after_prompt
 from ecoflap.storage.results.metrics import HIGHER_IS_BETTER, LM_EVAL
 
 
@@ -218,7 +219,9 @@ def harness_model(model: PrunableModel, pictures: bool, batch_size: int) -> Any:
     harness_class = Multimodal if pictures else Text
     # In half precision the harness would sum likelihoods in it; before 0.4.9 it can't be told otherwise.
     known = "softmax_dtype" in signature(HFLM.__init__).parameters
-    options = {"softmax_dtype": torch.float32} if known else {}
+    options: dict[str, Any] = {"softmax_dtype": torch.float32} if known else {}
+    if not pictures:  # by its kind alone, the harness takes a Florence-2 for a decoder
+        options["backend"] = "causal" if writes_after_prompt(model.module) else "seq2seq"
     with untied(model.module):
         return harness_class(pretrained=model.module, tokenizer=processor, batch_size=batch_size, **options)
 

@@ -31,6 +31,7 @@ from tests.api.conftest import llava
 from tests.cli.conftest import WORDS, tiny_llama  # noqa: F401
 from tests.cli.test_vlm import save_llava
 from tests.distributed.together import together
+from tests.zoo.architectures import ARCHITECTURES
 
 HARNESS = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,
@@ -173,6 +174,26 @@ def test_likelihoods_of_a_bf16_model_are_sums_in_fp32(llama: PrunableModel) -> N
         of_tokens = logs.gather(1, ids[0, 1:, None])[begun.shape[1] - 1 :]
         wanted.append(float(of_tokens.sum()))
     assert found == pytest.approx(wanted, rel=1e-5)
+
+
+@HARNESS
+def test_likelihoods_of_an_encoder_decoder_that_reads_pictures(llama: PrunableModel) -> None:
+    """By its kind alone, the harness would take it for a decoder."""
+    from lm_eval.api.instance import Instance
+
+    if (reason := ARCHITECTURES["florence2"].missing()) is not None:
+        pytest.skip(reason)
+    florence: Any = ARCHITECTURES["florence2"].prunable()
+    model = replace(florence, processor=llama.processor)
+    text, more = " ".join(WORDS[:3]), f" {' '.join(WORDS[3:7])}"
+    ((found, _),) = harness_model(model, False, 1).loglikelihood(
+        [Instance("loglikelihood", {}, (text, more), 0)]
+    )
+    ids, labels = (llama.processor(one, return_tensors="pt")["input_ids"] for one in (text, more))
+    begun = torch.cat([torch.tensor([[model.module.config.text_config.decoder_start_token_id]]), labels], 1)
+    with torch.no_grad():
+        logs = model.module(input_ids=ids, decoder_input_ids=begun[:, :-1]).logits.log_softmax(dim=-1)
+    assert found == pytest.approx(float(logs.gather(2, labels[..., None]).sum()), rel=1e-5)
 
 
 @HARNESS
