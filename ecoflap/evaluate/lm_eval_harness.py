@@ -73,7 +73,7 @@ class LmEval(LmEvalOptions):
 
         Raises:
             UserError: if the harness is not installed, a task or its data are missing, or the model does not
-                have the modalities that a task needs.
+                have the modalities that a task needs, or needs one that a task does not have.
         """
         manager = task_manager(self.include_path)
         self.check_model(model)
@@ -83,6 +83,11 @@ class LmEval(LmEvalOptions):
             raise UserError(
                 f"task.harness_tasks: {', '.join(sorted(with_pictures))} has pictures, and {model.name} can't"
                 " be asked about them"
+            )
+        if (bare := tasks.keys() - with_pictures) and needs_picture(model):
+            raise UserError(
+                f"task.harness_tasks: {', '.join(sorted(bare))} has no pictures, and {model.name} reads no"
+                " text without one; choose another task"
             )
         inputs = f"{fingerprint(tasks, self.num_fewshot)} {code_below(self.include_path)}"
         every = {name: member for members in tasks.values() for name, member in members.items()}
@@ -108,6 +113,11 @@ def reads_pictures(model: PrunableModel) -> bool:
     config: Any = getattr(model.module, "config", None)
     tokens = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
     return hasattr(model.processor, "image_processor") and any(token is not None for token in tokens)
+
+
+def needs_picture(model: PrunableModel) -> bool:
+    """Whether pictures are the first of the model's inputs, as in BLIP-2, where the harness passes a text."""
+    return next(iter(signature(model.module.forward).parameters), "") == "pixel_values"
 
 
 @dataclass

@@ -394,6 +394,10 @@ def test_refusals(folder: Path, llama: PrunableModel) -> None:
         LmEval(["oner"], include_path=str(folder)).load(llama)
     with pytest.raises(UserError, match="asks models that read and write text, and vit doesn't"):
         LmEval(["one"], include_path=str(folder)).load(tiny.build("vit"))
+    processor = SimpleNamespace(image_processor=None, tokenizer=llama.processor)
+    describer = replace(ARCHITECTURES["blip-2"].prunable(), processor=processor)
+    with pytest.raises(UserError, match=r"one has no pictures, and blip-2 reads no text without one"):
+        LmEval(["one"], include_path=str(folder)).load(describer)
     (folder / "lines.jsonl").unlink()
     with pytest.raises(UserError, match="one could not be read"):
         LmEval(["one"], include_path=str(folder)).load(llama)
