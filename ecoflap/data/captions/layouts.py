@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
-from ecoflap.data.folder import files_below, parse_json, read_json, read_text, text_lines
-from ecoflap.data.sources import PICTURES, coco_number
+from ecoflap.data.captions.listed import listed
+from ecoflap.data.folder import files_below, read_json, read_text
+from ecoflap.data.sources import coco_number
 from ecoflap.data.splits import telling
 from ecoflap.errors import UserError
 
@@ -173,64 +171,13 @@ def _folder(file: Path, root: Path) -> Iterator[Picture]:
     """
     place = file.parent.relative_to(root)
     captions: dict[str, list[str]] = defaultdict(list)
-    for name, texts in _captions(file):
+    for name, texts in listed(file):
         captions[name] += [texts] if isinstance(texts, str) else texts
     for name, texts in captions.items():
         key = os.path.relpath(file.parent / name, root)  # the same however the list writes it
         folders = (*place.parts, *Path(key).parts[:-1])
         split = telling(folders) or (*place.parts, "train")[0]
         yield Picture.of(str(place / name), texts, split, key=key)
-
-
-def _captions(file: Path) -> Iterator[tuple[str, list[str]]]:
-    """(picture, captions) of a list, or of a text beside a picture; other texts may lie there as well."""
-    if file.suffix == ".txt":
-        beside = (
-            file.with_suffix(ending) for small in PICTURES for ending in (small, small.upper(), small.title())
-        )
-        picture = next((one for one in beside if one.is_file()), None)
-        if picture is not None:
-            yield picture.name, text_lines(file)
-        return
-    for line, row in _rows(file):
-        try:
-            texts = row["text"]
-            found = [texts] if isinstance(texts, str) else texts
-            if not isinstance(found, list) or not all(isinstance(one, str) and one.strip() for one in found):
-                raise ValueError("it has no text")
-            yield row["file_name"], found
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"line {line}: {type(error).__name__}: {error}") from None
-
-
-def _rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """(line, row) of JSON lines or CSV.
-
-    Raises:
-        ValueError: if a line is no JSON, or quotes are missing in CSV, so that cells begin or end elsewhere.
-    """
-    if file.suffix == ".csv":
-        yield from _table(read_text(file))
-        return
-    for number, line in enumerate(read_text(file).split("\n"), 1):
-        if line.strip():
-            yield number, parse_json(line)
-
-
-def _table(text: str) -> Iterator[tuple[int, Any]]:
-    """(last line, row) of CSV; see ``_rows``."""
-    reader, first = csv.DictReader(io.StringIO(text, newline=""), strict=True), 2
-    try:
-        for row in reader:
-            if any(row.get(None, ())):
-                raise ValueError(f"line {first} has more cells than the header; quote texts with commas")
-            yield reader.line_num, row
-            first = reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(
-            f"line {first}: {error}; close each quote before a comma or the end of the line, and write those"
-            " within a text twice"
-        ) from None
 
 
 KARPATHY = "{} is in the caption_datasets.zip that Karpathy published with his splits"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.data.captions.calibration import Captions
-from ecoflap.data.captions.layouts import _rows
+from ecoflap.data.captions.listed import rows_of
 from ecoflap.data.captions.reading import CaptionSource, clean
 from ecoflap.data.easy_vqa.reading import NAMES
 from ecoflap.data.example import Example
@@ -277,4 +277,4 @@ def test_lines_of_json_end_at_line_feeds_alone(tmp_path: Path) -> None:
     rows = [{"file_name": "a.jpg", "text": "one\u2028two\x85three"}, {"file_name": "b.jpg", "text": "four"}]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     (tmp_path / "metadata.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8-sig")
-    assert list(_rows(tmp_path / "metadata.jsonl")) == list(enumerate(rows, start=1))
+    assert list(rows_of(tmp_path / "metadata.jsonl")) == list(enumerate(rows, start=1))
