@@ -80,7 +80,7 @@ test-fast: $(READY) ## run the tests that need no whole run (about a minute on t
 coverage: $(READY) ## run them and a few longer ones, and count the lines that they reach (what tests run in processes of their own is not counted)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m '$(EVERY_RUN)' --cov $(FAST)
 
-test-zoo: $(READY) ## compare every architecture of transformers with full forward passes, and on a pretend accelerator (half an hour on one core; `make test` has a minute of it)
+test-zoo: $(READY) ## compare every architecture of transformers with full forward passes, in bfloat16, and on a pretend accelerator (an hour on one core; `make test` has a minute of it)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'zoo or not slow' tests/zoo
 
 zoo-table: $(READY) ## compare them and write docs/architectures.md
