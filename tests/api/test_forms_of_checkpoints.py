@@ -148,6 +148,8 @@ def test_a_device_of_torch_and_a_folder_without_a_name(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ecoflap.UserError, match="the folder has no name"):
         ecoflap.save(model, "")
+    with pytest.raises(ecoflap.UserError, match="folder is empty; give a folder"):
+        ecoflap.load_pruned("")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -22,8 +22,13 @@ def require_folder(path: str, option: str = "model.path") -> str:
         option: the option that names it, for the message.
 
     Raises:
-        UserError: if it looks like a folder that doesn't exist, or is of a run that has saved no model.
+        UserError: if it is empty, looks like a folder that doesn't exist, or is of a run that has saved no
+            model.
     """
+    if not path:  # as a folder, the current one
+        raise UserError(
+            f"{option} is empty; give a folder that save_pretrained wrote, or a hub id such as org/name"
+        )
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not Path(path).expanduser().is_dir():
         raise UserError(
