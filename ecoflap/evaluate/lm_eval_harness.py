@@ -14,6 +14,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ecoflap.data.example import refuse_nan
 from ecoflap.errors import NumericalError, UserError
@@ -32,6 +33,7 @@ from ecoflap.evaluate.harness_tasks import alone, check_options, code_below, rel
 from ecoflap.evaluate.lm_eval_tasks import examples, fingerprint, read_task, task_manager
 from ecoflap.evaluate.options import LmEvalOptions
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
+from ecoflap.models.core.batched_generation import generate_batch
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.vlm.processor_inputs import writes_after_prompt
 from ecoflap.storage.results.metrics import HIGHER_IS_BETTER, LM_EVAL
@@ -204,10 +206,29 @@ def harness_model(model: PrunableModel, pictures: bool, batch_size: int) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     class Text(HFLM):
-        """Writes nothing from logits that are NaN."""
+        """Writes nothing from logits that are NaN, and nothing that depends on the other texts of a batch."""
 
-        def _model_generate(self, *inputs: Any, **options: Any) -> Any:
-            return super()._model_generate(*inputs, logits_processor=[refuse_nan], **options)
+        def _model_generate(
+            self, context: Tensor, max_length: int, attention_mask: Tensor, **options: Any
+        ) -> Tensor:
+            is_causal = self.backend == "causal"
+            new_tokens = max_length - context.shape[1]
+
+            def generate(ids: Tensor, mask: Tensor) -> Tensor:
+                before = ids.shape[1] if is_causal else 1  # the prompt, or the token that starts a decoder
+                written: Tensor = HFLM._model_generate(
+                    self,
+                    ids,
+                    before + new_tokens,
+                    attention_mask=mask,
+                    logits_processor=[refuse_nan],
+                    **options,
+                )
+                return written[:, before:] if is_causal else written
+
+            pad = self.tokenizer.pad_token_id
+            written = generate_batch(self.model, generate, context, attention_mask, pad)
+            return torch.cat([context, written], dim=1) if is_causal else written
 
     class Multimodal(HFMultimodalLM, Text):
         """Uses the processor in memory; the harness would load it from the path of the model."""

@@ -218,6 +218,39 @@ def test_nothing_is_written_from_nan(folder: Path, llama: PrunableModel) -> None
 
 
 @HARNESS
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "rwkv", "BartForCausalLM", "bart", "t5"])
+def test_what_a_model_writes_does_not_depend_on_the_size_of_batches(llama: PrunableModel, name: str) -> None:
+    """The harness pads on the left, encoders too, whose positions BART counts; RWKV mixes rows."""
+    from lm_eval.api.instance import Instance
+
+    if (reason := ARCHITECTURES[name].missing()) is not None:
+        pytest.skip(reason)
+    tokenizer = llama.processor
+    tokenizer.eos_token = "<pad>"  # where the harness ends a text
+    model = replace(ARCHITECTURES[name].prunable(), processor=tokenizer)
+    module: Any = model.module
+    texts = [" ".join(WORDS[first : first + count]) for first, count in enumerate((7, 2, 4, 1, 4))]
+    options = {"until": ["</s>"], "max_gen_toks": 4, "do_sample": False}
+    found = {
+        size: harness_model(model, False, size).generate_until(
+            [Instance("generate_until", {}, (text, dict(options)), row) for row, text in enumerate(texts)]
+        )
+        for size in (1, 5)
+    }
+    expected = []
+    for text in texts:
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        tokens = module.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False, pad_token_id=0
+        )[0]
+        prompt = 0 if module.config.is_encoder_decoder else ids.shape[1]
+        expected.append(tokenizer.decode(tokens[prompt:], skip_special_tokens=True))
+    assert found[1] == expected
+    assert found[5] == expected
+
+
+@HARNESS
 @pytest.mark.usefixtures("own_index")
 def test_several_tasks_their_mean_first_and_a_journal(
     folder: Path, llama: PrunableModel, tmp_path: Path

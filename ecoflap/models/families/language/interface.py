@@ -14,6 +14,7 @@ from ecoflap.data.batch import Sample
 from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Example, Generation
 from ecoflap.data.text.bos import surrounding_tokens
+from ecoflap.models.core.batched_generation import generate_batch
 from ecoflap.models.core.chats import answer_tokens, as_lines, has_template
 from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.prompts import decoded
@@ -95,8 +96,14 @@ class LanguageInterface:
             for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
             if token is not None
         )
-        tokens = module.generate(input_ids=ids, attention_mask=mask, pad_token_id=pad, **generation.options())
-        return decoded(self.tokenizer, tokens[:, ids.shape[1] :])
+
+        def generate(ids: Tensor, mask: Tensor) -> Tensor:
+            tokens: Tensor = module.generate(
+                input_ids=ids, attention_mask=mask, pad_token_id=pad, **generation.options()
+            )
+            return tokens[:, ids.shape[1] :]
+
+        return decoded(self.tokenizer, generate_batch(module, generate, ids, mask, pad))
 
 
 def _padded(rows: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
