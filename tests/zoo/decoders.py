@@ -187,7 +187,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "qwen3_5_text": FOUR,
     "qwen3_5_moe_text": FOUR,
     "nemotron_h": {"moe_shared_expert_intermediate_size": 24},
-    "xlm": {"emb_dim": 32},
+    "xlm": {"emb_dim": 32, "causal": True},
     "xmod": {"default_language": "en_XX"},
     "zamba": {
         "num_hidden_layers": 3,

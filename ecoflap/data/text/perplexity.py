@@ -24,7 +24,7 @@ from ecoflap.errors import NumericalError, UserError, require_choice, require_po
 from ecoflap.evaluate.inputs import error_of_mean, parts
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
-from ecoflap.models.core.losses import IGNORED, next_token_loss
+from ecoflap.models.core.losses import IGNORED, next_token_loss, require_causal
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
 
@@ -73,6 +73,7 @@ class TextPerplexity(TextPerplexityOptions, TextSource):
                 too few tokens.
         """
         require_language_model(model, f"task={self.name}")
+        require_causal(model.module)
         require_length(model, self.sequence_length, f"task.sequence_length={self.sequence_length}")
         require_tokenizer(model, f"task={self.name}")
         if self.is_short(self.sequence_length, "task"):
@@ -132,6 +133,7 @@ class TokenPerplexity(TokenPerplexityOptions):
             UserError: if the model can't read the rows.
         """
         require_language_model(model, f"task={self.name}")
+        require_causal(model.module)
         require_readable(model, read_token_rows(self.path, self.key, "task"), self.key, "task")
 
     def load(self, model: PrunableModel) -> PerplexityEvaluation:

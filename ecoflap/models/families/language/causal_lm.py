@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ecoflap.data.batch import Batch
-from ecoflap.models.core.losses import IGNORED, find_loss, next_token_loss
+from ecoflap.models.core.losses import IGNORED, find_loss, next_token_loss, require_causal
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.interface import LanguageInterface
@@ -21,7 +21,11 @@ def language_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     """Next-token cross-entropy of each row, [batch]: of its ``labels`` if it has some, else of all tokens.
 
     Rows with an ``attention_mask`` are padded on the right.
+
+    Raises:
+        UserError: if the model reads the tokens that it should predict.
     """
+    require_causal(module)
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     labels = batch["labels"] if "labels" in batch else batch["input_ids"]
     if "attention_mask" in batch:
