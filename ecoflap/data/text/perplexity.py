@@ -24,12 +24,15 @@ from ecoflap.errors import NumericalError, UserError, require_choice, require_po
 from ecoflap.evaluate.inputs import error_of_mean, parts
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
-from ecoflap.models.core.losses import IGNORED, next_token_loss, require_causal
+from ecoflap.models.core.causal import refuse_reading_ahead, require_causal
+from ecoflap.models.core.losses import IGNORED, next_token_loss
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
 
 log = logging.getLogger(__name__)
 
+COMPARED = 8
+"""Tokens by which a model is told that reads ahead."""
 PASSAGE = 160
 """Tokens of a text that a report shows."""
 
@@ -192,8 +195,14 @@ class PerplexityEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """Perplexity, loss in nats per token, and the number of rows."""
+        """Perplexity, loss in nats per token, and the number of rows.
+
+        Raises:
+            UserError: if the model reads the tokens that it should predict.
+            NumericalError: if its loss is NaN.
+        """
         model.module.eval()
+        refuse_reading_ahead(model.module, self.rows[0, :COMPARED].to(model.device))
         batches = parts(range(len(self.rows)), self.batch_size)
         losses = prediction_log.run(batches, lambda places: self._losses(model, places).tolist())
         counted = [

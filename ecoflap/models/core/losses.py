@@ -81,25 +81,6 @@ class _TokenLoss(torch.autograd.Function):
         return result, None
 
 
-def require_causal(module: Any) -> None:
-    """Refuse a masked LM, such as BERT, that transformers puts behind the head of a decoder.
-
-    Raises:
-        UserError: if its attention has no causal mask.
-    """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
-
-    config = getattr(module, "config", None)  # a module of one's own has none
-    # All of these but XLM say it by is_decoder; decoders of BART's kind set it themselves.
-    is_causal = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
-    if getattr(config, "model_type", None) in MASKED and not is_causal:
-        raise UserError(
-            f"{type(module).__name__} with is_decoder=false in its config reads the tokens that it should"
-            " predict, so its next-token loss and perplexity say nothing; choose a decoder LM, or set"
-            " is_decoder=true in config.json if it was trained as one"
-        )
-
-
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """``token_loss`` of a decoder-only model, whose logits at one position predict the next token."""
     if logits.requires_grad:  # a slice of the logits would cost a copy of their gradient

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ecoflap.data.batch import Batch
-from ecoflap.models.core.losses import IGNORED, find_loss, next_token_loss, require_causal
+from ecoflap.models.core.causal import require_causal
+from ecoflap.models.core.losses import IGNORED, find_loss, next_token_loss
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.families.language.interface import LanguageInterface
