@@ -32,7 +32,7 @@ from ecoflap.models.core.text_length import require_length
 log = logging.getLogger(__name__)
 
 COMPARED = 8
-"""Tokens by which a model is told that reads ahead."""
+"""Tokens of the row that shows whether a model reads ahead."""
 PASSAGE = 160
 """Tokens of a text that a report shows."""
 
