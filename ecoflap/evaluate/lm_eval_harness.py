@@ -33,7 +33,7 @@ from ecoflap.evaluate.harness_tasks import alone, check_options, code_below, rel
 from ecoflap.evaluate.lm_eval_tasks import examples, fingerprint, read_task, task_manager
 from ecoflap.evaluate.options import LmEvalOptions
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
-from ecoflap.models.core.batched_generation import generate_batch
+from ecoflap.models.core.batched_generation import Inputs, generate_texts
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.vlm.processor_inputs import writes_after_prompt
 from ecoflap.storage.results.metrics import HIGHER_IS_BETTER, LM_EVAL
@@ -214,20 +214,21 @@ def harness_model(model: PrunableModel, pictures: bool, batch_size: int) -> Any:
             is_causal = self.backend == "causal"
             new_tokens = max_length - context.shape[1]
 
-            def generate(ids: Tensor, mask: Tensor) -> Tensor:
+            def generate(inputs: Inputs) -> Tensor:
+                ids = inputs["input_ids"]
                 before = ids.shape[1] if is_causal else 1  # the prompt, or the token that starts a decoder
                 written: Tensor = HFLM._model_generate(
                     self,
                     ids,
                     before + new_tokens,
-                    attention_mask=mask,
+                    attention_mask=inputs["attention_mask"],
                     logits_processor=[refuse_nan],
                     **options,
                 )
                 return written[:, before:] if is_causal else written
 
             pad = self.tokenizer.pad_token_id
-            written = generate_batch(self.model, generate, context, attention_mask, pad)
+            written = generate_texts(self.model, generate, context, attention_mask, pad)
             return torch.cat([context, written], dim=1) if is_causal else written
 
     class Multimodal(HFMultimodalLM, Text):

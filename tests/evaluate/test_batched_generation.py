@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ecoflap.models.core.batched_generation import depends_on_batch, generate_batch
+from ecoflap.data.text.generated import PROMPT, with_generated
+from ecoflap.data.text.options import TextOptions
+from ecoflap.models.core.batched_generation import Inputs, depends_on_batch, generate_texts
+from ecoflap.models.core.towers import Selection
+from ecoflap.models.families.language.causal_lm import CausalLM
 from tests.zoo.architectures import ARCHITECTURES
 from tests.zoo.small import VOCABULARY
 
@@ -45,17 +49,32 @@ def written(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     return tokens if model.config.is_encoder_decoder else tokens[:, ids.shape[1] :]
 
 
+def depends(model: Any, ids: Tensor, mask: Tensor) -> bool:
+    def alone(row: int) -> Inputs:
+        seen = mask[row].bool() if mask[row].any() else torch.arange(mask.shape[1]) == mask.shape[1] - 1
+        return {"input_ids": ids[row, seen][None], "attention_mask": mask[row, seen][None]}
+
+    return depends_on_batch(model, {"input_ids": ids, "attention_mask": mask}, alone)
+
+
+def answers(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    def generate(inputs: Inputs) -> Tensor:
+        return written(model, inputs["input_ids"], inputs["attention_mask"])
+
+    return generate_texts(model, generate, ids, mask, PAD)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", [*DEPENDS, *DOES_NOT])
 def test_as_if_each_text_were_alone(name: str) -> None:
     model = module(name)
     ids, mask = padded(LENGTHS)
-    found = generate_batch(model, lambda *batch: written(model, *batch), ids, mask, PAD)
+    found = answers(model, ids, mask)
     for row, length in enumerate(LENGTHS):
         alone = written(model, ids[row : row + 1, -length:], mask[row : row + 1, -length:])[0]
         assert found[row, : len(alone)].equal(alone)
         assert (found[row, len(alone) :] == PAD).all()
-    assert depends_on_batch(model, ids, mask) == (name in DEPENDS)
+    assert depends(model, ids, mask) == (name in DEPENDS)
 
 
 @torch.no_grad()
@@ -71,25 +90,25 @@ def test_the_plain_batch_differs(name: str) -> None:
 def test_an_empty_text_and_nan() -> None:
     model = module("rwkv")
     ids, mask = padded((0, 3))
-    found = generate_batch(model, lambda *batch: written(model, *batch), ids, mask, PAD)
+    found = answers(model, ids, mask)
     assert found[1].equal(written(model, ids[1:], mask[1:])[0])
     for parameter in model.parameters():
         parameter.fill_(float("nan"))
-    assert not depends_on_batch(model, ids, mask)  # generation itself refuses them
+    assert not depends(model, ids, mask)  # generation itself refuses them
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", "mixtral", "rwkv"])
 def test_in_half_precision(name: str) -> None:
     model = module(name).bfloat16()
-    assert depends_on_batch(model, *padded(LENGTHS)) == (name in DEPENDS)
+    assert depends(model, *padded(LENGTHS)) == (name in DEPENDS)
 
 
 @torch.no_grad()
 def test_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     model = module("rwkv")
     for _ in range(2):
-        generate_batch(model, lambda *batch: written(model, *batch), *padded(LENGTHS), PAD)
+        answers(model, *padded(LENGTHS))
     assert [record.getMessage() for record in caplog.records if "batch" in record.getMessage()] == [
         "RwkvForCausalLM: answers depend on the padding of a batch; texts are answered one at a time"
     ]
@@ -100,6 +119,26 @@ def test_rows_that_a_model_mixes() -> None:
     """RWKV's cache, in transformers 5: the first row of two equal ones gets another answer."""
     model = module("rwkv")
     ids, mask = padded((4, 4))
-    found = generate_batch(model, lambda *batch: written(model, *batch), ids, mask, PAD)
+    found = answers(model, ids, mask)
     for row in range(2):
         assert found[row].equal(written(model, ids[row : row + 1], mask[row : row + 1])[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["rwkv", "llama"])
+def test_calibration_rows_that_a_model_samples(name: str) -> None:
+    """RWKV's are those of one row after another; without that, its cache mixes the rows."""
+    model = CausalLM("anything").from_module(module(name), None, Selection())
+    drawn = torch.randint(3, VOCABULARY, (3, 16), generator=torch.Generator().manual_seed(0))
+    found = with_generated(TextOptions(samples=6, generated=3), model, list(drawn), seed=7)[3:]
+    torch.manual_seed(7)
+    begun = drawn[:, : 16 // PROMPT]
+    for rows in begun.split(1 if name in DEPENDS else 3):
+        while rows.shape[1] < 16:
+            logits = model.module(input_ids=rows, use_cache=False).logits[:, -1].float()
+            if (end := model.module.config.eos_token_id) is not None:
+                logits[:, end] = -torch.inf
+            rows = torch.cat([rows, torch.multinomial(logits.softmax(1), 1)], dim=1)
+        for row in rows:
+            assert found.pop(0).equal(row)
+    assert not found

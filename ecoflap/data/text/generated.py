@@ -20,6 +20,7 @@ from ecoflap.data.example import refuse_nan
 from ecoflap.data.text.options import TextOptions, TokenFileOptions
 from ecoflap.distributed.collectives import from_first
 from ecoflap.errors import UserError
+from ecoflap.models.core.batched_generation import Inputs, generate_texts
 from ecoflap.models.core.prunable import PrunableModel
 
 log = logging.getLogger(__name__)
@@ -96,18 +97,24 @@ def with_generated(
 def _continued(model: PrunableModel, prompts: Tensor, length: int) -> Tensor:
     """Rows [rows, length] that begin with the prompts [rows, tokens]."""
     module: Any = model.module
-    with _without_options(module):
+    begun, new_tokens = prompts.shape[1], length - prompts.shape[1]
+
+    def generate(inputs: Inputs) -> Tensor:
         written: Tensor = module.generate(
-            input_ids=prompts.to(model.device),
-            attention_mask=torch.ones_like(prompts, device=model.device),
-            min_new_tokens=length - prompts.shape[1],
-            max_new_tokens=length - prompts.shape[1],
+            **inputs,
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
             do_sample=True,
             top_k=0,
             use_cache=True,
             logits_processor=[refuse_nan],
         )
-    return written.to(prompts)
+        return written[:, begun:]
+
+    ids = prompts.to(model.device)
+    with _without_options(module):
+        written = generate_texts(module, generate, ids, torch.ones_like(ids), pad=0)
+    return torch.cat([ids, written], dim=1).to(prompts)
 
 
 @contextmanager

@@ -38,6 +38,12 @@ def generated_tokens(tokens: Tensor, prompt: Tensor) -> Tensor:
     return tokens[:, asked:] if has_prompt else tokens
 
 
+def padding_token(tokenizer: Any) -> int:
+    """The token id that answers are padded with: of padding, of the end of a text, or 0."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return int(next(token for token in ids if token is not None))
+
+
 def decoded(tokenizer: Any, tokens: Tensor) -> list[str]:
     """Tokens [batch, tokens] as texts, without special tokens and without spaces around."""
     return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]

@@ -14,10 +14,10 @@ from ecoflap.data.batch import Sample
 from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Example, Generation
 from ecoflap.data.text.bos import surrounding_tokens
-from ecoflap.models.core.batched_generation import generate_batch
+from ecoflap.models.core.batched_generation import Inputs, generate_texts
 from ecoflap.models.core.chats import answer_tokens, as_lines, has_template
 from ecoflap.models.core.losses import IGNORED
-from ecoflap.models.core.prompts import decoded
+from ecoflap.models.core.prompts import decoded, padding_token
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.chat import encoded
 from ecoflap.models.families.language.choices import common_prefix
@@ -91,19 +91,13 @@ class LanguageInterface:
             tensor.to(model.device)
             for tensor in _padded([self.tokens(example.text) for example in examples], "left")
         )
-        pad = next(
-            token
-            for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-            if token is not None
-        )
+        pad = padding_token(self.tokenizer)
 
-        def generate(ids: Tensor, mask: Tensor) -> Tensor:
-            tokens: Tensor = module.generate(
-                input_ids=ids, attention_mask=mask, pad_token_id=pad, **generation.options()
-            )
-            return tokens[:, ids.shape[1] :]
+        def generate(inputs: Inputs) -> Tensor:
+            tokens: Tensor = module.generate(**inputs, pad_token_id=pad, **generation.options())
+            return tokens[:, inputs["input_ids"].shape[1] :]
 
-        return decoded(self.tokenizer, generate_batch(module, generate, ids, mask, pad))
+        return decoded(self.tokenizer, generate_texts(module, generate, ids, mask, pad))
 
 
 def _padded(rows: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ecoflap.data.batch import Sample
 from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Example, Generation
 from ecoflap.errors import UserError
+from ecoflap.models.core.batched_generation import Inputs, generate_batch
 from ecoflap.models.core.chats import answer_tokens, templated
 from ecoflap.models.core.pictures import load_image
-from ecoflap.models.core.prompts import decoded, generated_tokens
+from ecoflap.models.core.prompts import decoded, generated_tokens, padding_token
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.targets import target_tokens
 from ecoflap.models.families.vlm.chat import around_answer, chat_prompt
@@ -86,7 +89,7 @@ class VlmInterface:
         """The answer to each question."""
         images = [load_image(example.image) for example in examples]
         texts = [self._question_prompt(example) for example in examples]
-        return self._generated(model, self.inputs.of_batch(images, texts), generation)
+        return self._answers(model, images, texts, generation)
 
     def reply(
         self, model: PrunableModel, conversations: Sequence[Conversation], generation: Generation
@@ -98,10 +101,12 @@ class VlmInterface:
         """
         if any(len(one.images) != 1 for one in conversations):
             (conversation,) = conversations
-            return self._generated(model, self._conversation_inputs(conversation)[0], generation)
+            inputs = self._on_device(model, self._conversation_inputs(conversation)[0])
+            tokens = _new_tokens(model.module, generation, inputs)
+            return decoded(self.processor.tokenizer, tokens)
         texts = [self._conversation_prompt(one) for one in conversations]
         images = [load_image(one.images[0]) for one in conversations]
-        return self._generated(model, self.inputs.of_batch(images, texts), generation)
+        return self._answers(model, images, texts, generation)
 
     def check_prompt(self) -> None:
         """Refuse a prompt that doesn't show one picture, judging by what the processor makes of it.
@@ -181,15 +186,29 @@ class VlmInterface:
         answer = torch.tensor([answer_tokens(tokenizer, before, target, last, opening)])
         return with_answer(question, answer, token_type=int(self._is_paligemma))
 
-    def _generated(self, model: PrunableModel, inputs: Any, generation: Generation) -> list[str]:
-        """What the model writes behind each text of the processor's outputs."""
+    def _answers(
+        self, model: PrunableModel, images: list[Any], texts: list[str], generation: Generation
+    ) -> list[str]:
+        """What the model writes behind each text, which is about one picture."""
+
+        def inputs(rows: slice) -> Inputs:
+            return self._on_device(model, self.inputs.of_batch(images[rows], texts[rows]))
+
+        tokens = generate_batch(
+            model.module,
+            partial(_new_tokens, model.module, generation),
+            inputs(slice(None)),
+            lambda row: inputs(slice(row, row + 1)),
+            padding_token(self.processor.tokenizer),
+        )
+        return decoded(self.processor.tokenizer, tokens)
+
+    def _on_device(self, model: PrunableModel, inputs: Mapping[str, Any]) -> Inputs:
+        """A processor's outputs on the model's device, in its data type."""
         from transformers import BatchFeature
 
-        module: Any = model.module
-        inputs = BatchFeature(dict(inputs)).to(model.device, next(module.parameters()).dtype)
-        tokens = module.generate(**inputs, **generation.options())
-        answers = generated_tokens(tokens, inputs["input_ids"]) if writes_after_prompt(module) else tokens
-        return decoded(self.processor.tokenizer, answers)
+        moved: Inputs = BatchFeature(dict(inputs)).to(model.device, next(model.module.parameters()).dtype)
+        return moved
 
     def _require_text(self, text: str, what: str) -> None:
         """Refuse a text with the token of a picture.
@@ -215,3 +234,9 @@ class VlmInterface:
         images in Gemma 3.
         """
         return bool(self.module.config.model_type == "paligemma")
+
+
+def _new_tokens(module: Any, generation: Generation, inputs: Inputs) -> Tensor:
+    """What a model writes behind each text of a processor's outputs, [texts, new tokens]."""
+    tokens: Tensor = module.generate(**inputs, **generation.options())
+    return generated_tokens(tokens, inputs["input_ids"]) if writes_after_prompt(module) else tokens
