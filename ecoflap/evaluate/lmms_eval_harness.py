@@ -25,7 +25,7 @@ from ecoflap.evaluate.harness_scores import (
 from ecoflap.evaluate.harness_tasks import alone, check_options, code_below, relevant
 from ecoflap.evaluate.inputs import error_of_mean, interface_settings
 from ecoflap.evaluate.lmms_eval_model import harness_model
-from ecoflap.evaluate.lmms_eval_tasks import fingerprint, members, read_tasks, task_manager
+from ecoflap.evaluate.lmms_eval_tasks import as_lmms_eval, fingerprint, members, read_tasks, task_manager
 from ecoflap.evaluate.options import LmmsEvalOptions
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Describes, require
@@ -131,7 +131,7 @@ class LmmsEvalEvaluation:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=SEED)
         options = {"limit": self.task.limit, "bootstrap_iters": 0, "log_samples": True}
-        with alone():
+        with alone(), as_lmms_eval():
             # simple_evaluate would also seed the global generators, and patch ssl and filelock for good
             found = evaluate(asked, tasks, process_docs_parallel=1, **options)
         samples = {

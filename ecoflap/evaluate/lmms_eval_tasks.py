@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,38 @@ READ = ("generate_until", "multiple_choice")
 """The kinds of tasks that are asked."""
 
 
+@contextmanager
+def as_lmms_eval() -> Iterator[None]:
+    """Let Pillow fill pictures that are cut off, in a context, and undo what imports of lmms-eval set.
+
+    On import, it lets Pillow do so, and hides warnings, for the whole process. Its own figures have such
+    pictures; calibration refuses them.
+    """
+    from PIL import ImageFile
+
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+@as_lmms_eval()
+def import_harness() -> None:
+    """Import lmms-eval, without its log.
+
+    Raises:
+        ImportError: if it is not installed, or something that it needs isn't.
+    """
+    import lmms_eval.evaluator
+    import lmms_eval.tasks  # noqa: F401
+    from loguru import logger
+
+    logger.disable("lmms_eval")
+
+
 def task_manager(include_path: str | None) -> Any:
     """The index of tasks.
 
@@ -27,16 +61,14 @@ def task_manager(include_path: str | None) -> Any:
         UserError: if lmms-eval is not installed, or a file in the folder is not a task.
     """
     try:
-        import lmms_eval.evaluator  # noqa: F401
+        import_harness()
         from lmms_eval.tasks import TaskManager
-        from loguru import logger
     except ImportError as error:
         # One of its many requirements holds another release of what Hydra reads its options with.
         raise UserError(
             f"task=lmms_eval needs lmms-eval ({error}): {install_extra('lmms-eval')} and pip install"
             f" --no-deps '{PACKAGE}'"
         ) from error
-    logger.disable("lmms_eval")
     folder = None if include_path is None else str(Path(include_path).expanduser())
     try:
         return TaskManager(include_path=folder)
@@ -47,6 +79,7 @@ def task_manager(include_path: str | None) -> Any:
         ) from error
 
 
+@as_lmms_eval()
 def read_tasks(manager: Any, name: str) -> dict[Any, Any]:
     """Read a task, or the members of a group, with their data.
 
@@ -94,6 +127,7 @@ def members(tasks: dict[Any, Any]) -> dict[str, Any]:
     return {one.task_name: one.task for one in get_task_list(tasks)}
 
 
+@as_lmms_eval()
 def fingerprint(tasks: Mapping[str, dict[Any, Any]], limit: int | None) -> str:
     """A hash of all questions, their pictures and answers, and of how they are asked and scored."""
     digest = hashlib.blake2b(digest_size=16)

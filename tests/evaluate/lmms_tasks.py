@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ecoflap.evaluate.lmms_eval_tasks import import_harness
 from tests.api.conftest import picture
 
 HARNESS = pytest.mark.skipif(
@@ -68,6 +69,7 @@ def write_tasks(folder: Path) -> Path:
 
 def index_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a test's own tasks: building the index of all takes seconds."""
+    import_harness()
     from lmms_eval import tasks
 
     monkeypatch.setattr(tasks, "TaskManager", partial(tasks.TaskManager, include_defaults=False))

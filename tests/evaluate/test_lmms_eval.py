@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from statistics import stdev
@@ -59,6 +61,35 @@ def written(model: PrunableModel, images: int, number: int) -> str:
     return str(
         processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     ).strip()
+
+
+@HARNESS
+@pytest.mark.usefixtures("own_index")
+def test_pictures_that_are_cut_off_are_filled_in_its_tasks_alone(folder: Path, model: PrunableModel) -> None:
+    """As in its own figures; importing it would let Pillow fill those of the calibration, too."""
+    cut = folder / "pictures" / "0.png"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    shown = warnings.filters[:]
+    evaluation = LmmsEval(["one"], include_path=str(folder)).load(model)
+    assert evaluation(model)["one/samples"] == 5
+    assert warnings.filters == shown
+    with pytest.raises(UserError, match=r"read .*truncated.*; .*take it out"):
+        ecoflap.calibrate(model, [{"image": str(cut), "caption": "a circle"}])
+
+
+@HARNESS
+def test_importing_the_harness_leaves_the_process_as_it_was() -> None:
+    code = """if True:
+        import warnings
+        from PIL import ImageFile
+        from ecoflap.evaluate.lmms_eval_tasks import import_harness
+        import accelerate, datasets, torch  # other packages have filters of their own
+        shown = warnings.filters[:]
+        import_harness()
+        assert not ImageFile.LOAD_TRUNCATED_IMAGES
+        assert warnings.filters == shown
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @HARNESS
@@ -262,10 +293,8 @@ def test_refusals(folder: Path, model: PrunableModel) -> None:
 @HARNESS
 @pytest.mark.variant  # it reads all files of the package
 def test_the_tasks_of_the_package_have_their_names() -> None:
-    from lmms_eval.tasks import TaskManager
-
     named = {"pope", "textvqa_val", "vizwiz_vqa_val", "mmmu_val", "scienceqa_img", "scienceqa", "chartqa"}
-    assert named <= set(TaskManager().all_tasks)
+    assert named <= set(lmms_eval_tasks.task_manager(None).all_tasks)
 
 
 def test_options_that_are_refused_without_the_harness(
