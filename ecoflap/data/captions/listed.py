@@ -16,7 +16,7 @@ def listed(file: Path) -> Iterator[tuple[str, list[str]]]:
     """(picture, captions) of a list, or of a text beside a picture; other texts may lie there as well.
 
     Raises:
-        ValueError: if a line of a list holds no picture with its captions.
+        ValueError: if a line of a list holds no picture with its captions, or the text beside one is empty.
     """
     if file.suffix == ".txt":
         beside = (
@@ -24,15 +24,18 @@ def listed(file: Path) -> Iterator[tuple[str, list[str]]]:
         )
         picture = next((one for one in beside if one.is_file()), None)
         if picture is not None:
-            yield picture.name, text_lines(file)
+            texts = text_lines(file)
+            if not texts:
+                raise ValueError(f"it is empty; write a caption of {picture.name}, or take both out")
+            yield picture.name, texts
         return
     for line, row in rows_of(file):
         try:
-            texts = row["text"]
-            found = [texts] if isinstance(texts, str) else texts
-            if not isinstance(found, list) or not all(isinstance(one, str) and one.strip() for one in found):
+            found = [row["text"]] if isinstance(row["text"], str) else row["text"]
+            texts = found if isinstance(found, list) else []
+            if not texts or not all(isinstance(one, str) and one.strip() for one in texts):
                 raise ValueError("it has no text")
-            yield row["file_name"], found
+            yield row["file_name"], texts
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"line {line}: {type(error).__name__}: {error}") from None
 

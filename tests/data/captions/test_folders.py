@@ -38,6 +38,25 @@ def test_a_text_beside_a_picture_however_its_ending_is_written(tmp_path: Path, e
     assert [Path(one.image).name for one in found] == ["a.png", f"b{ending}"]
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("1.txt", "", r"1\.txt .*it is empty; write a caption of 1\.png, or take both out"),
+        ("1.txt", " \n\t\n", r"1\.txt .*it is empty"),
+        ("metadata.jsonl", '{"file_name": "1.png", "text": []}', r"metadata\.jsonl .*line 1: .*no text"),
+        ("metadata.jsonl", '{"file_name": "1.png", "text": [" "]}', r"metadata\.jsonl .*line 1: .*no text"),
+    ],
+)
+def test_a_picture_with_an_empty_caption_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+    """It would be left out, and all figures be of fewer pictures."""
+    for picture in ("0", "1"):
+        folders.shown_at(tmp_path / f"{picture}.png", folders.one_of_each("train")[0])
+    (tmp_path / name).with_name(name.replace("1", "0")).write_text('{"file_name": "0.png", "text": "a dog"}')
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        CaptionSource(str(tmp_path)).pictures("task")
+
+
 @pytest.mark.parametrize("table", [False, True])
 def test_a_picture_that_is_named_twice_is_one(tmp_path: Path, table: bool) -> None:
     for picture in folders.one_of_each("train")[:2]:
