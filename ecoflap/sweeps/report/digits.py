@@ -23,14 +23,16 @@ def short(value: float | None, sign: str = "-") -> str:
 
 
 def signed(value: float) -> str:
-    """A difference with its sign, else as a short number."""
-    return short(value, "+")
+    """A difference with its sign, else as a short number; NaN has no sign."""
+    return short(value) if math.isnan(value) else short(value, "+")
 
 
 def with_deviation(mean: float, deviation: float) -> str:
-    """``mean ± standard deviation``, with as many decimals of both."""
+    """``mean ± standard deviation``, with as many decimals of both; the mean alone if it isn't finite."""
     shown = figure(mean)
-    if "e" in shown or not math.isfinite(mean):
+    if not math.isfinite(mean):
+        return shown
+    if "e" in shown:
         return f"{shown} ± {deviation:.2g}"
     return f"{shown} ± {deviation:.{_decimals(shown)}f}"
 

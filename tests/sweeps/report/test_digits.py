@@ -38,7 +38,7 @@ def test_figures_have_four_digits(value: float | None, shown: str) -> None:
         (1234.0, 56.7, "1234 ± 57"),
         (38640.0, 789.0, "38640 ± 789"),
         (1234567.0, 789.0, "1.235e+06 ± 7.9e+02"),
-        (math.nan, math.nan, "nan ± nan"),
+        (math.nan, math.nan, "nan"),
     ],
 )
 def test_deviations_have_the_decimals_of_their_mean(mean: float, deviation: float, shown: str) -> None:

@@ -247,9 +247,9 @@ def test_a_stage_that_was_cached_in_part_is_no_cost(
         ([70.0, 80.0], [math.inf, math.inf], ["+inf", "worse"]),
         ([math.inf, math.inf], [70.0, 80.0], ["-inf", "better"]),
         ([70.0, 80.0], [math.inf, 82.0], ["+inf", "no verdict"]),
-        ([70.0, math.inf], [math.inf, 82.0], ["+nan", "no verdict"]),
-        ([math.inf, math.inf], [math.inf, math.inf], ["+nan", "no verdict"]),
-        ([70.0, 80.0], [math.nan, 82.0], ["+nan", "no verdict"]),
+        ([70.0, math.inf], [math.inf, 82.0], ["nan", "no verdict"]),
+        ([math.inf, math.inf], [math.inf, math.inf], ["nan", "no verdict"]),
+        ([70.0, 80.0], [math.nan, 82.0], ["nan", "no verdict"]),
     ],
 )
 def test_infinite_figures_tell_only_where_one_side_has_nothing_else(
