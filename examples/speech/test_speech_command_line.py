@@ -23,6 +23,11 @@ CASES = [
     Case(HEARS, ("must have the columns",), file("metadata.csv", "file,text\na.wav,cat\n")),
     Case(
         HEARS,
+        ("metadata.csv, line 2", "close each quote"),
+        file("metadata.csv", 'file_name,transcription\na.wav,"a cat\nb.wav,a dog\n'),
+    ),
+    Case(
+        HEARS,
         ("1 of 1 recordings in metadata.csv are missing",),
         file("metadata.csv", "file_name,transcription\na.wav,cat\n"),
     ),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.data.calibration_set import CalibrationSet, Sample, draw
+from ecoflap.data.captions.listed import rows_of
 from ecoflap.data.folder import is_hidden, read_text
 from ecoflap.data.sources import file_source
 from ecoflap.errors import UserError, require_positive
@@ -85,7 +84,10 @@ def _listed(folder: Path, where: str) -> list[tuple[Path, str]]:
     Raises:
         UserError: if the table is no such table, or a recording is missing.
     """
-    rows = list(csv.DictReader(StringIO(read_text(folder / TABLE), newline="")))
+    try:
+        rows = [row for _, row in rows_of(folder / TABLE)]
+    except ValueError as error:
+        raise UserError(f"{where}: {TABLE}, {error}") from None
     if not rows or not {"file_name", "transcription"} <= rows[0].keys():
         raise UserError(
             f"{where}: {TABLE} must have the columns file_name and transcription, and a row for each"
