@@ -9,6 +9,7 @@ from ecoflap.console.startup import reuse_freed_memory
 from ecoflap.console.tables import table
 from ecoflap.console.telemetry import free_memory
 from ecoflap.errors import UnavailableError
+from ecoflap.models.core.hub_kernels import remove_kernels
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.run.plan import Plan
@@ -47,6 +48,7 @@ def show_times(plan: Plan, shapes: PrunableModel | None) -> float | None:
     except UnavailableError as error:
         print(f"no times: {error}")
         return None
+    remove_kernels(model.module)
     check_methods(plan, model)
     times = _measured(plan, model)
     total = sum(times.values())

@@ -22,18 +22,19 @@ from ecoflap.storage.results import Result
 from tests import tiny
 from tests.cli.conftest import run, text_run, tiny_llama, token_file  # noqa: F401  (fixtures)
 
+TRAINED = "steps=[calibrate,score,allocate,prune,finetune,evaluate]"
 by_default = pytest.mark.skipif(
     not hasattr(hf.PreTrainedModel, "reset_kernels"), reason="this transformers uses kernels only when asked"
 )
 
 
 class Kernel(nn.Module):
-    """An activation for inference, where gradients end."""
+    """An activation for inference, where gradients end, and that tests tell from the model's own."""
 
     has_backward = False
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return nn.functional.silu(inputs.detach())
+        return 0.9 * nn.functional.silu(inputs.detach())
 
 
 def llama() -> Any:
@@ -89,8 +90,13 @@ def test_another_forward_is_left() -> None:
     assert vars(module.model.layers[0].mlp)["forward"] is own
 
 
+@pytest.mark.parametrize("method", [["score=first_order"], ["score=none", TRAINED, "finetune=reconstruct"]])
 def test_those_of_a_loader_of_ones_own(
-    run: Callable[..., Result], text_run: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: Callable[..., Result],
+    text_run: list[str],
+    method: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     loaded = CausalLM.load
 
@@ -101,10 +107,11 @@ def test_those_of_a_loader_of_ones_own(
         function.forward = MethodType(Kernel.forward, function)
         return model
 
-    plain = run([*text_run, "score=first_order"])
+    plain = run([*text_run, *method])
     monkeypatch.setattr(CausalLM, "load", load)
-    found = run([*text_run, "score=first_order", f"cache={tmp_path / 'other'}"], "kernels")
+    found = run([*text_run, *method, f"cache={tmp_path / 'other'}"], "kernels")
     assert found.scores == plain.scores
+    assert found.metrics == plain.metrics
 
 
 @by_default

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from functools import partial
 
+import torch
+
 from ecoflap.console.telemetry import measure
 from ecoflap.console.tracking import Tracker
 from ecoflap.distributed.processes import shared_folder
@@ -12,6 +14,7 @@ from ecoflap.errors import NumericalError
 from ecoflap.finetune.agreement import agree
 from ecoflap.finetune.job import Job, masks_fingerprint
 from ecoflap.models.core.finite_weights import broken_parameter
+from ecoflap.models.core.hub_kernels import remove_kernels
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.run.plan import Plan
 from ecoflap.run.state import RunState
@@ -33,7 +36,7 @@ def finetune(plan: Plan, model: PrunableModel, state: RunState, tracker: Tracker
         masks=masks,
         read=partial(read_training, plan, model, state),
         calibration=state.calibration,
-        dense=lambda: plan.loader.load(device, plan.selection),
+        dense=partial(_load_dense, plan, device),
         batch_size=plan.config.batch_size,
         seed=plan.config.seed,
         folder=shared_folder(plan.folder) / TRAINING,
@@ -54,6 +57,13 @@ def finetune(plan: Plan, model: PrunableModel, state: RunState, tracker: Tracker
     agree(model, masks)
     _refuse_diverged(model)
     write_json(plan.folder / FINETUNE, asdict(state.training))
+
+
+def _load_dense(plan: Plan, device: torch.device) -> PrunableModel:
+    """Load the model before pruning, as the run prepares its own."""
+    model: PrunableModel = plan.loader.load(device, plan.selection)
+    remove_kernels(model.module)
+    return model
 
 
 def _refuse_diverged(model: PrunableModel) -> None:
