@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from tests.zoo import encoder_decoders, vision_language
+from tests.zoo import encoder_decoders
 from tests.zoo.architecture import Architecture
 from tests.zoo.captions import CAPTIONS
 from tests.zoo.codebooks import CODEBOOKS
@@ -42,7 +42,7 @@ VISION_LANGUAGE = [
     *WITHOUT_ANSWERS,
 ]
 ARCHITECTURES = _by_name([*DECODERS, *ENCODER_DECODERS, *VISION_LANGUAGE, *ENCODERS])
-NOT_COMPARED = {**encoder_decoders.NOT_COMPARED, **vision_language.NOT_COMPARED}
+NOT_COMPARED = encoder_decoders.NOT_COMPARED
 NOT_BUILT = tuple(
     name
     for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 
 from ecoflap.data.batch import Sample
 from ecoflap.models.families.vlm.vlm import answer_loss
@@ -90,6 +91,8 @@ def minicpm(name: str, model: str, tokens: int, **more: Any) -> Architecture:
 
 def give_image_outputs(module: Any) -> None:
     """The output of its language model that Llama 4 reads in transformers 5.24, and that isn't there."""
+    if not transformers.__version__.startswith("5.24."):
+        return
     module.language_model.register_forward_hook(lambda _, __, output: setattr(output, "image_outputs", None))
 
 
@@ -245,7 +248,7 @@ DOCUMENTS = [
         lambda draw: {**pixels(4, 16, 48)(draw), "image_grid_hw": torch.tensor([[4, 4]])},
     ),
     Architecture(
-        "llama4 (mended)",
+        "llama4",
         "vision-language",
         "Llama4ForConditionalGeneration",
         answer_loss,

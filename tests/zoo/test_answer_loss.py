@@ -12,7 +12,7 @@ from tests.zoo.architectures import ARCHITECTURES, VISION_LANGUAGE
 WITHOUT_ANSWERS = ["diffusion_gemma", "pi0", "pi05", "pp_formulanet"]
 KEPT_IN_FP32 = ["inkling2", "inkling2_loop"]
 """Loading in half precision leaves parts of them in fp32, and they don't run without."""
-IN_EVERY_RUN = ["fuyu", "llama4 (mended)"]
+IN_EVERY_RUN = ["fuyu", "llama4"]
 
 
 def vision_language() -> list[object]:

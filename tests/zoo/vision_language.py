@@ -17,11 +17,6 @@ from tests.zoo.pictures import (
 )
 from tests.zoo.small import GROUPED, VISION
 
-NOT_COMPARED = {
-    "llama4": "with any config, the forward pass of transformers 5.24 ends in an AttributeError: it reads "
-    "`image_outputs`, which its language model doesn't put out; compared above with that mended",
-}
-
 
 def high_resolution_sample(draw: Draw) -> Sample:
     """A picture at two resolutions."""
