@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, pad
 
 from ecoflap.errors import UserError
@@ -26,7 +25,8 @@ class SparseLinear(nn.Module):
 
     The product reads only what is stored. For many tokens, as of a prompt, in bf16 with AVX-512 some rows
     of the dense matrix are made at a time. Gradients reach the inputs, and neither weight nor bias. The
-    state dict is the dense layer's, with zeros for negative zeros.
+    state dict is the dense layer's, with zeros for negative zeros. ``torch.compile`` calls the layer as it
+    is, between the graphs that it compiles.
 
     Attributes:
         mask: a bit per weight, uint8 [rows, bytes]; the first weight is the lowest bit.
@@ -68,22 +68,27 @@ class SparseLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense matrix [rows, cols], made anew each time."""
+        """The dense matrix [rows, cols], made anew each time: writing to it doesn't change the layer."""
         return self._made(0, self.out_features)
 
+    @torch.compiler.disable
     def forward(self, input: Tensor) -> Tensor:
-        """[..., cols] -> [..., rows]."""
+        """[..., cols] -> [..., rows].
+
+        Raises:
+            UserError: if the call is traced or exported, which can't record the product.
+        """
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+            raise UserError("sparse layers can't be traced or exported; load the model with sparse=False")
         inputs = input  # by the name that ``nn.Linear`` gives it
         fits = inputs.shape[-1] == self.in_features and inputs.dtype == self.dtype and inputs.device == CPU
         if not fits:
             return linear(inputs, self.weight, self.bias)  # it says what is wrong
-        if torch.is_grad_enabled() and inputs.requires_grad:
-            found: Tensor = _Product.apply(inputs, self)
-            return found
-        return self.multiplied(inputs)
+        found: Tensor = _Product.apply(inputs, self)
+        return found
 
     def multiplied(self, inputs: Tensor) -> Tensor:
-        """As ``forward``, for inputs that fit, and without a gradient."""
+        """As ``forward``, for inputs that fit, and without derivatives."""
         tokens = inputs.numel() // self.in_features
         return self._product(inputs, tokens) if self._takes(inputs, tokens) else self._in_parts(inputs)
 
@@ -130,6 +135,7 @@ class SparseLinear(nn.Module):
             sums += self.bias.detach()
         return sums.to(self.dtype)
 
+    @torch.compiler.disable
     def _made(self, start: int, stop: int) -> Tensor:
         """Rows of the dense matrix, [stop - start, cols]."""
         out = torch.empty(stop - start, self.in_features, dtype=self.dtype, device=CPU)
@@ -182,7 +188,7 @@ class SparseLinear(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """The product of a sparse layer, with the gradient of its inputs."""
+    """The product of a sparse layer, with its derivatives by its inputs."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, layer: SparseLinear) -> Tensor:
@@ -190,6 +196,9 @@ class _Product(torch.autograd.Function):
         return layer.multiplied(inputs)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient @ ctx.layer.weight, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return tangent @ ctx.layer.weight.T

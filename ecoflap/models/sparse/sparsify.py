@@ -29,8 +29,9 @@ class _Place(NamedTuple):
 def sparsify(module: nn.Module) -> int:
     """Store the linear layers of a model on the CPU without their zeros, in place.
 
-    Layers stay dense that are small, have few zeros, or whose weight the module around them reads itself, as
-    T5 does. Weights and biases of those that are replaced get no gradients any more.
+    Layers stay dense that are small, have few zeros, have hooks or a forward of their own, or whose weight
+    the module around them reads itself, as T5 does. Weights and biases of those that are replaced get no
+    gradients any more.
 
     Returns:
         The number of layers that were replaced.
@@ -62,8 +63,21 @@ def sparsify_if_possible(module: nn.Module) -> None:
 def _places(module: nn.Module) -> Iterator[_Place]:
     for parent in module.modules():
         for name, child in parent.named_children():
-            if type(child) is nn.Linear and _has_enough_zeros(child) and not _reads_weight(parent, name):
+            if type(child) is not nn.Linear or _is_changed(child) or _reads_weight(parent, name):
+                continue
+            if _has_enough_zeros(child):
                 yield _Place(parent, name, child)
+
+
+def _is_changed(linear: nn.Linear) -> bool:
+    """Whether a layer has hooks, or a forward of its own, which another layer would be without."""
+    hooks = (
+        linear._forward_hooks,
+        linear._forward_pre_hooks,
+        linear._backward_hooks,
+        linear._backward_pre_hooks,
+    )
+    return any(hooks) or "forward" in vars(linear)
 
 
 def _has_enough_zeros(linear: nn.Linear) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ecoflap.errors import UserError
 from ecoflap.models.sparse.library import BLOCK, FEW_TOKENS
@@ -152,6 +153,54 @@ def test_gradients_reach_the_inputs(shape: tuple[int, ...], dtype: torch.dtype) 
     assert inputs.grad is not None
     assert torch.equal(inputs.grad, same_inputs.grad)  # type: ignore[arg-type]
     assert not any(parameter.requires_grad for parameter in sparse.parameters())
+
+
+def test_second_and_forward_derivatives(dtype: torch.dtype) -> None:
+    dense, tangent = layer(9, 45, dtype), torch.linspace(-1, 1, 90).to(dtype).view(2, 45)
+    sparse = SparseLinear(dense)
+    seconds = []
+    for module in (dense, sparse):
+        inputs = torch.ones(2, 45, dtype=dtype, requires_grad=True)
+        (first,) = torch.autograd.grad(module(inputs).square().sum(), inputs, create_graph=True)
+        (second,) = torch.autograd.grad((first * tangent).sum(), inputs)
+        seconds.append(second.float())
+    room, (expected, found) = 100 * torch.finfo(dtype).eps, seconds
+    assert torch.allclose(found, expected, rtol=room, atol=room * float(expected.abs().max()))
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled), forward_ad.dual_level():
+            inputs = forward_ad.make_dual(torch.ones(2, 45, dtype=dtype), tangent)
+            found, expected = (forward_ad.unpack_dual(one(inputs)).tangent for one in (sparse, dense))
+        assert torch.allclose(found.float(), expected.float(), rtol=room, atol=10 * room)
+
+
+@pytest.mark.parametrize("tokens", [1, FEW_TOKENS, FEW_TOKENS + 1, 37])
+def test_a_compiled_model_calls_the_layer_as_it_is(tokens: int, dtype: torch.dtype) -> None:
+    torch.compiler.reset()
+    dense = layer(40, 70, dtype)
+    model = nn.Sequential(SparseLinear(dense), nn.ReLU())
+    compiled = torch.compile(model, backend="aot_eager")
+    inputs = torch.randn(tokens, 70).to(dtype)
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(compiled(inputs), model(inputs))
+    gradients = []
+    for one in (compiled, model):
+        leaf = inputs.clone().requires_grad_()
+        one(leaf).sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)  # type: ignore[arg-type]
+    sparse = SparseLinear(dense)
+    matrix = torch.compile(lambda given: given @ sparse.weight.T, backend="aot_eager")
+    assert torch.equal(matrix(inputs), inputs @ sparse.weight.T)
+
+
+@pytest.mark.parametrize("record", [torch.jit.trace, torch.export.export])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_trace_is_refused(record: Callable[..., object], dtype: torch.dtype) -> None:
+    """Its pointers would be those of the example."""
+    options = {"strict": False} if record is torch.export.export else {}
+    with pytest.raises(UserError, match=r"can't be traced or exported; .* sparse=False"):
+        record(SparseLinear(layer(5, 33, dtype)), (torch.ones(2, 33, dtype=dtype),), **options)
 
 
 @torch.no_grad()

@@ -101,6 +101,19 @@ def test_small_and_full_layers_and_other_classes_stay_dense(dtype: torch.dtype) 
     assert frozen == ["fitting.bias"]
 
 
+@pytest.mark.usefixtures("any_size")
+def test_layers_with_hooks_or_a_forward_of_their_own_stay_dense(dtype: torch.dtype) -> None:
+    """Another layer would be without them."""
+    module = nn.ModuleList(nn.Linear(8, 8) for _ in range(5)).to(dtype)
+    half_empty(module)
+    module[0].register_forward_hook(lambda layer, inputs, output: output + 1)
+    module[1].register_forward_pre_hook(lambda layer, inputs: None)
+    module[2].register_full_backward_hook(lambda layer, inputs, output: None)
+    module[3].forward = lambda input: input
+    assert sparsify.sparsify(module) == 1
+    assert [type(layer) for layer in module] == [*4 * [nn.Linear], SparseLinear]
+
+
 @pytest.mark.usefixtures("any_size", "compiled_anew")
 @pytest.mark.parametrize(
     ("change", "message"),
