@@ -4,6 +4,8 @@ anew.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,10 @@ import torch
 from torch import nn
 
 from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.data.captions.calibration import Captions
+from ecoflap.data.classification.calibration import Classification
+from ecoflap.data.classification.clip_sets import SETS
+from ecoflap.data.example import Example
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.run.stored_calibration import stored_calibration
 from ecoflap.storage.cache.store import Store
@@ -99,6 +105,46 @@ def test_files_in_a_linked_folder_count(tmp_path: Path) -> None:
     linked.write_text("another")
     load(store, counts, {"path": str(data)})
     assert counts.drawn == 2
+
+
+class SeesSizes:
+    """Encodes a picture as the size of its file, and its caption as what it is."""
+
+    sees = True
+
+    def encode(self, example: Example) -> dict[str, torch.Tensor]:
+        assert example.image is not None
+        return {"size": torch.tensor(Path(example.image).stat().st_size)}
+
+
+def captions_outside(root: Path, picture: Path) -> Captions:
+    root.mkdir()
+    (root / "metadata.jsonl").write_text(json.dumps({"file_name": str(picture), "text": "a red dog"}))
+    return Captions(str(root))
+
+
+def classes_outside(root: Path, picture: Path) -> Classification:
+    (folder := root / SETS["food101"].folder).mkdir(parents=True)
+    rows = {"train": [[str(picture), 0, "dog"]], "val": [], "test": []}
+    (folder / str(SETS["food101"].splits)).write_text(json.dumps(rows))
+    return Classification("food101", "train", path=str(root))
+
+
+@pytest.mark.parametrize("made", [captions_outside, classes_outside])
+def test_pictures_outside_the_folder_count(
+    tmp_path: Path, made: Callable[[Path, Path], Captions | Classification]
+) -> None:
+    """A list may name them by their whole path, and the folder with the list does not change with them."""
+    store, picture = Store(tmp_path / "store"), tmp_path / "elsewhere.png"
+    picture.write_bytes(b"one")
+    calibrator = made(tmp_path / "data", picture)
+    key = {"calibration": {"path": calibrator.path}, "processor": {}}
+    for content, drawn in ((b"one", False), (b"one", True), (b"another", False)):
+        if picture.read_bytes() != content:
+            picture.write_bytes(content)
+        found, cached = stored_calibration(store, calibrator, model(SeesSizes()), 0, key)
+        assert cached == drawn
+        assert found.samples[0]["size"] == len(content)
 
 
 def test_every_file_in_a_folder_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.captions.options import CaptionsOptions
@@ -45,6 +46,18 @@ class Captions(CaptionsOptions, CaptionSource, ShowsPictures):
                 captions.
         """
         self.check_model(model)
+        return self.encoded(model, self._drawn(seed))
+
+    def read_files(self, model: PrunableModel, seed: int) -> list[Path]:
+        """The pictures that ``load`` draws; a list of captions may name some outside the data set's folder.
+
+        Raises:
+            UserError: if the data set is missing, or a task evaluates it.
+        """
+        return [Path(image) for one in self._drawn(seed) for image in one.images]
+
+    def _drawn(self, seed: int) -> list[Example]:
+        """Pictures, each with one of its captions, or with its beginning and its rest."""
         pictures, choice = self.pictures("calibration", apart=True), random.Random(seed)
         examples: list[Example] = []
         for index in draw(len(pictures), len(pictures), seed):
@@ -56,4 +69,4 @@ class Captions(CaptionsOptions, CaptionSource, ShowsPictures):
                 )
             if len(examples) == self.samples:
                 break
-        return self.encoded(model, examples)
+        return examples

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.classes import Classes, check_templates
 from ecoflap.data.classification.class_names import OPENAI
 from ecoflap.data.classification.options import CalibrationOptions
-from ecoflap.data.classification.reading import PictureSource
+from ecoflap.data.classification.reading import Pictures, PictureSource
 from ecoflap.data.example import Example
 from ecoflap.data.protocol import ShowsPictures
 from ecoflap.data.splits import refuse_held_out
@@ -41,16 +42,28 @@ class Classification(CalibrationOptions, PictureSource, ShowsPictures):
         """
         option, facts = f"calibration={self.name}", self.facts("calibration")
         interface = require_encoder(model, option, pictures=True)
-        own = isinstance(interface, NamesClasses)
-        indexed = own and facts.indexed
-        pictures = self.read("calibration", named=not indexed, indexed=indexed)
+        pictures = self._of_split(model)
         chosen = draw_over_classes(pictures.examples, self.samples, seed)
-        if own:
-            labels = pictures.labels_in(interface.names, option, indexed)
+        if isinstance(interface, NamesClasses):
+            labels = pictures.labels_in(interface.names, option, facts.indexed)
             return self.encoded(model, [replace(one, label=labels[one.label or 0]) for one in chosen])
         caption = facts.prompt if self.caption is None else self.caption
         captioned = [replace(one, target=caption.format(one.target)) for one in chosen]
         return self.encoded(model, captioned, Classes(pictures.names, self.prompts("calibration")))
+
+    def read_files(self, model: PrunableModel, seed: int) -> list[Path]:
+        """The pictures that ``load`` draws; a split file may name some outside the data set's folder.
+
+        Raises:
+            UserError: if there are no pictures.
+        """
+        chosen = draw_over_classes(self._of_split(model).examples, self.samples, seed)
+        return [Path(image) for one in chosen for image in one.images]
+
+    def _of_split(self, model: PrunableModel) -> Pictures:
+        """All pictures of the split, whose classes have names unless the model's own are used by index."""
+        indexed = isinstance(model.interface, NamesClasses) and self.facts("calibration").indexed
+        return self.read("calibration", named=not indexed, indexed=indexed)
 
 
 def draw_over_classes(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
