@@ -13,6 +13,7 @@ from ecoflap.models.core.expert_slices import OPENED, all_slices
 from ecoflap.models.core.forward_modes import computed_buffers, full_precision
 from ecoflap.models.core.hub_kernels import kernel_functions, remove_kernels
 from ecoflap.models.core.mixtures import COUNTS
+from ecoflap.models.core.preparation import same_tokenizer
 
 HOOKS = (
     "_forward_pre_hooks",
@@ -35,10 +36,10 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
     which an optimizer may step.
 
     Restored are training modes, gradients, hooks, the classes and attributes of modules, their buffers that
-    are in no checkpoint where a forward replaces them, the tokenizer's padding side, and the state of
-    PyTorch's random numbers. What a forward writes into a buffer stays, and so do numbers of experts, which
-    belong to the weights. A step cleans up after itself as well, but a notebook keeps the traceback of an
-    interrupted step, and with it the generators whose hooks are still set.
+    are in no checkpoint where a forward replaces them, the tokenizer's padding and truncation, and the state
+    of PyTorch's random numbers. What a forward writes into a buffer stays, and so do numbers of experts,
+    which belong to the weights. A step cleans up after itself as well, but a notebook keeps the traceback of
+    an interrupted step, and with it the generators whose hooks are still set.
     """
     slices = list(all_slices(module))
     children = [*module.modules(), *slices]
@@ -46,8 +47,6 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
     before = [_state(child) for child in children]
     weights = (*module.parameters(), *(one.weight for one in slices))
     flags = [(weight, weight.requires_grad, weight.grad, _steps(weight).copy()) for weight in weights]
-    tokenizer = getattr(processor, "tokenizer", processor)
-    side = getattr(tokenizer, "padding_side", None)
     accelerator = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
     try:
         for weight, _, gradient, _ in flags:
@@ -56,6 +55,7 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
             _steps(weight).clear()
         remove_kernels(module)
         with (
+            same_tokenizer(processor),
             torch.random.fork_rng(devices=list(accelerator)),
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -72,8 +72,6 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
             weight.grad = gradient
             _steps(weight).clear()
             _steps(weight).update(steps)
-        if side is not None:
-            tokenizer.padding_side = side
 
 
 def default_cpu() -> AbstractContextManager[Any]:

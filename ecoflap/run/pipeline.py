@@ -15,6 +15,7 @@ from ecoflap.console.tracking import NoTracker, Tracker
 from ecoflap.distributed.collectives import from_first, gathered
 from ecoflap.distributed.processes import is_first, joined_in
 from ecoflap.models.core.forward_modes import full_precision
+from ecoflap.models.core.preparation import same_tokenizer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
 from ecoflap.models.loading.device import resolve_device
@@ -117,6 +118,17 @@ def inspect(config: DictConfig) -> None:
 def _run_steps(plan: Plan, device: torch.device, tracker: Tracker, pace: RunPace) -> tuple[Result, RunState]:
     """Run the steps; a run is complete once ``result.json`` exists, which is written last."""
     model, state = prepare.load(plan, device)
+    with same_tokenizer(model.processor):
+        _compute(plan, model, state, tracker, pace)
+    result = conclude(plan, model, state)
+    for name in state.metrics.get("dense", {}):
+        by_state = {when: by_task[name] for when, by_task in state.metrics.items()}
+        show_metrics(f"{model.name} on {name}", by_state)
+    return result, state
+
+
+def _compute(plan: Plan, model: PrunableModel, state: RunState, tracker: Tracker, pace: RunPace) -> None:
+    """Run all steps between loading the model and saving it."""
     evaluations = prepare.read_data(plan, model, state)
     if "calibrate" in plan.steps:
         prepare.show_memory(plan, model, state)
@@ -136,8 +148,3 @@ def _run_steps(plan: Plan, device: torch.device, tracker: Tracker, pace: RunPace
     if plan.finetuner is not None:
         finetune(plan, model, state, tracker)
         evaluate(plan, model, evaluations, state, "finetuned")
-    result = conclude(plan, model, state)
-    for name in state.metrics.get("dense", {}):
-        by_state = {when: by_task[name] for when, by_task in state.metrics.items()}
-        show_metrics(f"{model.name} on {name}", by_state)
-    return result, state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import logging
 import pickle
 import pydoc
@@ -39,6 +40,7 @@ QUICK = {"score": ecoflap.ZerothOrder(samples=4, batch_size=4)}
 def of_model(module: nn.Module, processor: Any) -> dict[str, Any]:
     """Everything about a model that a user may notice, beside its weights."""
     tokenizer = getattr(processor, "tokenizer", processor)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
     return {
         "modules": {name: type(child) for name, child in module.named_modules()},
         "attributes": {name: sorted(vars(child)) for name, child in module.named_modules()},
@@ -53,6 +55,8 @@ def of_model(module: nn.Module, processor: Any) -> dict[str, Any]:
         "buffers": {name: b.clone() for name, b in module.named_buffers()},
         "config": copy.deepcopy(module.config.to_dict()),
         "padding_side": tokenizer.padding_side,
+        "padding": None if backend is None else backend.padding,
+        "truncation": None if backend is None else backend.truncation,
     }
 
 
@@ -96,6 +100,19 @@ def test_one_call_leaves_nothing_behind(given: Given) -> None:
     ecoflap.prune(given.module, given.processor, given.data, sparsity=0.5, **QUICK)
     assert_equal(of_model(given.module, given.processor), before[0])
     assert_equal(of_process(), before[1])
+
+
+@pytest.mark.parametrize("longest", [None, 512])
+def test_a_tokenizer_pads_and_truncates_as_before(given: Given, longest: int | None, tmp_path: Path) -> None:
+    """Each of its calls sets both, and a checkpoint would cut off the texts of programs that read it."""
+    backend = getattr(given.processor, "tokenizer", given.processor).backend_tokenizer
+    _ = backend.no_truncation() if longest is None else backend.enable_truncation(longest)
+    given.processor.save_pretrained(tmp_path / "dense")
+    result = ecoflap.prune(given.module, given.processor, given.data, sparsity=0.5, **QUICK)
+    ecoflap.save(result, tmp_path / "pruned")
+    dense, pruned = (json.loads((tmp_path / of / "tokenizer.json").read_text()) for of in ("dense", "pruned"))
+    assert pruned == dense
+    assert (dense["truncation"] or {}).get("max_length") == longest
 
 
 def test_rotary_embeddings_that_grow_with_the_input_are_as_before() -> None:

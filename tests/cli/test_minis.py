@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import ecoflap
 from ecoflap.errors import UserError
 from ecoflap.run.steps.evaluation import with_mean
 from ecoflap.storage.results import Result, verify
@@ -51,6 +53,10 @@ def test_good_when_dense_and_worse_when_pruned(
     assert pruned < dense - 5
     assert result.sparsity["prunable"] == pytest.approx(0.85, abs=1e-3)
     assert verify(tmp_path / "run") == []
+    packaged = Path(ecoflap.__file__).parent / "mini" / model.removesuffix("_mini") / "tokenizer.json"
+    if packaged.is_file():  # what its calls set is not saved
+        saved = tmp_path / "run" / "checkpoint" / "tokenizer.json"
+        assert json.loads(saved.read_text()) == json.loads(packaged.read_text())
 
 
 @pytest.mark.parametrize("model", ["clip_mini", "blip_retrieval_mini", "t5_mini", "blip_caption_mini"])

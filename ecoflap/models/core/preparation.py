@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 ORIGIN = (
@@ -18,7 +19,8 @@ ORIGIN = (
     "_processor_class",
 )
 PLAIN = (str, int, float, bool, list, tuple, dict, type(None))
-PARTS = ("tokenizer", "image_processor", "video_processor", "feature_extractor", "qformer_tokenizer")
+TOKENIZERS = ("tokenizer", "qformer_tokenizer")
+PARTS = (*TOKENIZERS, "image_processor", "video_processor", "feature_extractor")
 TEXTS = (
     "truncation_side",
     "split_special_tokens",
@@ -84,3 +86,29 @@ def _tokenizer(tokenizer: Any) -> dict[str, Any]:
         "chat": getattr(tokenizer, "chat_template", None),
         "texts": {name: getattr(tokenizer, name, None) for name in TEXTS},
     }
+
+
+@contextmanager
+def same_tokenizer(processor: Any) -> Iterator[None]:
+    """Restore the padding and the truncation of a processor's tokenizers, which their calls set.
+
+    ``save_pretrained`` writes both into tokenizer.json, and programs that read it would cut off their texts.
+
+    Args:
+        processor: a tokenizer, or an object that holds some; None for none.
+    """
+    parts = [part for name in TOKENIZERS if (part := getattr(processor, name, None)) is not None]
+    tokenizers = parts or [processor]
+    before = [(one, side) for one in tokenizers if (side := getattr(one, "padding_side", None)) is not None]
+    found = [
+        backend for one in tokenizers if (backend := getattr(one, "backend_tokenizer", None)) is not None
+    ]
+    settings = [(backend, backend.padding, backend.truncation) for backend in found]
+    try:
+        yield
+    finally:
+        for tokenizer, side in before:
+            tokenizer.padding_side = side
+        for backend, padding, truncation in settings:
+            _ = backend.no_padding() if padding is None else backend.enable_padding(**padding)
+            _ = backend.no_truncation() if truncation is None else backend.enable_truncation(**truncation)

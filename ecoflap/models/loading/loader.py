@@ -14,6 +14,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.attention import open_attention
 from ecoflap.models.core.experts import open_experts
 from ecoflap.models.core.finite_weights import broken_parameter, damaged
+from ecoflap.models.core.preparation import same_tokenizer
 from ecoflap.models.core.prunable import Loss, PrunableModel
 from ecoflap.models.core.rescaled import refuse_rescaled
 from ecoflap.models.core.shared_memory import refuse_shared_memory
@@ -190,5 +191,6 @@ class Pretrained(PretrainedOptions):
                     " the model there too, with its save_pretrained"
                 ) from error
             raise
-        check_vocabulary(path, module, processor)
+        with same_tokenizer(processor):
+            check_vocabulary(path, module, processor)
         return processor
