@@ -160,6 +160,34 @@ def test_what_is_imported_where_types_are_not_checked_counts(parts: Path) -> Non
     assert hashed("mine.scorer") != before
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if not TYPE_CHECKING:\n    import mine.formulas\n",
+        "if not typing.TYPE_CHECKING:\n    import mine.formulas\nelse:\n    import beside\n",
+        "if sys.version_info > (3,) or TYPE_CHECKING:\n    import mine.formulas\n",
+        "def score():\n    return importlib.import_module('mine.formulas').SIGN\n",
+        "formulas = import_module('.formulas', __package__)\n",
+        "formulas = import_module(name='mine.formulas')\n",
+        "formulas = __import__('mine.formulas').formulas\n",
+    ],
+)
+def test_what_runs_counts_however_it_is_imported(parts: Path, source: str) -> None:
+    (parts / "mine" / "scorer.py").write_text(source)
+    before = hashed("mine.scorer")
+    (parts / "mine" / "formulas.py").write_text("SIGN = -1\n")
+    forget()
+    assert hashed("mine.scorer") != before
+
+
+def test_names_that_only_the_running_code_knows_are_ignored(parts: Path) -> None:
+    """As are those that are no module's."""
+    (parts / "mine" / "scorer.py").write_text(
+        "import_module(NAME)\nimport_module('no.such')\nimport_module('....far')\n__import__(3)\n"
+    )
+    assert hashed("mine.scorer")
+
+
 LOSS = """
 from functools import partial
 from beside import FACTOR, decorated

@@ -12,6 +12,7 @@ import inspect
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache, partial
 from importlib.machinery import (
     EXTENSION_SUFFIXES,
@@ -44,6 +45,9 @@ WITHOUT_NUMBERS = {
     "typing_extensions",
 }
 """Libraries that show, find and store values, and compute none."""
+
+IMPORTERS = ("import_module", "__import__")
+"""Functions that import a module by its name."""
 
 LOADERS = ((SourceFileLoader, SOURCE_SUFFIXES), (ExtensionFileLoader, EXTENSION_SUFFIXES))
 
@@ -143,9 +147,11 @@ def _read(module: str) -> tuple[str, tuple[str, ...]]:
     if file.suffix != ".py":  # a compiled module
         return hashlib.sha256(content).hexdigest(), ()
     package = module if spec.submodule_search_locations is not None else module.rpartition(".")[0]
-    imported = dict.fromkeys(
-        name for found in _imports(ast.parse(content), package) for name in _with_parents(found)
-    )
+    tree = ast.parse(content)
+    modules = list(_imports(tree, package))
+    if any(name.encode() in content for name in IMPORTERS):  # else no expression needs a look
+        modules += _imports_by_name(tree, package)
+    imported = dict.fromkeys(name for found in modules for name in _with_parents(found))
     return hashlib.sha256(content).hexdigest(), tuple(imported)
 
 
@@ -165,14 +171,31 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """Every statement in a node that may run; expressions import nothing."""
+    """Every statement in a node that may run."""
     for block in ("body", "handlers", "cases", "orelse", "finalbody"):
         for child in getattr(node, block, ()):
-            if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            if isinstance(child, ast.If) and _is_type_checking(child.test):
                 yield from _statements(ast.Module(child.orelse, []))
-                continue
-            yield child
-            yield from _statements(child)
+            elif isinstance(child, ast.If) and _is_type_checking(getattr(child.test, "operand", None)):
+                yield from _statements(ast.Module(child.body, []))  # not TYPE_CHECKING
+            else:
+                yield child
+                yield from _statements(child)
+
+
+def _is_type_checking(test: ast.AST | None) -> bool:
+    return isinstance(test, ast.Name | ast.Attribute) and ast.unparse(test).endswith("TYPE_CHECKING")
+
+
+def _imports_by_name(tree: ast.AST, package: str) -> Iterator[str]:
+    """The modules that ``import_module`` and ``__import__`` get by a name that the source spells out."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in IMPORTERS:
+            given = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "name")][:1]
+            for name in (getattr(one, "value", None) for one in given):
+                if isinstance(name, str):
+                    with suppress(ImportError):  # a name that is relative to another package
+                        yield resolve_name(name, package)
 
 
 def _with_parents(module: str) -> list[str]:
