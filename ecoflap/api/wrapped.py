@@ -44,19 +44,25 @@ def refuse_wrapped(module: nn.Module) -> None:
 
 
 def refuse_compiled(module: nn.Module) -> None:
-    """Refuse a model of which a part's method ``compile`` was called, as its calls may pass over hooks.
+    """Refuse a model of which a part is compiled in place, as its calls may pass over hooks.
 
+    That is, a part whose method ``compile`` was called, or whose ``forward`` is what torch.compile returned.
     Such a part is saved like any other.
 
     Raises:
         UserError: if there is one.
     """
     for name, child in module.named_modules():
+        what, here = (name, f'model.get_submodule("{name}")') if name else (type(child).__name__, "model")
+        undo = None
         if getattr(child, "_compiled_call_impl", None) is not None:
-            what, here = (name, f'model.get_submodule("{name}")') if name else (type(child).__name__, "model")
+            undo = f"set {here}._compiled_call_impl = None"
+        elif hasattr(vars(child).get("forward"), "_torchdynamo_orig_callable"):
+            undo = f"del {here}.forward"
+        if undo is not None:
             raise UserError(
-                f"{what} is compiled in place, and a compiled model can't be pruned; set"
-                f" {here}._compiled_call_impl = None, and compile the pruned model"
+                f"{what} is compiled in place, and a compiled model can't be pruned; {undo}, and compile the"
+                " pruned model"
             )
 
 

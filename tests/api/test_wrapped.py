@@ -82,6 +82,17 @@ def test_parts_that_are_compiled_are_refused() -> None:
     refused("model.layers.0 is what torch.compile returned", "._orig_mod back", model=module)
 
 
+@pytest.mark.parametrize("name", ["", "model.layers.1.mlp"])
+def test_a_part_with_a_compiled_forward_is_refused(name: str) -> None:
+    module: Any = llama().module
+    part = module.get_submodule(name)
+    part.forward = torch.compile(part.forward, backend="eager")
+    here = f'model.get_submodule("{name}")' if name else "model"
+    refused(f"{name or 'LlamaForCausalLM'} is compiled in place", f"; del {here}.forward, and", model=module)
+    del part.forward
+    assert ecoflap.load(module).layers
+
+
 def test_a_result_that_was_compiled_in_place_is_saved(tmp_path: Path) -> None:
     one = llama()
     result = ecoflap.prune(one.module, one.processor, sparsity=0.5, score="none", pruner="magnitude")
