@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ecoflap.models.core.expert_slices import OPENED, all_slices
-from ecoflap.models.core.forward_modes import computed_buffers, full_precision
+from ecoflap.models.core.forward_modes import computed_buffers, full_precision, named_outputs
 from ecoflap.models.core.hub_kernels import kernel_functions, remove_kernels
 from ecoflap.models.core.mixtures import COUNTS
 from ecoflap.models.core.preparation import same_tokenizer
@@ -56,6 +56,7 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
         remove_kernels(module)
         with (
             same_tokenizer(processor),
+            named_outputs(module),
             torch.random.fork_rng(devices=list(accelerator)),
             torch.inference_mode(False),
             torch.enable_grad(),

@@ -14,7 +14,7 @@ from ecoflap.console.startup import reuse_freed_memory
 from ecoflap.console.tracking import NoTracker, Tracker
 from ecoflap.distributed.collectives import from_first, gathered
 from ecoflap.distributed.processes import is_first, joined_in
-from ecoflap.models.core.forward_modes import full_precision
+from ecoflap.models.core.forward_modes import full_precision, named_outputs
 from ecoflap.models.core.preparation import same_tokenizer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Selection
@@ -118,7 +118,7 @@ def inspect(config: DictConfig) -> None:
 def _run_steps(plan: Plan, device: torch.device, tracker: Tracker, pace: RunPace) -> tuple[Result, RunState]:
     """Run the steps; a run is complete once ``result.json`` exists, which is written last."""
     model, state = prepare.load(plan, device)
-    with same_tokenizer(model.processor):
+    with same_tokenizer(model.processor), named_outputs(model.module):
         _compute(plan, model, state, tracker, pace)
     result = conclude(plan, model, state)
     for name in state.metrics.get("dense", {}):

@@ -102,6 +102,16 @@ def test_one_call_leaves_nothing_behind(given: Given) -> None:
     assert_equal(of_process(), before[1])
 
 
+def test_a_config_may_ask_for_plain_tuples(given: Given) -> None:
+    """As models do that torch.jit traced; the steps read outputs by their names."""
+    configs = {id(child.config): child.config for child in given.module.modules() if hasattr(child, "config")}
+    for config in configs.values():
+        config.return_dict = False
+    result = ecoflap.prune(given.module, given.processor, given.data, sparsity=0.5, **QUICK)
+    assert result.sparsity == pytest.approx(0.5, abs=0.01)
+    assert all(config.return_dict is False for config in configs.values())
+
+
 @pytest.mark.parametrize("longest", [None, 512])
 def test_a_tokenizer_pads_and_truncates_as_before(given: Given, longest: int | None, tmp_path: Path) -> None:
     """Each of its calls sets both, and a checkpoint would cut off the texts of programs that read it."""

@@ -166,6 +166,20 @@ def as_before(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def named_outputs(module: nn.Module) -> Iterator[None]:
+    """Return outputs with names in this context, also where a config says ``return_dict=False``."""
+    found: list[Any] = [getattr(child, "config", None) for child in module.modules()]
+    plain = {id(config): config for config in found if getattr(config, "return_dict", None) is False}
+    try:
+        for config in plain.values():
+            config.return_dict = True
+        yield
+    finally:
+        for config in plain.values():
+            config.return_dict = False
+
+
+@contextmanager
 def quiet_forward(module: nn.Module) -> Iterator[None]:
     """Run a module in evaluation mode, without key-value cache and without gradients of weights.
 
