@@ -28,7 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the figures are written
         raise
     except (UserError, OSError) as error:
-        return complain(f"nothing measured: {error}")
+        from ecoflap.run.refusals import describe  # not for --help: it imports Hydra
+
+        return complain(f"nothing measured: {describe(error) or error}")
     return 0
 
 

@@ -33,7 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
         folder = model_folder(options.folder)
         convert(folder, options.out, options.to)
     except (OSError, ValueError, UserError) as error:
-        return complain(f"nothing converted: {error}")
+        from ecoflap.run.refusals import describe  # not for --help: it imports Hydra
+
+        return complain(f"nothing converted: {describe(error) or error}")
     before, after = weight_bytes(folder), weight_bytes(options.out)
     print(f"{options.out}: {after:,} bytes of weights, {after / before:.3f} of the {before:,} before")
     return 0

@@ -29,7 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the folder is prepared or uploaded
         raise
     except (UserError, OSError) as error:
-        return complain(str(error))
+        from ecoflap.run.refusals import describe  # not for --help: it imports Hydra
+
+        return complain(describe(error) or str(error))
     return 0
 
 

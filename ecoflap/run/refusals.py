@@ -50,6 +50,8 @@ def _describe(error: BaseException) -> str | None:
         return _disk_full(error)
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return _operating_system(error)
+    if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):  # of Hydra's log file
+        return _describe(error.__cause__)
     if isinstance(error, YAMLError):
         return _yaml(error)
     if isinstance(error, OmegaConfBaseException):

@@ -85,8 +85,12 @@ class Lease:
             descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
             return False
-        with os.fdopen(descriptor, "w") as file:
-            file.write(self._text(0))
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(self._text(0))
+        except OSError:  # on a full disk; a file without an owner would be waited for
+            self.path.unlink(missing_ok=True)
+            raise
         return True
 
     def _text(self, beat: int) -> str:
@@ -156,8 +160,9 @@ def held(path: Path, refusal: Callable[[str], str], patience: float = 0.0) -> It
         alive = bool(lease.owner) and is_held(path)  # a file without an owner is being written
         if waited > patience and (alive or waited > DEAD_AFTER * 1.5):  # clocks may differ; waiting ends
             raise UserError(refusal(lease.describe_owner()))
-        if alive and not told:
-            log.info("%s: waiting up to %.0f s for %s to end", path, patience, lease.describe_owner())
+        if not told and (alive or waited > BEAT):
+            longest = patience if alive else DEAD_AFTER
+            log.info("%s: waiting up to %.0f s for %s to end", path, longest, lease.describe_owner())
             told = True
         time.sleep(0.5)
     try:

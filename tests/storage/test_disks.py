@@ -6,6 +6,7 @@ import logging
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from logging.config import dictConfig
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,14 @@ import torch
 from torch import nn
 
 import ecoflap
+from ecoflap.cli import command
 from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
 from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.report import PruneReport
+from ecoflap.run.refusals import describe
 from ecoflap.storage.cache.store import Store
+from ecoflap.storage.lease import held
 from ecoflap.storage.results import Result
 from tests.api.conftest import llama
 from tests.cli.conftest import run, text_run, tiny_llama, token_file  # noqa: F401 - fixtures
@@ -101,6 +105,34 @@ def test_a_run_with_such_a_cache_has_the_same_result(
     here = run(text_run, "here")
     there = run([*text_run, f"cache={small_disk / 'cache'}"], "there")
     assert (there.metrics, there.sparsity) == (here.metrics, here.sparsity)
+
+
+def test_a_full_disk_leaves_no_lease(small_disk: Path) -> None:
+    """Which would be waited for, as if its owner were about to write it."""
+    fill(small_disk)
+    with pytest.raises(OSError, match="No space left"), held(small_disk / "lease", str):
+        pass
+    assert not (small_disk / "lease").exists()
+
+
+def test_commands_name_a_read_only_disk(
+    small_disk: Path, run: Callable[..., Result], text_run: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run([*text_run, "model.save=true"], "run")
+    folder = small_disk.parent / "run"
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert command.main(["convert", str(folder), str(small_disk / "model"), "--to", "bitmask"]) == 2
+    assert "the disk is read-only; choose another place" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="Unable to configure") as refused:
+        dictConfig(
+            {
+                "version": 1,
+                "handlers": {"file": {"class": "logging.FileHandler", "filename": f"{small_disk}/main.log"}},
+                "root": {"handlers": ["file"]},
+            }
+        )
+    said = f"{small_disk}/main.log: the disk is read-only; choose another place"
+    assert describe(refused.value) == said
 
 
 def test_a_result_is_saved_whole_or_not_at_all(small_disk: Path) -> None:
