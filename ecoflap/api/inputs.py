@@ -30,6 +30,8 @@ RANKS_BY_TYPE = {
     "siglip2_vision_model": {"pixel_values": 3},
 }
 """Likewise of models that read spectra as pictures, or pictures as patches."""
+LEARNED = ("completion_mask", "assistant_masks")
+"""Masks of the tokens that are learned, which have ones, as TRL and chat templates write them."""
 
 
 def samples_of(model: PrunableModel, item: Mapping[str, Any]) -> list[Sample]:
@@ -73,12 +75,13 @@ def _tensors(model: PrunableModel, item: Mapping[str, Any]) -> dict[str, Tensor]
     """The tensors of model inputs, on the CPU.
 
     Lists of numbers become tensors if the model's forward has a parameter of that name. Single numbers and
-    booleans, such as ``return_loss=True``, belong to no sample and are left out.
+    booleans, such as ``return_loss=True``, belong to no sample and are left out. Masks of the tokens that are
+    learned become labels.
 
     Raises:
-        UserError: if such a list can't become a tensor, or there are no tensors.
+        UserError: if such a list can't become a tensor, there are no tensors, or such a mask fits no ids.
     """
-    asked = signature(model.module.forward).parameters
+    asked = {*signature(model.module.forward).parameters, *LEARNED}
     found = {}
     for name, value in item.items():
         if isinstance(value, Tensor):
@@ -96,7 +99,27 @@ def _tensors(model: PrunableModel, item: Mapping[str, Any]) -> dict[str, Tensor]
             f"the data have {', '.join(map(str, item))}, and no tensor among them; give tensors, by the names"
             f" that {model.name} takes"
         )
-    return found
+    return _labelled(found)
+
+
+def _labelled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs with labels in place of the masks of learned tokens; labels that are given stay as they are.
+
+    Raises:
+        UserError: if such a mask and the ids have different shapes.
+    """
+    masks = {name: tensors.pop(name) for name in LEARNED if name in tensors}
+    if "labels" in tensors or "input_ids" not in tensors:
+        return tensors
+    for name, mask in masks.items():
+        ids = tensors.get("labels", tensors["input_ids"])
+        if mask.shape != ids.shape:
+            raise UserError(
+                f"{name} of the data has the shape {list(mask.shape)}, and input_ids {list(ids.shape)}; give"
+                " one number for each token"
+            )
+        tensors["labels"] = ids.long().masked_fill(mask == 0, IGNORED)
+    return tensors
 
 
 def _as_index(name: str, tensor: Tensor) -> Tensor:

@@ -155,3 +155,20 @@ def test_what_goes_with_the_tokens_is_cut_with_their_padding() -> None:
     alone = {name: tensor[:1, : 8 if tensor.shape[1] == 12 else None] for name, tensor in read.items()}
     with torch.no_grad():
         torch.testing.assert_close(model.loss(short)[0], model.module(**alone).loss)
+
+
+@pytest.mark.parametrize("name", ["completion_mask", "assistant_masks"])
+def test_masks_of_learned_tokens_become_labels(name: str) -> None:
+    """TRL writes the one, and chat templates return the other."""
+    model = ecoflap.load(gpt2())
+    rows = ids(8)
+    learned = torch.tensor([0, 0, 0, 1, 1, 0, 1, 1]).expand(2, -1)
+    wanted = ecoflap.calibrate(model, [{"input_ids": rows, "labels": rows.masked_fill(learned == 0, -100)}])
+    listed = [{"input_ids": a.tolist(), name: b.tolist()} for a, b in zip(rows, learned, strict=True)]
+    for data in ([{"input_ids": rows, name: learned}], [{"input_ids": rows, name: learned.bool()}], listed):
+        assert ecoflap.calibrate(model, data).fingerprint() == wanted.fingerprint()
+    both = {"completion_mask": torch.ones_like(rows), "assistant_masks": learned}
+    assert ecoflap.calibrate(model, [{"input_ids": rows, **both}]).fingerprint() == wanted.fingerprint()
+    given = {"input_ids": rows, "labels": rows.masked_fill(learned == 0, -100), name: learned * 0}
+    assert ecoflap.calibrate(model, [given]).fingerprint() == wanted.fingerprint()
+    refused(model, [{"input_ids": rows, name: learned[:, :5]}], f"{name} of the data has the shape [2, 5]")

@@ -18,6 +18,9 @@ IMAGES = ("image", "images")
 TOOLS = ("tools", "functions")
 """Columns that define the tools of a chat."""
 
+TEMPLATE = "chat_template_kwargs"
+"""The column with options of the chat template."""
+
 
 def has_chat(row: Mapping[str, Any]) -> bool:
     """Whether a row has turns."""
@@ -49,8 +52,8 @@ def conversation(
 
     Raises:
         UserError: if there is no answer, or none of a question with ``first``, a turn is of an unknown kind,
-            calls tools or has reasoning, the answer's weight is 0, the row defines tools, or pictures are
-            missing, or more or fewer than the places for them.
+            calls tools or has reasoning, the answer's weight is 0, the row defines tools or options of the
+            template, or pictures are missing, or more or fewer than the places for them.
     """
     _refuse_tools(row, where)
     given = _turns(row, where)
@@ -79,11 +82,16 @@ def conversation(
 
 
 def _refuse_tools(row: Mapping[str, Any], where: str) -> None:
-    """Refuse a row that defines tools.
+    """Refuse a row that defines tools, or options of the chat template.
 
     Raises:
         UserError: if it does.
     """
+    if not is_empty(row.get(TEMPLATE)):
+        raise UserError(
+            f"{where} has {TEMPLATE}, which are not read; take the column out if the model's chat template"
+            " writes these turns as you want without them, or give input_ids and labels"
+        )
     if defined := next((name for name in TOOLS if not is_empty(row.get(name))), None):
         raise UserError(
             f"{where} defines tools ({defined}), which are not read; write them into its system turn as the"

@@ -71,6 +71,10 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
         r"defines tools \(functions\), which are",
     ),
     "tools as JSON": ({**turns(("user", "what ?"), ANSWER), "tools": '[{"name": "count"}]'}, "defines tools"),
+    "options of the template": (
+        {**turns(("user", "what ?"), ANSWER), "chat_template_kwargs": {"enable_thinking": False}},
+        "has chat_template_kwargs, which are not read; take the column out",
+    ),
     "reasoning": (
         {"messages": [{"role": "user", "content": "what ?"}, {**SAID, "reasoning_content": "it is round"}]},
         r"turn 2, of the role assistant, has reasoning_content, which is not read; write the reasoning into",
