@@ -77,6 +77,12 @@ def refuse_quantised(module: nn.Module) -> None:
             f"the weights of {type(module).__name__} are quantised, and pruning needs them as plain numbers;"
             " load the model without quantization_config"
         )
+    for name, child in module.named_modules():
+        if type(child).__module__.startswith("torch.ao.nn.quantized"):
+            raise UserError(
+                f"{name} is a quantised {type(child).__name__}, and pruning needs plain floating-point"
+                " numbers; prune the model before it is quantised"
+            )
     for name, parameter in module.named_parameters():
         dtype = parameter.dtype
         narrow = dtype.is_floating_point and parameter.element_size() == 1

@@ -21,6 +21,7 @@ from ecoflap.models.loading.kinds import option_for_model
 from tests import tiny
 from tests.api.conftest import Given, clip, llama, word_tokenizer
 
+SHORT = {"score": ecoflap.ZerothOrder(samples=4, batch_size=4)}
 OPTIONS = {
     **dict.fromkeys(tiny.LANGUAGE, "causal_lm"),
     **dict.fromkeys(tiny.SEQ2SEQ, "seq2seq"),
@@ -360,3 +361,21 @@ def test_a_fixed_mask_takes_an_allocation_of_its_sparsity_alone() -> None:
     with pytest.raises(UserError, match=r"pruner\.mask=2:4 fixes every layer's sparsity"):
         ecoflap.prune(model, pruner="magnitude", mask="2:4", allocation=replace(even, keep=moved))
     assert ecoflap.prune(model, pruner="magnitude", mask="2:4", allocation=even).sparsity == 0.5
+
+
+def test_dynamically_quantised_layers_are_refused() -> None:
+    """Their weight is a method, in no parameter and in no dtype of torch's plain tensors."""
+    module: Any = llama().module
+    torch_ao = pytest.importorskip("torch.ao.quantization", reason="this PyTorch has torchao alone")
+    quantised = torch_ao.quantize_dynamic(module.model.layers[0].mlp, {torch.nn.Linear})
+    module.model.layers[0].mlp = quantised
+    refused("model.layers.0.mlp.gate_proj is a quantised Linear", "before it is quantised", model=module)
+
+
+def test_clip_reads_texts_of_a_tokenizer_without_padding() -> None:
+    one = clip()
+    wanted = ecoflap.prune(one.module, one.processor, one.data, sparsity=0.5, **SHORT).masks
+    one = clip()
+    one.processor.tokenizer.pad_token = None
+    found = ecoflap.prune(one.module, one.processor, one.data, sparsity=0.5, **SHORT).masks
+    assert all(torch.equal(found[name], mask) for name, mask in wanted.items())

@@ -66,6 +66,11 @@ UNUSED: list[Case] = [
         warns=True,
     ),
     Case((*IDLE, "finetune.epochs=3"), ("finetune.epochs=3 changes nothing", "has no finetune"), warns=True),
+    Case(
+        (*IDLE, "steps=[calibrate,score]", "model.save=true"),
+        ("model.save=true changes nothing", "steps=[calibrate,score] has no prune"),
+        warns=True,
+    ),
     Case((*IDLE, "finetune=lora"), ("finetune=lora changes nothing", "has no finetune"), warns=True),
     Case(
         (*IDLE, "steps=[calibrate,score,allocate,prune]", "task.limit=5"),

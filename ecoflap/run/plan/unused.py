@@ -94,6 +94,8 @@ def _without_inputs(plan: Plan, group: str) -> str | None:
 def _without_its_part(plan: Plan, key: str) -> str | None:
     """Why an option of a part is not read as another one of its options is; None if it is read."""
     allocator, scorer = plan.allocator, plan.scorer
+    if key == "model.save" and plan.loader.save and not {"prune", "finetune"} & set(plan.steps):
+        return _lacks(plan, ("prune",))
     if key == "pruner.swaps" and getattr(plan.pruner, "refine", None) == "none":
         return "pruner.refine=none swaps no weights"
     rule = None if plan.pruner.allocates else plan.pruner.rule

@@ -167,15 +167,16 @@ class Clip(ClipOptions, Pretrained):
             UserError: if there is no such loss or tower.
         """
         interface: DualFeatures
+        config: Any = module.config
+        pad = config.text_config.pad_token_id or 0  # the text tower ignores what is padded
         if processor is None:
-            config: Any = module.config
-            interface = DualFeatures(config.text_config.pad_token_id or 0)
+            interface = DualFeatures(pad)
         else:
             tokenizer = processor.tokenizer
             interface = DualInterface(
                 Pixels.of(processor.image_processor),
                 tokenizer,
-                tokenizer.pad_token_id,
+                pad if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
                 self.loss == "classification",
             )
             limits = (most_tokens(module), tokenizer.model_max_length)
