@@ -28,7 +28,7 @@ from ecoflap.finetune.schedule import Schedule
 from ecoflap.finetune.sharding import require_sharding, sharded
 from ecoflap.finetune.trainer import Curve, PrunedTrainer, to_point
 from ecoflap.finetune.training_set import Collator, Split, plain_errors, split_of
-from ecoflap.models.core.forward_modes import in_float32
+from ecoflap.models.core.forward_modes import configs_of, in_float32
 from ecoflap.models.core.losses import find_loss
 from ecoflap.models.core.prunable import PrunableModel
 
@@ -199,14 +199,9 @@ def _training_mode(module: nn.Module, schedule: Schedule) -> Iterator[None]:
     Raises:
         UserError: if the model can't recompute activations.
     """
-    configs = {
-        id(config): config
-        for child in module.modules()
-        if (config := getattr(child, "config", None)) is not None
-    }
     with ExitStack() as afterwards:
         afterwards.callback(module.eval)
-        for config in configs.values():
+        for config in configs_of(module):
             if getattr(config, "use_cache", None):
                 config.use_cache = False
                 afterwards.callback(setattr, config, "use_cache", True)

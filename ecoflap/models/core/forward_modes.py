@@ -55,9 +55,14 @@ def in_float32(module: nn.Module, without: Iterable[nn.Module] = ()) -> Iterator
 
 def _half_configs(module: nn.Module) -> list[PretrainedConfig]:
     """The configs of a module and its parts that name half precision, each once."""
-    found = {id(config): config for part in module.modules() if (config := getattr(part, "config", None))}
-    configs = (config for config in found.values() if isinstance(config, PretrainedConfig))
+    configs = (config for config in configs_of(module) if isinstance(config, PretrainedConfig))
     return [config for config in configs if dtype_of_config(config) in HALF]
+
+
+def configs_of(module: nn.Module) -> list[Any]:
+    """The configs of a module and its parts, each once."""
+    found: list[Any] = [getattr(part, "config", None) for part in module.modules()]
+    return list({id(config): config for config in found if config is not None}.values())
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -168,14 +173,13 @@ def as_before(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def named_outputs(module: nn.Module) -> Iterator[None]:
     """Return outputs with names in this context, also where a config says ``return_dict=False``."""
-    found: list[Any] = [getattr(child, "config", None) for child in module.modules()]
-    plain = {id(config): config for config in found if getattr(config, "return_dict", None) is False}
+    plain = [config for config in configs_of(module) if getattr(config, "return_dict", None) is False]
     try:
-        for config in plain.values():
+        for config in plain:
             config.return_dict = True
         yield
     finally:
-        for config in plain.values():
+        for config in plain:
             config.return_dict = False
 
 
@@ -190,9 +194,8 @@ def quiet_forward(module: nn.Module) -> Iterator[None]:
     training = {child: child.training for child in module.modules()}
     weights = (*module.parameters(), *(one.weight for one in all_slices(module)))
     gradients = [(weight, weight.requires_grad) for weight in weights]
-    found: list[Any] = [getattr(child, "config", None) for child in module.modules()]
-    configs = {id(config): config for config in found if getattr(config, "use_cache", None) is not None}
-    caching = [(config, config.use_cache) for config in configs.values()]
+    configs = [config for config in configs_of(module) if getattr(config, "use_cache", None) is not None]
+    caching = [(config, config.use_cache) for config in configs]
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
