@@ -20,6 +20,7 @@ from tests.cli.conftest import WORDS
 from tests.cli.test_vlm import language
 from tests.cli.test_vlm import tokenizer as vlm_tokenizer
 
+QUICK = {"score": ecoflap.ZerothOrder(samples=4, batch_size=4)}
 MINI_CLIP = Path(ecoflap.__file__).parent / "mini" / "clip"
 CHAT = (
     "{% for message in messages %}USER: {% for part in message['content'] %}{% if part['type'] == 'image'"

@@ -19,9 +19,8 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.causal_lm import language_loss
 from ecoflap.models.loading.kinds import option_for_model
 from tests import tiny
-from tests.api.conftest import Given, clip, llama, word_tokenizer
+from tests.api.conftest import QUICK, Given, clip, llama, word_tokenizer
 
-SHORT = {"score": ecoflap.ZerothOrder(samples=4, batch_size=4)}
 OPTIONS = {
     **dict.fromkeys(tiny.LANGUAGE, "causal_lm"),
     **dict.fromkeys(tiny.SEQ2SEQ, "seq2seq"),
@@ -374,8 +373,8 @@ def test_dynamically_quantised_layers_are_refused() -> None:
 
 def test_clip_reads_texts_of_a_tokenizer_without_padding() -> None:
     one = clip()
-    wanted = ecoflap.prune(one.module, one.processor, one.data, sparsity=0.5, **SHORT).masks
+    wanted = ecoflap.prune(one.module, one.processor, one.data, sparsity=0.5, **QUICK).masks
     one = clip()
     one.processor.tokenizer.pad_token = None
-    found = ecoflap.prune(one.module, one.processor, one.data, sparsity=0.5, **SHORT).masks
+    found = ecoflap.prune(one.module, one.processor, one.data, sparsity=0.5, **QUICK).masks
     assert all(torch.equal(found[name], mask) for name, mask in wanted.items())

@@ -31,10 +31,8 @@ from ecoflap.api.unchanged import unchanged
 from ecoflap.prune.wanda import Wanda
 from ecoflap.score.zeroth_order import ZerothOrder
 from tests import experts, tiny
-from tests.api.conftest import Given, llama
+from tests.api.conftest import QUICK, Given, llama
 from tests.cli.conftest import ROOT
-
-QUICK = {"score": ecoflap.ZerothOrder(samples=4, batch_size=4)}
 
 
 def of_model(module: nn.Module, processor: Any) -> dict[str, Any]:

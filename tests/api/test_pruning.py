@@ -23,9 +23,7 @@ from ecoflap.score.protocol import Scorer
 from ecoflap.score.scores import Scores
 from ecoflap.storage.masks import MaskFile
 from tests.abandoned import abandoned
-from tests.api.conftest import MODELS, Given, llama, llava
-
-QUICK = {"score": ecoflap.ZerothOrder(samples=4, batch_size=4)}
+from tests.api.conftest import MODELS, QUICK, Given, llama, llava
 
 
 def outputs(module: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
