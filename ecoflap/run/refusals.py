@@ -50,7 +50,7 @@ def _describe(error: BaseException) -> str | None:
         return _disk_full(error)
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return _operating_system(error)
-    if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):  # of Hydra's log file
+    if isinstance(error.__cause__, OSError) and str(error).startswith("Unable to configure"):  # a log file
         return _describe(error.__cause__)
     if isinstance(error, YAMLError):
         return _yaml(error)
