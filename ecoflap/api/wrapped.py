@@ -53,17 +53,17 @@ def refuse_compiled(module: nn.Module) -> None:
         UserError: if there is one.
     """
     for name, child in module.named_modules():
-        what, here = (name, f'model.get_submodule("{name}")') if name else (type(child).__name__, "model")
-        undo = None
         if getattr(child, "_compiled_call_impl", None) is not None:
-            undo = f"set {here}._compiled_call_impl = None"
+            undo = "set {}._compiled_call_impl = None"
         elif hasattr(vars(child).get("forward"), "_torchdynamo_orig_callable"):
-            undo = f"del {here}.forward"
-        if undo is not None:
-            raise UserError(
-                f"{what} is compiled in place, and a compiled model can't be pruned; {undo}, and compile the"
-                " pruned model"
-            )
+            undo = "del {}.forward"
+        else:
+            continue
+        what, here = (name, f'model.get_submodule("{name}")') if name else (type(child).__name__, "model")
+        raise UserError(
+            f"{what} is compiled in place, and a compiled model can't be pruned; {undo.format(here)}, and"
+            " compile the pruned model"
+        )
 
 
 def refuse_quantised(module: nn.Module) -> None:

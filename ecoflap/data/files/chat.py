@@ -17,7 +17,6 @@ IMAGES = ("image", "images")
 """Names of the column with the picture or pictures."""
 TOOLS = ("tools", "functions")
 """Columns that define the tools of a chat."""
-
 TEMPLATE = "chat_template_kwargs"
 """The column with options of the chat template."""
 
@@ -55,7 +54,7 @@ def conversation(
             calls tools or has reasoning, the answer's weight is 0, the row defines tools or options of the
             template, or pictures are missing, or more or fewer than the places for them.
     """
-    _refuse_tools(row, where)
+    _refuse_unread(row, where)
     given = _turns(row, where)
     said = [read_turn(one, f"{where}, turn {number}") for number, one in enumerate(given, 1)]
     answers = _answers(said, where)
@@ -81,7 +80,7 @@ def conversation(
     return Conversation(found)
 
 
-def _refuse_tools(row: Mapping[str, Any], where: str) -> None:
+def _refuse_unread(row: Mapping[str, Any], where: str) -> None:
     """Refuse a row that defines tools, or options of the chat template.
 
     Raises:

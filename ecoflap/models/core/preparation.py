@@ -99,15 +99,16 @@ def same_tokenizer(processor: Any) -> Iterator[None]:
     """
     parts = [part for name in TOKENIZERS if (part := getattr(processor, name, None)) is not None]
     tokenizers = parts or [processor]
-    before = [(one, side) for one in tokenizers if (side := getattr(one, "padding_side", None)) is not None]
-    found = [
-        backend for one in tokenizers if (backend := getattr(one, "backend_tokenizer", None)) is not None
+    sides = [(one, side) for one in tokenizers if (side := getattr(one, "padding_side", None)) is not None]
+    settings = [
+        (backend, backend.padding, backend.truncation)
+        for one in tokenizers
+        if (backend := getattr(one, "backend_tokenizer", None)) is not None
     ]
-    settings = [(backend, backend.padding, backend.truncation) for backend in found]
     try:
         yield
     finally:
-        for tokenizer, side in before:
+        for tokenizer, side in sides:
             tokenizer.padding_side = side
         for backend, padding, truncation in settings:
             _ = backend.no_padding() if padding is None else backend.enable_padding(**padding)

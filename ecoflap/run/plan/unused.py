@@ -74,6 +74,8 @@ def _reason(plan: Plan, key: str, option: str) -> str | None:
         return _lacks(plan, ("calibrate",))
     if group == "score":
         return _unscored(plan, option) or _without_its_part(plan, key)
+    if key == "model.save" and plan.loader.save and "prune" not in plan.steps:
+        return _lacks(plan, ("prune",))
     if group == "batch_size" and plan.allocates_from_data:
         return None
     steps = READ_BY.get(group, ())
@@ -94,8 +96,6 @@ def _without_inputs(plan: Plan, group: str) -> str | None:
 def _without_its_part(plan: Plan, key: str) -> str | None:
     """Why an option of a part is not read as another one of its options is; None if it is read."""
     allocator, scorer = plan.allocator, plan.scorer
-    if key == "model.save" and plan.loader.save and not {"prune", "finetune"} & set(plan.steps):
-        return _lacks(plan, ("prune",))
     if key == "pruner.swaps" and getattr(plan.pruner, "refine", None) == "none":
         return "pruner.refine=none swaps no weights"
     rule = None if plan.pruner.allocates else plan.pruner.rule

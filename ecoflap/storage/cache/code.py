@@ -191,9 +191,8 @@ def _imports_by_name(tree: ast.AST, package: str) -> Iterator[str]:
     """The modules that ``import_module`` and ``__import__`` get by a name that the source spells out."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in IMPORTERS:
-            given = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "name")][:1]
-            for name in (getattr(one, "value", None) for one in given):
-                if isinstance(name, str):
+            match [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "name")]:
+                case [ast.Constant(value=str(name)), *_]:
                     with suppress(ImportError):  # a name that is relative to another package
                         yield resolve_name(name, package)
 
