@@ -18,6 +18,7 @@ from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.loading.hub import read_settings, require_folder
 from ecoflap.models.loading.kinds import (
     MAPPINGS,
+    OWN_CLASSES,
     class_or_type,
     option_for_config,
     option_for_model,
@@ -109,7 +110,7 @@ def _prepare(
     _refuse_spread(module)
     refuse_quantised(module)
     _refuse_sparse(module)
-    if kind in MAPPINGS:
+    if kind is not None:
         _refuse_other_kind(module, kind)
     training = [(child, child.training) for child in module.modules()]
     option = kind or option_for_model(module)
@@ -150,12 +151,18 @@ def _unknown_kind(what: str, give: str) -> UserError:
 
 
 def _refuse_other_kind(module: nn.Module, kind: str) -> None:
-    """Refuse a kind of transformers' that is not among those of the model's type.
+    """Refuse a kind for a class or a mapping of transformers' that is not among those of the model.
 
     Raises:
         UserError: if it is not.
     """
-    fitting = options_for_type(str(getattr(getattr(module, "config", None), "model_type", None)))
+    own = option_for_model(module)
+    if kind in OWN_CLASSES.values() and own is not None:
+        fitting = [own]
+    elif kind in MAPPINGS:
+        fitting = options_for_type(str(getattr(getattr(module, "config", None), "model_type", None)))
+    else:
+        return
     if fitting and kind not in fitting:
         raise UserError(
             f"kind={kind} can't prepare {type(module).__name__}; leave it out, or give {' or '.join(fitting)}"

@@ -305,8 +305,11 @@ def test_what_a_function_or_a_folder_cannot_be_is_refused() -> None:
     nowhere: Any = None
     with pytest.raises(UserError, match="the folder is a NoneType"):
         ecoflap.save(model, nowhere)
-    with pytest.raises(UserError, match=r"kind=seq2seq can't prepare LlamaForCausalLM; .* give causal_lm"):
-        ecoflap.load(one.module, one.processor, kind="seq2seq")
+    for kind in ("seq2seq", "clip", "blip2", "blip_vqa"):
+        with pytest.raises(
+            UserError, match=rf"kind={kind} can't prepare LlamaForCausalLM; .* give causal_lm"
+        ):
+            ecoflap.load(one.module, one.processor, kind=kind)
 
 
 def test_a_sparsity_is_a_number_in_each_step() -> None:
