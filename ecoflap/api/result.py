@@ -45,7 +45,12 @@ class PruneResult:
 
     @property
     def sparsity(self) -> float:
-        """The share of zeros among the prunable weights, as counted in the pruned model."""
+        """The share of zeros among the prunable weights, as counted in the pruned model.
+
+        Of whole experts, which leave no zeros, the share of the prunable weights that they held.
+        """
+        if self.record.is_structured:
+            return self.allocation.sparsity
         return float(self.record.sparsity["prunable"])
 
     def to_json(self) -> dict[str, Any]:
@@ -58,8 +63,9 @@ class PruneResult:
 
     def __repr__(self) -> str:
         """The name of the model and its sparsity."""
-        share = self.record.sparsity
-        return (
-            f"PruneResult({self.prunable.name}: {share['prunable']:.4f} of the prunable weights are zero,"
-            f" {share['model']:.4f} of all)"
-        )
+        if self.record.is_structured:
+            gone = f"{self.sparsity:.4f} of the prunable weights are gone with whole experts"
+        else:
+            share = self.record.sparsity
+            gone = f"{self.sparsity:.4f} of the prunable weights are zero, {share['model']:.4f} of all"
+        return f"PruneResult({self.prunable.name}: {gone})"

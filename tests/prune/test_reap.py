@@ -291,8 +291,12 @@ def test_a_model_in_memory_is_cut_in_place_and_saved(opened: bool, tmp_path: Pat
     if not opened:
         given = type(model.module)(model.module.config).eval()
         given.load_state_dict(model.module.state_dict())
+    before = sum(layer.size for layer in model.layers)
     result = ecoflap.prune(given, data=data, sparsity=share(model, 3), pruner="reap")
     module = model.module if opened else given
+    after = sum(layer.size for layer in ecoflap.load(module).layers)
+    assert result.sparsity == pytest.approx(1 - after / before)
+    assert f"{1 - after / before:.4f} of the prunable weights are gone with whole experts" in repr(result)
     assert find_experts(module) == {EXPERTS - 3}
     torch.testing.assert_close(logits(module), logits(other.module), rtol=1e-4, atol=1e-5)
     ecoflap.save(result, tmp_path)
